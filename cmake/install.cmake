@@ -1,0 +1,19 @@
+# Library, headers, command, and the two ways to find them: find_package(zerobit) and pkg-config.
+include(CMakePackageConfigHelpers)
+
+install(TARGETS zerobit_static zerobit_shared zb_flags EXPORT zerobit-targets
+  LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(TARGETS zerobit RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+install(DIRECTORY include/zerobit DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
+install(FILES ${CMAKE_BINARY_DIR}/include/zerobit/version.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/zerobit)
+install(DIRECTORY examples/configs DESTINATION ${CMAKE_INSTALL_DATADIR}/zerobit)
+
+install(EXPORT zerobit-targets NAMESPACE zerobit:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/zerobit)
+configure_package_config_file(cmake/zerobit-config.cmake.in ${CMAKE_BINARY_DIR}/zerobit-config.cmake
+  INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/zerobit)
+write_basic_package_version_file(${CMAKE_BINARY_DIR}/zerobit-config-version.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${CMAKE_BINARY_DIR}/zerobit-config.cmake ${CMAKE_BINARY_DIR}/zerobit-config-version.cmake
+  DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/zerobit)
+
+configure_file(cmake/zerobit.pc.in ${CMAKE_BINARY_DIR}/zerobit.pc @ONLY)
+install(FILES ${CMAKE_BINARY_DIR}/zerobit.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

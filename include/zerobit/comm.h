@@ -1,0 +1,113 @@
+/*
+ * Communicators: how ranks talk. engine/ defines the table, back ends (self, sim, mpi, nccl) fill it, behind
+ * one front door that checks arguments and counts traffic.
+ *
+ * Every collective must be called by all ranks of the communicator, in the same order, with the same
+ * signature (kind, dtype, counts, op, root, order).
+ */
+#ifndef ZEROBIT_COMM_H
+#define ZEROBIT_COMM_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <zerobit/device.h>
+#include <zerobit/kernels.h>
+#include <zerobit/plan.h>
+#include <zerobit/status.h>
+#include <zerobit/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/*
+ * numel in each kind (W = world size):          send           recv            may be in place
+ *   all_reduce        numel = elements          numel          numel           recv == send
+ *   reduce_scatter    numel = per rank          W * numel      numel           recv == send + rank * numel
+ *   reduce_scatter_v  counts[W]                 sum(counts)    counts[rank]    recv == send + sum(counts[0..rank-1])
+ *   all_gather        numel = per rank          numel          W * numel       send == recv + rank * numel
+ *   all_to_all        numel = per pair          W * numel      W * numel       no
+ *   broadcast         numel                     -              numel           recv is the buffer; root's is read
+ *   reduce            numel                     numel          numel at root   recv == send
+ *   send, recv        numel                     send: numel    recv: numel     `root` is the peer
+ *   barrier           0                         -              -
+ */
+#define ZB_COLLECTIVE_MAP(X)                                                                               \
+    X(ALL_REDUCE, "all_reduce") X(REDUCE_SCATTER, "reduce_scatter") X(REDUCE_SCATTER_V, "reduce_scatter_v") \
+    X(ALL_GATHER, "all_gather") X(ALL_TO_ALL, "all_to_all") X(BROADCAST, "broadcast") X(REDUCE, "reduce")   \
+    X(SEND, "send") X(RECV, "recv") X(BARRIER, "barrier")
+
+typedef enum zb_collective_kind {
+#define ZB_COLLECTIVE_ENUM(name, text) ZB_COLLECTIVE_##name,
+    ZB_COLLECTIVE_MAP(ZB_COLLECTIVE_ENUM)
+#undef ZB_COLLECTIVE_ENUM
+    ZB_COLLECTIVE_COUNT
+} zb_collective_kind;
+ZB_API const char *zb_collective_name(zb_collective_kind kind);
+
+typedef struct zb_collective {
+    zb_collective_kind kind;
+    const void *send;
+    void *recv;
+    size_t numel;
+    const size_t *counts; /* reduce_scatter_v: [W], must stay valid until the work is waited for */
+    zb_dtype dtype;
+    zb_redop op;
+    double factor; /* PREMUL_SUM */
+    zb_order order;
+    int root;
+    zb_stream *stream; /* the buffers are ready when this stream gets here; NULL for host memory */
+    const char *what;  /* for reports: "stage 2: reduce bucket"; static string */
+    const char *file;  /* call site, filled in by the macros below */
+    int line;
+} zb_collective;
+
+/** A started collective. A plain value; zero is "nothing to wait for". */
+typedef struct zb_work { uint64_t id; void *handle; } zb_work;
+
+typedef struct zb_comm zb_comm;
+typedef struct zb_comm_ops {
+    const char *name; /* "self", "sim", "mpi", "nccl" */
+    /* Start; when work is NULL also finish. Arguments have been checked. */
+    zb_status (*start)(zb_comm *comm, const zb_collective *collective, zb_work *work);
+    /* Finish: on return (for a stream: from this point of it on) recv holds the result and send may be written. */
+    zb_status (*wait)(zb_comm *comm, zb_work *work);
+    /* Ranks with equal color form a new communicator, ordered by (key, rank); color < 0: none (*out = NULL). Collective. */
+    zb_status (*split)(zb_comm *comm, int color, int key, zb_comm **out);
+    void (*destroy)(zb_comm *comm);
+} zb_comm_ops;
+
+typedef struct zb_traffic { uint64_t calls, bytes; } zb_traffic;
+
+/* Back ends put this first. */
+struct zb_comm {
+    const zb_comm_ops *ops;
+    int rank, world_size;
+    /*
+     * What this rank has put in, by kind: calls, and payload bytes = the larger of its send and recv buffers
+     * (all_reduce n, reduce_scatter W n, all_gather W n, ...). On a ring a rank sends (W-1)/W of it, all_reduce twice that.
+     */
+    zb_traffic traffic[ZB_COLLECTIVE_COUNT];
+};
+
+/**
+ * Start a collective. work NULL: blocks until it is finished. Otherwise the buffers belong to the operation
+ * until zb_comm_wait. ZB_INVALID_ARGUMENT for a bad argument; ZB_MISMATCH, ZB_DEADLOCK, ZB_REMOTE, ZB_RACE from back ends.
+ */
+ZB_API zb_status zb_comm_start(zb_comm *comm, const zb_collective *collective, zb_work *work);
+/** Finish; fine to call on a zero zb_work. Resets *work to zero. */
+ZB_API zb_status zb_comm_wait(zb_comm *comm, zb_work *work);
+ZB_API zb_status zb_comm_split(zb_comm *comm, int color, int key, zb_comm **out);
+ZB_API void zb_comm_destroy(zb_comm *comm);
+
+/** World of one. */
+ZB_API zb_status zb_comm_self_create(zb_comm **comm_p);
+
+/* zb_collective_run(comm, work, .kind = ..., ...): fills in the call site. */
+#define zb_collective_run(comm, work, ...)                                                                 \
+    zb_comm_start((comm), &(zb_collective){ __VA_ARGS__, .file = __FILE__, .line = __LINE__ }, (work))
+
+#ifdef __cplusplus
+}
+#endif
+#endif

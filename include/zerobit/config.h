@@ -1,0 +1,84 @@
+/*
+ * DeepSpeed's JSON config: read, checked, and resolved for a world size.
+ * Source: deepspeed/runtime/config.py, zero/config.py, precision_config.py (0.19.6).
+ *
+ * Every refusal names the file, the key's path (or line and column for a syntax error), the value found
+ * and what was expected. A key is honoured, or known to be harmless (zb_config_note tells why), or
+ * refused as not supported yet; unknown keys are refused in the closed sections (zero_optimization,
+ * fp16, bf16, ...) and noted at the open top level, as DeepSpeed does.
+ */
+#ifndef ZEROBIT_CONFIG_H
+#define ZEROBIT_CONFIG_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <zerobit/plan.h>
+#include <zerobit/schedule.h>
+#include <zerobit/status.h>
+#include <zerobit/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { ZB_STAGE_COUNT = 4 };
+
+typedef struct zb_batch_triangle {
+    int64_t train_batch_size, micro_batch_size, accumulation_steps; /* 0: not given */
+} zb_batch_triangle;
+
+typedef struct zb_fp16_config {
+    int enabled;
+    double loss_scale; /* 0: dynamic */
+    int initial_scale_power;
+    int64_t loss_scale_window;
+    int64_t hysteresis;
+    int consecutive_hysteresis;
+    int64_t min_loss_scale;
+} zb_fp16_config;
+
+typedef struct zb_zero_config {
+    int stage; /* 0..3 */
+    int contiguous_gradients, reduce_scatter, overlap_comm;
+    uint64_t reduce_bucket_numel;
+} zb_zero_config;
+
+typedef struct zb_config {
+    char *path;                  /* owned; for messages; "<memory>" when parsed from a string */
+    zb_semantics semantics;      /* "zerobit": {"semantics": "standard"} */
+    zb_batch_triangle batch;     /* as given; resolve with zb_batch_resolve */
+    zb_dtype dtype;              /* from the fp16/bf16 sections */
+    zb_fp16_config fp16;
+    int bf16_enabled;
+    zb_zero_config zero;
+    double gradient_clipping;    /* DeepSpeed's default: 1.0 */
+    zb_average average;          /* gradient_allreduce_op */
+    zb_optimizer_config optimizer;
+    zb_schedule_config schedule; /* CONSTANT when the config has none */
+    int dataloader_drop_last;
+    int64_t steps_per_print;     /* 0: never */
+    char **notes;                /* owned; one sentence per key that is accepted without effect */
+    size_t note_count;
+} zb_config;
+
+/** Parse text. `path` is used in messages only and may be NULL. On success the caller owns *config_p (zb_config_destroy). */
+ZB_API zb_status zb_config_parse(const char *text, size_t text_bytes, const char *path, zb_config **config_p);
+ZB_API zb_status zb_config_load(const char *path, zb_config **config_p);
+ZB_API void zb_config_destroy(zb_config *config);
+
+/**
+ * Fill in the batch triangle for a world size (section "batch triangle" of the docs): floor divisions and
+ * checks in DeepSpeed's order. ZB_INVALID_CONFIG with all three values and the world size otherwise.
+ */
+ZB_API zb_status zb_batch_resolve(const zb_batch_triangle *given, int world_size, zb_batch_triangle *resolved);
+
+/**
+ * The plan that this config means at a stage, precision and world size. ZB_UNSUPPORTED for a precision or
+ * semantics that this version does not run yet.
+ */
+ZB_API zb_status zb_plan_derive(const zb_config *config, int stage, zb_dtype dtype, int world_size, zb_plan *plan);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,102 @@
+/*
+ * The training engine: what deepspeed.initialize() sets up, on one rank. Other ranks exist for it only
+ * through the communicator, memory and kernels only through the device.
+ */
+#ifndef ZEROBIT_ENGINE_H
+#define ZEROBIT_ENGINE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <zerobit/comm.h>
+#include <zerobit/config.h>
+#include <zerobit/data.h>
+#include <zerobit/device.h>
+#include <zerobit/model.h>
+#include <zerobit/observe.h>
+#include <zerobit/plan.h>
+#include <zerobit/status.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct zb_engine zb_engine;
+
+typedef struct zb_engine_options {
+    const zb_config *config;   /* these six are borrowed and must outlive the engine */
+    const zb_model *model;
+    const zb_weights *weights; /* read during zb_initialize only. NULL: made from init_seed */
+    const zb_dataset *dataset; /* NULL: no loader */
+    zb_device *device;
+    zb_comm *comm;
+    int stage;                 /* -1: the config's */
+    int dtype;                 /* a zb_dtype, or -1: the config's */
+    uint64_t init_seed;
+    uint64_t sampler_seed;     /* DeepSpeed: 0 */
+} zb_engine_options;
+
+/** Set up; collective. On success the caller owns *engine_p. Everything a step needs is allocated here. */
+ZB_API zb_status zb_initialize(const zb_engine_options *options, zb_engine **engine_p);
+ZB_API void zb_engine_destroy(zb_engine *engine);
+
+/** The handles that deepspeed.initialize() returns beside the engine; they belong to it. */
+ZB_API zb_loader *zb_engine_loader(zb_engine *engine);               /* NULL without a data set */
+ZB_API const zb_schedule *zb_engine_lr_scheduler(const zb_engine *engine);
+ZB_API const zb_optimizer_config *zb_engine_optimizer(const zb_engine *engine);
+ZB_API const zb_plan *zb_engine_plan(const zb_engine *engine);
+ZB_API int zb_engine_stage(const zb_engine *engine);
+
+/** The rank's own mean loss over the micro-batch. batch->rows at most the micro-batch size. */
+ZB_API zb_status zb_engine_forward(zb_engine *engine, const zb_batch *batch, float *loss);
+/** Of the last forward. Gradients are divided by the accumulation steps at the engine's output. */
+ZB_API zb_status zb_engine_backward(zb_engine *engine);
+/** At the accumulation boundary: reduce, norm, clip, optimizer, publish, scheduler. Otherwise only counts. */
+ZB_API zb_status zb_engine_step(zb_engine *engine);
+ZB_API int zb_engine_is_boundary(const zb_engine *engine); /* of the micro-batch under way */
+
+/** loader -> forward -> backward -> step, accumulation_steps times; shows SAMPLES and LOSS on the way when observer is not NULL. */
+ZB_API zb_status zb_engine_train_step(zb_engine *engine, const zb_observer *observer);
+
+typedef struct zb_counters { int64_t micro_steps, global_steps, global_samples, skipped_steps; } zb_counters;
+ZB_API zb_counters zb_engine_counters(const zb_engine *engine);
+/** Global gradient norm of the last boundary step, before clipping. */
+ZB_API double zb_engine_global_grad_norm(const zb_engine *engine);
+
+/**
+ * Show what this rank holds after its last optimizer step: every quantity of observe.h but SAMPLES and LOSS;
+ * tensors as the ranges that are here, under this rank's number. Local, no communication. Step -1 before training.
+ * GRAD is what the last reduction left here; a rank shows only what the stage says it holds.
+ */
+ZB_API zb_status zb_engine_observe(zb_engine *engine, const zb_observer *observer);
+
+/** Collective: the full fp32 weights on every rank, written to host memory. out[param] has the parameter's numel. */
+ZB_API zb_status zb_engine_gather_weights(zb_engine *engine, float *const *out);
+
+/* --- what a stage holds and sends, by formula --- */
+
+typedef struct zb_piece { int param; size_t param_offset, numel, flat_offset; } zb_piece;
+/** What one rank owns of the flat parameter space. Owns pieces. */
+typedef struct zb_partition {
+    size_t numel;        /* trainable elements over all ranks, without padding */
+    size_t padded_numel;
+    size_t rank_numel;   /* elements of this rank's share, padding included */
+    size_t padding;      /* of this rank */
+    zb_piece *pieces;
+    size_t piece_count;
+} zb_partition;
+ZB_API zb_status zb_partition_create(const zb_model *model, int stage, int world_size, int rank, zb_partition *partition);
+ZB_API void zb_partition_destroy(zb_partition *partition);
+
+/** Bytes per rank by category, as the formula of the stage says; equal to the device's ledger after zb_initialize. */
+ZB_API zb_status zb_memory_formula(const zb_config *config, const zb_model *model, const zb_plan *plan, int stage,
+                                   uint64_t bytes[ZB_MEM_COUNT]);
+/** Model-state bytes (parameters, gradients, optimizer states) for a parameter count alone. */
+ZB_API void zb_memory_formula_numel(uint64_t param_numel, const zb_plan *plan, int stage, uint64_t bytes[ZB_MEM_COUNT]);
+/** Payload bytes per rank and optimizer step by collective, as the stage's formula says (all ranks alike). */
+ZB_API zb_status zb_traffic_formula(const zb_config *config, const zb_model *model, const zb_plan *plan, int stage,
+                                    uint64_t bytes[ZB_COLLECTIVE_COUNT]);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,215 @@
+/*
+ * The arithmetic contract, operation by operation. Any conforming implementation gives the same bits on
+ * any CPU and any GPU. docs/arithmetic.md is the same contract in prose.
+ *
+ *  - IEEE-754, round to nearest even, subnormals kept; no contraction and no reassociation. "fma" below is
+ *    one fused multiply-add with one rounding and stands exactly where it is meant; every other * + - / sqrt
+ *    rounds on its own.
+ *  - CHAIN over k: acc = +0; for k ascending: acc = fma(a_k, b_k, acc).
+ *  - REDUCE over x_0..x_{n-1} (the one fixed shape for sums that are no chain): 32 lanes, lane l starts at +0
+ *    and adds x_l, x_{l+32}, x_{l+64}, ... ascending; then for s = 16, 8, 4, 2, 1: lane l += lane l+s for
+ *    l < s; the result is lane 0. Elements that do not exist are not added.
+ *  - exp, log: the correctly rounded fp32 result (of an exact NaN: a NaN).
+ *  - NaN results compare equal to one another, whatever their payload.
+ *
+ * A launch names an operation and passes its arguments by value, so that a device may queue it. Sizes count
+ * elements; every array is dense and row-major unless a stride says otherwise. Arrays must not overlap unless
+ * said so. Where a struct has a dtype, only ZB_FP32 is offered yet; others give ZB_UNSUPPORTED.
+ */
+#ifndef ZEROBIT_KERNELS_H
+#define ZEROBIT_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <zerobit/plan.h>
+#include <zerobit/status.h>
+#include <zerobit/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ZB_KERNEL_MAP(X)                                                                                   \
+    X(fill_bytes) X(copy) X(cast) X(add) X(scale) X(divide)                                                \
+    X(matmul)                                                                                              \
+    X(linear_forward) X(linear_backward_input) X(linear_backward_weight) X(linear_backward_bias)           \
+    X(conv2d_forward) X(conv2d_backward_input) X(conv2d_backward_weight) X(conv2d_backward_bias)           \
+    X(maxpool2d_forward) X(maxpool2d_backward)                                                             \
+    X(relu_forward) X(relu_backward)                                                                       \
+    X(cross_entropy_forward) X(cross_entropy_backward) X(mse_forward) X(mse_backward)                      \
+    X(sum_squares)                                                                                         \
+    X(adam) X(sgd)                                                                                         \
+    X(ordered_reduce)
+
+typedef enum zb_kernel {
+#define ZB_KERNEL_ENUM(name) ZB_KERNEL_##name,
+    ZB_KERNEL_MAP(ZB_KERNEL_ENUM)
+#undef ZB_KERNEL_ENUM
+    ZB_KERNEL_COUNT
+} zb_kernel;
+
+/* --- elementwise --- */
+
+typedef struct zb_fill_bytes_args { void *data; uint8_t value; size_t bytes; } zb_fill_bytes_args;
+typedef struct zb_copy_args { void *to; const void *from; size_t bytes; } zb_copy_args;
+/** to[i] = from[i] in another type; narrowing rounds to nearest even, overflow gives infinity, NaN stays NaN. FP32, FP16, BF16, FP64. */
+typedef struct zb_cast_args { void *to; zb_dtype to_dtype; const void *from; zb_dtype from_dtype; size_t numel; } zb_cast_args;
+/** y[i] = y[i] + x[i] */
+typedef struct zb_add_args { float *y; const float *x; size_t numel; } zb_add_args;
+/** y[i] = y[i] * factor */
+typedef struct zb_scale_args { float *y; float factor; size_t numel; } zb_scale_args;
+/** y[i] = y[i] / divisor (a true division) */
+typedef struct zb_divide_args { float *y; float divisor; size_t numel; } zb_divide_args;
+
+/* --- matrix product --- */
+
+/**
+ * c[i,j] = CHAIN over p in 0..k-1 of a[i,p], b[p,j], plus bias[j] last when bias is not NULL (one more add).
+ * a[i,p] = a[i*a_row + p*a_col], b[p,j] = b[p*b_row + j*b_col], c[i,j] = c[i*c_row + j]: any layout, transposes
+ * included. With `accumulate` the chain starts from the value in c in place of +0. k = 0 gives +0 (or c) + bias.
+ */
+typedef struct zb_matmul_args {
+    size_t m, n, k;
+    const float *a; size_t a_row, a_col;
+    const float *b; size_t b_row, b_col;
+    float *c; size_t c_row;
+    const float *bias;
+    int accumulate;
+} zb_matmul_args;
+
+/* --- layers. rows = samples of the micro-batch --- */
+
+/** y[rows,out] = CHAIN over in of x, w[out,in]; then + b */
+typedef struct zb_linear_forward_args { size_t rows, in, out; const float *x, *w, *b; float *y; } zb_linear_forward_args;
+/** dx[rows,in] = CHAIN over out of dy, w */
+typedef struct zb_linear_backward_input_args { size_t rows, in, out; const float *dy, *w; float *dx; } zb_linear_backward_input_args;
+/** dw[out,in] = CHAIN over rows of dy, x */
+typedef struct zb_linear_backward_weight_args { size_t rows, in, out; const float *dy, *x; float *dw; } zb_linear_backward_weight_args;
+/** db[out] = REDUCE over rows of dy */
+typedef struct zb_linear_backward_bias_args { size_t rows, out; const float *dy; float *db; } zb_linear_backward_bias_args;
+
+/** Geometry shared by the four convolution operations; oh = (ih + 2 padding - kernel) / stride + 1, likewise ow. */
+typedef struct zb_conv2d_shape { size_t rows, ic, ih, iw, oc, oh, ow, kernel, stride, padding; } zb_conv2d_shape;
+/**
+ * y[n,o,p,q] = CHAIN over (c, r, s) ascending, c slowest, of x[n,c,p*stride+r-padding,q*stride+s-padding], w[o,c,r,s];
+ * a tap outside the image takes part as x = +0. Then + b[o].
+ * workspace: zb_conv2d_workspace_numel() floats, contents undefined before and after; the same for the next two.
+ */
+typedef struct zb_conv2d_forward_args { zb_conv2d_shape shape; const float *x, *w, *b; float *y; float *workspace; } zb_conv2d_forward_args;
+/**
+ * dx[n,c,h,v] = CHAIN over (o, r, s) ascending, o slowest, of dy[n,o,p,q], w[o,c,r,s] with p*stride + r - padding = h,
+ * q*stride + s - padding = v; where no such p, q exists dy takes part as +0.
+ */
+typedef struct zb_conv2d_backward_input_args { zb_conv2d_shape shape; const float *dy, *w; float *dx; float *workspace; } zb_conv2d_backward_input_args;
+/** dw[o,c,r,s] = CHAIN over (n, p, q) ascending, n slowest, of dy[n,o,p,q], x[n,c,p*stride+r-padding,q*stride+s-padding]; outside: x = +0 */
+typedef struct zb_conv2d_backward_weight_args { zb_conv2d_shape shape; const float *dy, *x; float *dw; float *workspace; } zb_conv2d_backward_weight_args;
+/** db[o] = REDUCE over (n, p, q), n slowest, of dy[n,o,p,q] */
+typedef struct zb_conv2d_backward_bias_args { zb_conv2d_shape shape; const float *dy; float *db; } zb_conv2d_backward_bias_args;
+/** Floats of workspace that any of the operations needs for this shape (independent of rows: images are taken one by one). */
+ZB_API size_t zb_conv2d_workspace_numel(const zb_conv2d_shape *shape);
+
+/** oh = (ih - kernel) / stride + 1 */
+typedef struct zb_maxpool2d_shape { size_t rows, channels, ih, iw, oh, ow, kernel, stride; } zb_maxpool2d_shape;
+/**
+ * Scans the window row by row: v replaces the maximum when v > maximum or v is NaN (as PyTorch); starts from -inf
+ * with the window's first index. argmax[n,c,p,q] = h * iw + v of the element kept.
+ */
+typedef struct zb_maxpool2d_forward_args { zb_maxpool2d_shape shape; const float *x; float *y; int32_t *argmax; } zb_maxpool2d_forward_args;
+/** dx = +0; then for (p, q) ascending: dx[n,c,argmax] = dx[n,c,argmax] + dy[n,c,p,q] */
+typedef struct zb_maxpool2d_backward_args { zb_maxpool2d_shape shape; const float *dy; const int32_t *argmax; float *dx; } zb_maxpool2d_backward_args;
+
+/** y = x > 0 ? x : (x is NaN ? x : +0). y may be x. */
+typedef struct zb_relu_forward_args { const float *x; float *y; size_t numel; } zb_relu_forward_args;
+/** dx = y <= 0 ? +0 : dy, with y the output of forward. dx may be dy. */
+typedef struct zb_relu_backward_args { const float *y, *dy; float *dx; size_t numel; } zb_relu_backward_args;
+
+/**
+ * Per row: m = maximum (NaN if any is NaN); s = REDUCE over i of exp(x_i - m); l = log(s);
+ * row_loss = -((x_label - m) - l); log_probs[row,i] = (x_i - m) - l. loss[0] = REDUCE over rows of row_loss / (float)rows.
+ * Labels must lie in 0..classes-1 (the data set has checked).
+ */
+typedef struct zb_cross_entropy_forward_args {
+    size_t rows, classes; const float *x; const int32_t *labels; float *log_probs; float *row_loss; float *loss;
+} zb_cross_entropy_forward_args;
+/** w = seed / (float)rows; dx_i = (exp(log_probs_i) - (i == label ? 1 : 0)) * w */
+typedef struct zb_cross_entropy_backward_args {
+    size_t rows, classes; const float *log_probs; const int32_t *labels; float seed; float *dx;
+} zb_cross_entropy_backward_args;
+
+/** d_i = x_i - t_i; loss[0] = (REDUCE over all i, row-major, of d_i * d_i) / (float)numel */
+typedef struct zb_mse_forward_args { size_t numel; const float *x, *t; float *loss; } zb_mse_forward_args;
+/** w = (2 * seed) / (float)numel; dx_i = (x_i - t_i) * w */
+typedef struct zb_mse_backward_args { size_t numel; const float *x, *t; float seed; float *dx; } zb_mse_backward_args;
+
+/* --- the exact sum of squares --- */
+
+/*
+ * The sum of squares of fp32 numbers, exactly, in a form that does not depend on how they are split or ordered:
+ * a two's-complement fixed-point number in digits of 32 bits, least significant first, digit d worth 2^(32 d - 320).
+ * Each digit is held in an int64, so that up to 2^31 normalised accumulators add digit by digit without loss
+ * (an int64 sum over ranks). Two counters follow: infinities and NaNs seen.
+ */
+enum {
+    ZB_SUM_SQUARES_DIGITS = 21,
+    ZB_SUM_SQUARES_INF = 21,
+    ZB_SUM_SQUARES_NAN = 22,
+    ZB_SUM_SQUARES_WORDS = 23
+};
+/** accumulator += sum over i of x_i^2; leaves every digit in 0..2^32-1 (normalised). */
+typedef struct zb_sum_squares_args { const float *x; size_t numel; int64_t *accumulator; } zb_sum_squares_args;
+/**
+ * The value rounded once to fp64 (nearest even); then the square root in fp64. NaN if a NaN was seen, else
+ * infinity if one was. The digits need not be normalised. Host function.
+ */
+ZB_API double zb_sum_squares_norm(const int64_t accumulator[ZB_SUM_SQUARES_WORDS]);
+
+/* --- optimizers: all arrays [numel]; every scalar has been rounded to fp32 by the caller --- */
+
+/**
+ * DeepSpeed's FusedAdam in IEEE fp32 without contraction (csrc/adam/multi_tensor_adam.cu). Per element:
+ *   g = grad * grad_scale
+ *   if !decoupled: g = g + weight_decay * p
+ *   m = beta1 * m + one_minus_beta1 * g
+ *   v = beta2 * v + (one_minus_beta2 * g) * g
+ *   u = (m / correction1) / (sqrt(v / correction2) + eps)
+ *   if decoupled: u = u + weight_decay * p
+ *   p = p - lr * u
+ */
+typedef struct zb_adam_args {
+    float *p; const float *grad; float *m, *v; size_t numel;
+    float grad_scale, lr, beta1, beta2, one_minus_beta1, one_minus_beta2, eps, weight_decay, correction1, correction2;
+    int decoupled;
+} zb_adam_args;
+
+/**
+ * torch.optim.SGD, without contraction. Per element:
+ *   g = grad * grad_scale
+ *   if weight_decay != 0: g = g + weight_decay * p
+ *   if momentum != 0: buf = first_step ? g : momentum * buf + one_minus_dampening * g; g = nesterov ? g + momentum * buf : buf
+ *   p = p - lr * g
+ * buf may be NULL when momentum is 0.
+ */
+typedef struct zb_sgd_args {
+    float *p; const float *grad; float *buf; size_t numel;
+    float grad_scale, lr, weight_decay, momentum, one_minus_dampening;
+    int nesterov, first_step;
+} zb_sgd_args;
+
+/* --- reduction over ranks in rank order --- */
+
+typedef enum zb_redop { ZB_SUM, ZB_AVG, ZB_MIN, ZB_MAX, ZB_PREMUL_SUM } zb_redop;
+
+/**
+ * out[i] over inputs 0..count-1 ascending, in ZB_ORDER_RANK.
+ * SUM, AVG: acc = inputs[0][i]; acc = acc + inputs[r][i] (fp32; fp64 for FP64; wrapping integers); AVG: acc / count
+ * (floating types only); rounded once to the type. PREMUL_SUM: each input is first multiplied by `factor` in the
+ * accumulator's type. MIN, MAX: a NaN wins; -0 < +0. `out` may be one of the inputs.
+ */
+typedef struct zb_ordered_reduce_args {
+    const void *const *inputs; int count; void *out; size_t numel; zb_dtype dtype; zb_redop op; double factor;
+} zb_ordered_reduce_args;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

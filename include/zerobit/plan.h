@@ -1,0 +1,84 @@
+/*
+ * The arithmetic plan: what a training step computes, to the bit. A stage derives its plan from the
+ * config and publishes it; ref/ executes any plan; it is written into every trace. Two runs with equal
+ * plans must agree to the bit.
+ */
+#ifndef ZEROBIT_PLAN_H
+#define ZEROBIT_PLAN_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <zerobit/status.h>
+#include <zerobit/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum zb_semantics { ZB_SEMANTICS_STANDARD, ZB_SEMANTICS_DEEPSPEED_0_19_6 } zb_semantics;
+
+/** Order in which ranks' contributions to one element are added. */
+typedef enum zb_order {
+    ZB_ORDER_RANK /* ascending ranks, fp32 accumulator (fp64 for fp64, wrapping for integers), rounded once */
+} zb_order;
+ZB_API const char *zb_order_name(zb_order order);
+
+/** When gradients cross ranks. */
+typedef enum zb_reduce_when {
+    ZB_REDUCE_AT_BOUNDARY,      /* stages 0, 1: micro-batches are added on each rank, then reduced once     */
+    ZB_REDUCE_EVERY_MICRO_BATCH /* stages 2, 3: each micro-batch is reduced, the results are added          */
+} zb_reduce_when;
+
+/** How the sum over ranks becomes an average. */
+typedef enum zb_average {
+    ZB_AVERAGE_INSIDE, /* accumulated wide, divided by the world size, rounded once */
+    ZB_SUM_ONLY        /* gradient_allreduce_op "sum" */
+} zb_average;
+
+/** How the global gradient norm is summed. */
+typedef enum zb_norm_method {
+    ZB_NORM_EXACT /* sum of squares exactly, rounded once to fp64, then sqrt in fp64 */
+} zb_norm_method;
+
+typedef enum zb_optimizer_kind {
+    ZB_OPTIMIZER_ADAM, /* FusedAdam's formula, decay per zb_decay_mode */
+    ZB_OPTIMIZER_SGD   /* torch.optim.SGD's formula */
+} zb_optimizer_kind;
+typedef enum zb_decay_mode { ZB_DECAY_L2, ZB_DECAY_DECOUPLED } zb_decay_mode;
+
+typedef struct zb_optimizer_config {
+    zb_optimizer_kind kind;
+    double lr;
+    double beta1, beta2, eps; /* Adam */
+    int bias_correction;      /* Adam */
+    zb_decay_mode decay_mode; /* Adam; SGD always L2 */
+    double weight_decay;
+    double momentum, dampening; /* SGD */
+    int nesterov;               /* SGD */
+} zb_optimizer_config;
+
+typedef struct zb_plan {
+    zb_semantics semantics;
+    int world_size;
+    int64_t micro_batch_size;  /* samples per rank and micro-batch */
+    int64_t accumulation_steps; /* micro-batches per optimizer step */
+    zb_dtype param_dtype;      /* what the model computes with */
+    zb_dtype grad_dtype;       /* what gradients are accumulated in */
+    zb_dtype comm_dtype;       /* what travels */
+    zb_reduce_when reduce_when;
+    zb_average average;
+    zb_order order;
+    zb_norm_method norm;
+    double clip_norm; /* 0: no clipping */
+    zb_optimizer_config optimizer;
+} zb_plan;
+
+/** True when the two plans demand equal bits at every step. With one micro-batch per step, when to reduce makes no difference. */
+ZB_API int zb_plan_equal(const zb_plan *a, const zb_plan *b);
+/** One line of text, e.g. "standard fp32 world 4 micro 4 x 1 reduce=boundary average=inside order=rank norm=exact". */
+ZB_API void zb_plan_describe(const zb_plan *plan, char *text, size_t text_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

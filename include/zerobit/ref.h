@@ -1,0 +1,47 @@
+/*
+ * The oracle: a whole training run in one process, in plain loops, for any plan. It knows no partition,
+ * no collective, no kernel; it computes what W ranks together must arrive at.
+ */
+#ifndef ZEROBIT_REF_H
+#define ZEROBIT_REF_H
+
+#include <zerobit/data.h>
+#include <zerobit/model.h>
+#include <zerobit/observe.h>
+#include <zerobit/plan.h>
+#include <zerobit/schedule.h>
+#include <zerobit/status.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct zb_ref zb_ref;
+
+typedef struct zb_ref_options {
+    const zb_plan *plan;            /* copied */
+    const zb_schedule_config *schedule; /* copied */
+    const zb_model *model;          /* borrowed, like the next two */
+    const zb_weights *weights;      /* initial values */
+    const zb_dataset *dataset;
+    uint64_t sampler_seed;
+    int shuffle, drop_last, reshuffle; /* of the loader */
+} zb_ref_options;
+
+ZB_API zb_status zb_ref_create(const zb_ref_options *options, zb_ref **ref_p);
+ZB_API void zb_ref_destroy(zb_ref *ref);
+
+/** Show the state after initialize: MASTER and PARAM of every parameter, step -1. */
+ZB_API zb_status zb_ref_observe_initial(zb_ref *ref, const zb_observer *observer);
+
+/**
+ * One optimizer step: all micro-batches of all ranks, reduction, norm, clip, optimizer. Then everything of
+ * observe.h except BYTES_HELD and BYTES_SENT is shown: SAMPLES and LOSS per rank and micro-batch, the rest
+ * for ZB_EVERY_RANK; GRAD and the moments for trainable parameters only, MASTER and PARAM for all.
+ */
+ZB_API zb_status zb_ref_step(zb_ref *ref, const zb_observer *observer);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,1 @@
+typedef int zb_ref_empty;

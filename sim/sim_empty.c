@@ -1,0 +1,1 @@
+typedef int zb_sim_empty;
