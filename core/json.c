@@ -48,8 +48,7 @@ typedef struct scanner {
     size_t at;
     const char *path;
     int depth;
-    char last,
-        before_last; /* the last two significant characters, '"' for a string, '0' for a word or number */
+    char last; /* the last significant character; '"' for a string, '0' for a word or number */
     size_t last_at;
 } scanner;
 
@@ -89,7 +88,6 @@ static void blank(scanner *s, size_t from, size_t to)
 
 static void significant(scanner *s, char kind)
 {
-    s->before_last = s->last;
     s->last = kind;
     s->last_at = s->at;
 }
@@ -200,9 +198,9 @@ static zb_status skip_punctuation(scanner *s)
             return fail_at(s, s->at, "nested deeper than %d levels", ZB_JSON_MAX_DEPTH);
     } else if (c == '}' || c == ']') {
         s->depth--;
-        int trailing = s->last == ',' && (s->before_last == '"' || s->before_last == '0' ||
-                                          s->before_last == '}' || s->before_last == ']');
-        if (trailing) s->text[s->last_at] = ' ';
+        if (s->last == ',') s->text[s->last_at] = ' ';
+    } else if (c == ',' && (s->last == 0 || strchr(",:[{", s->last) != NULL)) {
+        return fail_at(s, s->at, "unexpected ',', want a value before it");
     }
     significant(s, c);
     s->at++;
