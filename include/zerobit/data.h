@@ -59,7 +59,11 @@ typedef struct zb_sampler_config {
     uint64_t seed;
 } zb_sampler_config;
 
-/** Samples per rank and epoch: ceil(N/W), or with drop_last and N mod W != 0 ceil((N-W)/W). */
+/**
+ * Samples per rank and epoch: ceil(N/W), or with drop_last and N mod W != 0 ceil((N-W)/W). -1 for a config
+ * that zb_sampler_indices refuses (zb_fail has been called): world_size < 1, rank outside 0..world_size-1,
+ * dataset_size outside 0..2^32.
+ */
 ZB_API int64_t zb_sampler_length(const zb_sampler_config *config);
 /** This rank's indices of an epoch, in order; `indices` has zb_sampler_length() elements. Allocates N indices while it runs. */
 ZB_API zb_status zb_sampler_indices(const zb_sampler_config *config, int64_t epoch, int64_t *indices);
@@ -88,6 +92,7 @@ ZB_API zb_status zb_loader_create(const zb_dataset *dataset, const zb_loader_con
 ZB_API void zb_loader_destroy(zb_loader *loader);
 /** Batches per epoch. */
 ZB_API int64_t zb_loader_length(const zb_loader *loader);
+/** Of the batch that zb_loader_next gave last; 0 before the first. */
 ZB_API int64_t zb_loader_epoch(const zb_loader *loader);
 /** The next batch, valid until the next call. Crosses into the next epoch by itself. Allocates nothing. */
 ZB_API zb_status zb_loader_next(zb_loader *loader, zb_batch *batch);
