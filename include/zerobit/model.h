@@ -75,8 +75,8 @@ typedef struct zb_model {
 
 typedef struct zb_module_spec {
     zb_module_kind kind;
-    const char *name;   /* unique, required */
-    const char *input;  /* NULL: the module before this one (the model's input for the first) */
+    const char *name;   /* unique, required; printable ASCII; not "input" */
+    const char *input;  /* an earlier module, or "input": the model's. NULL: the last one with an output, else the model's */
     const char *input2; /* ADD only */
     int64_t out_features;  /* LINEAR */
     int64_t out_channels;  /* CONV2D */
@@ -86,6 +86,8 @@ typedef struct zb_module_spec {
     const char *tie;       /* LINEAR, CONV2D: name of an earlier module whose weight (not bias) this one uses */
     zb_shape shape;        /* PARAMETER */
 } zb_module_spec;
+
+/* A refusal is ZB_INVALID_ARGUMENT and leaves the model as it was. A member that the kind does not take must be 0. */
 
 /** The caller owns *model_p (zb_model_destroy). */
 ZB_API zb_status zb_model_create(const char *name, const zb_shape *input, zb_loss_kind loss, zb_model **model_p);
