@@ -2,9 +2,10 @@
 #include <zerobit/model.h>
 
 #include <ctype.h>
-#include <inttypes.h>
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/model_parts.h"
 
@@ -128,8 +129,10 @@ zb_status zb_model_open(const char *name_or_path, zb_model **model_p)
         return open_mlp(name_or_path, strlen(mlp), ZB_LOSS_CROSS_ENTROPY, model_p);
     if (strncmp(name_or_path, mlp_mse, strlen(mlp_mse)) == 0)
         return open_mlp(name_or_path, strlen(mlp_mse), ZB_LOSS_MSE, model_p);
-    return zb_fail(ZB_INVALID_ARGUMENT,
-                   "model \"%s\" is not built in, expected cifar10-net, mlp:IN-HIDDEN-...-OUT or "
-                   "mlp-mse:IN-HIDDEN-...-OUT",
-                   name_or_path);
+    if (access(name_or_path, F_OK) != 0 && errno == ENOENT)
+        return zb_fail(ZB_INVALID_ARGUMENT,
+                       "model \"%s\" is neither a file nor built in, expected a path, cifar10-net, "
+                       "mlp:IN-HIDDEN-...-OUT or mlp-mse:IN-HIDDEN-...-OUT",
+                       name_or_path);
+    return zb_model_load_json(name_or_path, model_p);
 }

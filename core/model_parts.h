@@ -48,4 +48,7 @@ int zb_shape_equal(const zb_shape *a, const zb_shape *b);
 /* Checks 1..ZB_MAX_DIMS dimensions, extents >= extent_min and the product. `what` begins the message. */
 zb_status zb_shape_check(const zb_shape *shape, int64_t extent_min, const char *what);
 
+/* The model that a JSON file describes. The caller owns *model_p. */
+zb_status zb_model_load_json(const char *path, zb_model **model_p);
+
 #endif
