@@ -43,11 +43,17 @@ enum { ZB_CIFAR10_RECORD_BYTES = 3073, ZB_CIFAR10_BATCH_RECORDS = 10000 };
  * (v / 255 - 0.5) / 0.5 in fp32, as ToTensor and Normalize of the example do.
  */
 ZB_API zb_status zb_dataset_open_cifar10(const char *path, int test, zb_dataset **dataset_p);
-/** Write `records` learnable synthetic records in CIFAR-10's format (a class-dependent pattern plus noise; from the seed). */
+/**
+ * Write `records` learnable synthetic records in CIFAR-10's format: a smooth picture per class, the same for every
+ * seed, plus noise; labels and noise from the seed (docs/data.md). Refuses to overwrite; never leaves half a file.
+ */
 ZB_API zb_status zb_cifar10_generate(const char *path, int64_t records, uint64_t seed);
 /** The same records, in memory. */
 ZB_API zb_status zb_dataset_synthetic_cifar10(int64_t records, uint64_t seed, zb_dataset **dataset_p);
-/** Random inputs in [-1, 1) of any shape; labels or targets that a fixed random linear map of the input gives. Made per fetch, holds nothing. */
+/**
+ * Random inputs in [-1, 1) of the model's input shape; labels or targets that a fixed random linear map of the input
+ * gives. Made per fetch: holds only the map. The model is not needed afterwards.
+ */
 ZB_API zb_status zb_dataset_synthetic(const zb_model *model, int64_t size, uint64_t seed, zb_dataset **dataset_p);
 
 /* --- sampler --- */
