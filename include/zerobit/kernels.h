@@ -209,6 +209,13 @@ typedef struct zb_ordered_reduce_args {
     const void *const *inputs; int count; void *out; size_t numel; zb_dtype dtype; zb_redop op; double factor;
 } zb_ordered_reduce_args;
 
+/**
+ * The SIMD level that the CPU kernels run at: "avx512", "avx2" or "portable". Chosen at the first use, or named by the
+ * environment variable ZEROBIT_SIMD; it changes the speed, never a bit. NULL when ZEROBIT_SIMD names a level that this
+ * build or processor lacks (zb_fail has been called).
+ */
+ZB_API const char *zb_simd_level(void);
+
 #ifdef __cplusplus
 }
 #endif
