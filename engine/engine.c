@@ -1,0 +1,358 @@
+/*
+ * The engine: set-up, and the order of a training step.
+ *
+ * A micro-batch goes forward -> backward -> step, in this order only. step() of the last micro-batch is the
+ * boundary: reduce -> norm -> clip and optimizer -> publish -> learning rate. Source:
+ * deepspeed/runtime/engine.py.
+ */
+#include <zerobit/engine.h>
+
+#include <math.h>
+#include <string.h>
+#include <zerobit/memory.h>
+
+#include "core/model_parts.h"
+#include "engine/state.h"
+
+/* --- services for stages --- */
+
+zb_status zb_engine_load_initial(zb_engine *e, int param, size_t first, size_t numel, float *to)
+{
+    while (numel > 0) {
+        size_t chunk = numel < ZB_STAGING_NUMEL ? numel : ZB_STAGING_NUMEL;
+        if (e->weights != NULL)
+            memcpy(e->staging, e->weights->values[param] + first, chunk * sizeof(float));
+        else
+            zb_model_init_param(e->model, param, e->init_seed, first, chunk, e->staging);
+        ZB_TRY(zb_copy_in(e->compute, to, e->staging, chunk * sizeof(float)));
+        ZB_TRY(zb_stream_wait_idle(e->compute)); /* staging is used again */
+        first += chunk;
+        to += chunk;
+        numel -= chunk;
+    }
+    return ZB_OK;
+}
+
+static zb_status order_after(zb_engine *e, zb_event *event, zb_stream *earlier, zb_stream *later)
+{
+    if (e->transfer == e->compute) return ZB_OK;
+    ZB_TRY(zb_event_record(event, earlier));
+    return zb_stream_wait_event(later, event);
+}
+
+zb_status zb_engine_collective(zb_engine *e, const zb_collective *collective, zb_work *work)
+{
+    zb_collective on_stream = *collective;
+    on_stream.stream = e->transfer;
+    ZB_TRY(order_after(e, e->compute_reached, e->compute, e->transfer));
+    ZB_TRY(zb_comm_start(e->comm, &on_stream, work));
+    return work != NULL ? ZB_OK : order_after(e, e->transfer_reached, e->transfer, e->compute);
+}
+
+zb_status zb_engine_collective_wait(zb_engine *e, zb_work *work)
+{
+    ZB_TRY(zb_comm_wait(e->comm, work));
+    return order_after(e, e->transfer_reached, e->transfer, e->compute);
+}
+
+zb_redop zb_engine_grad_op(const zb_engine *e)
+{
+    return e->plan.average == ZB_SUM_ONLY ? ZB_SUM : ZB_AVG;
+}
+
+const zb_stage_ops *zb_stage_find(int number)
+{
+    static const zb_stage_ops *const stages[ZB_STAGE_COUNT] = { &zb_stage0, &zb_stage1, &zb_stage2,
+                                                                &zb_stage3 };
+    return number >= 0 && number < ZB_STAGE_COUNT ? stages[number] : NULL;
+}
+
+int zb_overlap_comm(const zb_config *config, int stage)
+{
+    return config->zero.overlap_comm < 0 ? stage == 3 : config->zero.overlap_comm;
+}
+
+/* --- set-up --- */
+
+static zb_status check_dataset(const zb_model *model, const zb_dataset *dataset)
+{
+    char have[ZB_SHAPE_TEXT_BYTES], want[ZB_SHAPE_TEXT_BYTES];
+    if (!zb_shape_equal(&dataset->input, &model->input))
+        return zb_fail(ZB_INVALID_ARGUMENT, "data set has samples of shape %s, model %s wants %s",
+                       zb_shape_format(&dataset->input, have), model->name,
+                       zb_shape_format(&model->input, want));
+    size_t output_numel = zb_shape_numel(&model->modules[zb_model_output_module(model)].out);
+    if (model->loss == ZB_LOSS_CROSS_ENTROPY &&
+        (dataset->classes < 1 || (uint64_t)dataset->classes > output_numel))
+        return zb_fail(ZB_INVALID_ARGUMENT, "data set has %lld classes, model %s can tell %zu apart",
+                       (long long)dataset->classes, model->name, output_numel);
+    if (model->loss == ZB_LOSS_MSE && dataset->target_numel != output_numel)
+        return zb_fail(ZB_INVALID_ARGUMENT, "data set has %zu target values per sample, model %s gives %zu",
+                       dataset->target_numel, model->name, output_numel);
+    return ZB_OK;
+}
+
+static zb_status create_streams(zb_engine *e)
+{
+    ZB_TRY(zb_stream_create(e->device, "compute", &e->compute));
+    if (!zb_overlap_comm(e->config, e->layout.stage)) {
+        e->transfer = e->compute;
+        return ZB_OK;
+    }
+    ZB_TRY(zb_stream_create(e->device, "transfer", &e->transfer));
+    ZB_TRY(zb_event_create(e->device, "compute reached", &e->compute_reached));
+    return zb_event_create(e->device, "transfer reached", &e->transfer_reached);
+}
+
+static zb_status create_loader(zb_engine *e, const zb_engine_options *options)
+{
+    if (options->dataset == NULL) return ZB_OK;
+    ZB_TRY(check_dataset(e->model, options->dataset));
+    zb_loader_config config = { .micro_batch_size = e->plan.micro_batch_size,
+                                .world_size = e->comm->world_size,
+                                .rank = e->comm->rank,
+                                .shuffle = 1,
+                                .drop_last = e->config->dataloader_drop_last,
+                                .seed = options->sampler_seed,
+                                .reshuffle = e->plan.semantics == ZB_SEMANTICS_STANDARD };
+    return zb_loader_create(options->dataset, &config, &e->loader);
+}
+
+static void note_traffic(zb_engine *e)
+{
+    for (int kind = 0; kind < ZB_COLLECTIVE_COUNT; kind++) {
+        uint64_t bytes = e->comm->traffic[kind].bytes;
+        e->bytes_sent[kind] = bytes - e->traffic_before[kind];
+        e->traffic_before[kind] = bytes;
+    }
+}
+
+static zb_status set_up(zb_engine *e, const zb_engine_options *options, int stage)
+{
+    ZB_TRY(zb_graph_create(e->model, &e->graph));
+    ZB_TRY(zb_layout_create(e->model, stage, e->comm->world_size, &e->layout));
+    if (e->layout.numel == 0)
+        return zb_fail(ZB_INVALID_ARGUMENT, "model %s has no trainable element: nothing to optimize",
+                       e->model->name);
+    if ((e->staging = zb_alloc_array(ZB_STAGING_NUMEL, sizeof *e->staging)) == NULL) return ZB_NO_MEMORY;
+    ZB_TRY(create_streams(e));
+    ZB_TRY(create_loader(e, options));
+    ZB_TRY(
+        zb_executor_create(&e->graph, e->device, e->compute, (size_t)e->plan.micro_batch_size, &e->executor));
+    ZB_TRY(zb_stage_find(stage)->create(e, &e->stage));
+    ZB_TRY(zb_optimizer_create(&e->plan.optimizer, e->device, e->stage->ops->shard(e->stage).numel,
+                               &e->optimizer));
+    void *accumulator;
+    ZB_TRY(
+        zb_device_alloc(e->device, ZB_MEM_WORKSPACE, ZB_SUM_SQUARES_WORDS * sizeof(int64_t), &accumulator));
+    e->norm_accumulator = accumulator;
+    ZB_TRY(zb_schedule_init(&e->schedule, &e->config->schedule));
+    note_traffic(e);
+    return ZB_OK;
+}
+
+zb_status zb_initialize(const zb_engine_options *options, zb_engine **engine_p)
+{
+    ZB_ASSERT(options->config != NULL && options->model != NULL && options->device != NULL &&
+              options->comm != NULL);
+    int stage = options->stage >= 0 ? options->stage : options->config->zero.stage;
+    zb_dtype dtype = options->dtype >= 0 ? (zb_dtype)options->dtype : options->config->dtype;
+    zb_plan plan;
+    ZB_TRY(zb_plan_derive(options->config, stage, dtype, options->comm->world_size, &plan));
+
+    zb_engine *e = zb_alloc(sizeof *e);
+    if (e == NULL) return ZB_NO_MEMORY;
+    e->config = options->config;
+    e->model = options->model;
+    e->weights = options->weights;
+    e->init_seed = options->init_seed;
+    e->device = options->device;
+    e->comm = options->comm;
+    e->plan = plan;
+    zb_status status = set_up(e, options, stage);
+    e->weights = NULL;
+    if (status != ZB_OK) {
+        zb_engine_destroy(e);
+        return status;
+    }
+    *engine_p = e;
+    return ZB_OK;
+}
+
+void zb_engine_destroy(zb_engine *e)
+{
+    if (e == NULL) return;
+    zb_device_free(e->device, ZB_MEM_WORKSPACE, ZB_SUM_SQUARES_WORDS * sizeof(int64_t), e->norm_accumulator);
+    zb_optimizer_destroy(&e->optimizer, e->device);
+    if (e->stage != NULL) e->stage->ops->destroy(e->stage);
+    zb_executor_destroy(&e->executor);
+    zb_loader_destroy(e->loader);
+    zb_event_destroy(e->compute_reached);
+    zb_event_destroy(e->transfer_reached);
+    if (e->transfer != e->compute) zb_stream_destroy(e->transfer);
+    zb_stream_destroy(e->compute);
+    zb_free(e->staging);
+    zb_layout_destroy(&e->layout);
+    zb_graph_destroy(&e->graph);
+    zb_free(e);
+}
+
+zb_loader *zb_engine_loader(zb_engine *e)
+{
+    return e->loader;
+}
+const zb_schedule *zb_engine_lr_scheduler(const zb_engine *e)
+{
+    return &e->schedule;
+}
+const zb_optimizer_config *zb_engine_optimizer(const zb_engine *e)
+{
+    return &e->plan.optimizer;
+}
+const zb_plan *zb_engine_plan(const zb_engine *e)
+{
+    return &e->plan;
+}
+int zb_engine_stage(const zb_engine *e)
+{
+    return e->layout.stage;
+}
+zb_counters zb_engine_counters(const zb_engine *e)
+{
+    return e->counters;
+}
+double zb_engine_global_grad_norm(const zb_engine *e)
+{
+    return e->grad_norm;
+}
+
+/* --- a micro-batch --- */
+
+static zb_status expect_phase(const zb_engine *e, enum zb_micro_phase phase)
+{
+    static const char *const names[] = { "forward", "backward", "step" };
+    if (e->phase == phase) return ZB_OK;
+    return zb_fail(ZB_INVALID_ARGUMENT,
+                   "%s called where %s is due (a micro-batch goes forward, backward, step)", names[phase],
+                   names[e->phase]);
+}
+
+int zb_engine_is_boundary(const zb_engine *e)
+{
+    return e->micro_index + 1 == e->plan.accumulation_steps;
+}
+
+zb_status zb_engine_forward(zb_engine *e, const zb_batch *batch, float *loss)
+{
+    ZB_TRY(expect_phase(e, ZB_WANTS_FORWARD));
+    ZB_TRY(zb_executor_forward(&e->executor, e->stage, batch, loss));
+    e->phase = ZB_WANTS_BACKWARD;
+    return ZB_OK;
+}
+
+zb_status zb_engine_backward(zb_engine *e)
+{
+    ZB_TRY(expect_phase(e, ZB_WANTS_BACKWARD));
+    ZB_TRY(zb_executor_backward(&e->executor, e->stage, (float)e->plan.accumulation_steps));
+    e->phase = ZB_WANTS_STEP;
+    return ZB_OK;
+}
+
+/* --- the boundary step --- */
+
+/* Exact over all ranks' shards: fixed-point digits add without rounding, whoever owns what. */
+static zb_status measure_norm(zb_engine *e, const zb_shard *shard, double *norm)
+{
+    int64_t words[ZB_SUM_SQUARES_WORDS];
+    ZB_TRY(zb_launch_fill_bytes(e->compute,
+                                &(zb_fill_bytes_args){ .data = e->norm_accumulator, .bytes = sizeof words }));
+    ZB_TRY(zb_launch_sum_squares(e->compute, &(zb_sum_squares_args){ .x = shard->grad,
+                                                                     .numel = shard->numel,
+                                                                     .accumulator = e->norm_accumulator }));
+    if (e->stage->ops->norm_is_partial)
+        ZB_TRY(zb_engine_collective_run(e, NULL, .kind = ZB_COLLECTIVE_ALL_REDUCE,
+                                        .send = e->norm_accumulator, .recv = e->norm_accumulator,
+                                        .numel = ZB_SUM_SQUARES_WORDS, .dtype = ZB_INT64, .op = ZB_SUM,
+                                        .what = "gradient norm"));
+    ZB_TRY(zb_copy_out(e->compute, words, e->norm_accumulator, sizeof words));
+    ZB_TRY(zb_stream_wait_idle(e->compute));
+    *norm = zb_sum_squares_norm(words);
+    return ZB_OK;
+}
+
+/* One factor for unscaling and clipping, as the ZeRO optimizers form it (stage3.py, unscale_and_clip_grads),
+ * in double. A norm that is no number clips nothing: the values show themselves in the weights. */
+static float grad_scale(const zb_plan *plan, double norm)
+{
+    double combined = 1.0;
+    if (plan->clip_norm > 0.0 && isfinite(norm)) {
+        double excess = (norm + 1e-6) / plan->clip_norm;
+        if (excess > 1.0) combined = excess;
+    }
+    return (float)(1.0 / combined);
+}
+
+static zb_status boundary_step(zb_engine *e)
+{
+    ZB_TRY(e->stage->ops->reduce(e->stage));
+    zb_shard shard = e->stage->ops->shard(e->stage);
+    ZB_TRY(measure_norm(e, &shard, &e->grad_norm));
+    e->lr_used = zb_schedule_lr(&e->schedule);
+    ZB_TRY(
+        zb_optimizer_step(&e->optimizer, e->compute, &shard, grad_scale(&e->plan, e->grad_norm), e->lr_used));
+    ZB_TRY(e->stage->ops->publish(e->stage));
+    zb_schedule_step(&e->schedule);
+
+    e->counters.global_steps++;
+    e->counters.global_samples += e->plan.micro_batch_size * e->plan.accumulation_steps * e->plan.world_size;
+    note_traffic(e);
+    return ZB_OK;
+}
+
+zb_status zb_engine_step(zb_engine *e)
+{
+    ZB_TRY(expect_phase(e, ZB_WANTS_STEP));
+    int boundary = zb_engine_is_boundary(e);
+    if (boundary) ZB_TRY(boundary_step(e));
+    e->micro_index = boundary ? 0 : e->micro_index + 1;
+    e->counters.micro_steps++;
+    e->phase = ZB_WANTS_FORWARD;
+    return ZB_OK;
+}
+
+static zb_status show(const zb_observer *observer, zb_observation observation)
+{
+    return observer != NULL ? observer->observe(observer->user, &observation) : ZB_OK;
+}
+
+zb_status zb_engine_train_step(zb_engine *e, const zb_observer *observer)
+{
+    if (e->loader == NULL)
+        return zb_fail(ZB_INVALID_ARGUMENT, "the engine has no loader: it was given no data set");
+    int64_t step = e->counters.global_steps;
+    for (int64_t micro = 0; micro < e->plan.accumulation_steps; micro++) {
+        zb_batch batch;
+        float loss;
+        ZB_TRY(zb_loader_next(e->loader, &batch));
+        ZB_TRY(show(observer, (zb_observation){ .quantity = ZB_Q_SAMPLES,
+                                                .step = step,
+                                                .micro = micro,
+                                                .rank = e->comm->rank,
+                                                .param = ZB_NO_PARAM,
+                                                .dtype = ZB_INT64,
+                                                .numel = (size_t)batch.rows,
+                                                .data = batch.indices }));
+        ZB_TRY(zb_engine_forward(e, &batch, &loss));
+        ZB_TRY(show(observer, (zb_observation){ .quantity = ZB_Q_LOSS,
+                                                .step = step,
+                                                .micro = micro,
+                                                .rank = e->comm->rank,
+                                                .param = ZB_NO_PARAM,
+                                                .dtype = ZB_FP32,
+                                                .numel = 1,
+                                                .data = &loss }));
+        ZB_TRY(zb_engine_backward(e));
+        ZB_TRY(zb_engine_step(e));
+    }
+    return ZB_OK;
+}

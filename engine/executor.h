@@ -1,0 +1,54 @@
+/*
+ * Runs the model on the device: forward, loss, backward over one micro-batch. Knows no rank and no partition;
+ * parameters and gradient destinations come from the stage.
+ */
+#ifndef ZEROBIT_ENGINE_EXECUTOR_H
+#define ZEROBIT_ENGINE_EXECUTOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <zerobit/data.h>
+#include <zerobit/device.h>
+#include <zerobit/status.h>
+
+#include "engine/graph.h"
+#include "engine/stage.h"
+
+typedef struct zb_executor {
+    const zb_graph *graph;
+    zb_device *device;
+    zb_stream *stream;
+    size_t max_rows;
+    size_t rows; /* of the last forward */
+
+    /* On the device. Values and gradients are per module; a flatten's value is its input's. */
+    float **value, **grad;
+    int32_t **argmax; /* max-pools */
+    float *input;
+    int32_t *labels;
+    float *targets;
+    float *log_probs, *row_loss, *loss;
+
+    float *param_scratch;      /* max_param_numel: a gradient without a target             */
+    float **tied_grad;         /* per parameter: where contributions of a tied one are added */
+    float *activation_scratch; /* a second contribution to an activation's gradient        */
+    float *conv_workspace;
+
+    /* Per backward. */
+    unsigned char *activation_seen; /* [module_count] */
+    int *uses_left;                 /* [param_count] contributions still to come */
+} zb_executor;
+
+zb_status zb_executor_create(const zb_graph *graph, zb_device *device, zb_stream *stream, size_t max_rows,
+                             zb_executor *executor);
+void zb_executor_destroy(zb_executor *executor);
+
+/* *loss: mean over the batch's rows. Waits for the device. */
+zb_status zb_executor_forward(zb_executor *executor, zb_stage *stage, const zb_batch *batch, float *loss);
+/* Seed 1 at the loss; the gradient at the model's output is divided by `divisor`. */
+zb_status zb_executor_backward(zb_executor *executor, zb_stage *stage, float divisor);
+
+/* Bytes that zb_executor_create books under ACTIVATION and WORKSPACE. */
+void zb_executor_memory(const zb_graph *graph, size_t max_rows, uint64_t bytes[ZB_MEM_COUNT]);
+
+#endif

@@ -1,0 +1,28 @@
+/* Full parameters on every rank: what stages 0, 1 and 2 compute with. One flat array of the trainable ones,
+ * padded as the layout says, and one of the frozen ones. */
+#ifndef ZEROBIT_ENGINE_REPLICA_H
+#define ZEROBIT_ENGINE_REPLICA_H
+
+#include "engine/stage.h"
+
+typedef struct zb_replica {
+    float *trainable; /* [layout.padded_numel]      */
+    float *frozen;    /* [layout.frozen_rank_numel] */
+} zb_replica;
+
+/* With the initial weights in place and zero padding. */
+zb_status zb_replica_create(zb_engine *engine, zb_replica *replica);
+void zb_replica_destroy(zb_engine *engine, zb_replica *replica);
+const float *zb_replica_param(const zb_engine *engine, const zb_replica *replica, int param);
+zb_held zb_replica_held(const zb_engine *engine, const zb_replica *replica, int param);
+/* Where this rank's share of the flat parameters begins (stages 1, 2). */
+size_t zb_replica_own_begin(const zb_engine *engine);
+/* All-gather the ranks' shares into everyone's flat parameters (stages 1, 2). */
+zb_status zb_replica_publish(zb_engine *engine, zb_replica *replica, const char *what);
+uint64_t zb_replica_bytes(const zb_layout *layout);
+
+/* For the slots of the table in which a stage with full parameters has nothing to do. */
+zb_status zb_stage_module_nothing(zb_stage *stage, int module);
+zb_status zb_stage_nothing(zb_stage *stage);
+
+#endif

@@ -1,0 +1,166 @@
+/*
+ * Stage 2: gradients are partitioned too. As they become ready in backward they are averaged bucket by
+ * bucket, in every micro-batch; a rank keeps only its own share and adds it up over the micro-batches.
+ * Source: ZeRO, arXiv 1910.02054, section 5.2; deepspeed/runtime/zero/stage_1_and_2.py.
+ */
+#include <zerobit/memory.h>
+
+#include "engine/bucket_pair.h"
+#include "engine/replica.h"
+#include "engine/state.h"
+
+typedef struct stage2 {
+    zb_stage base;
+    zb_replica replica;
+    float *grad; /* [rank_numel], padding zero */
+    zb_bucket_pair buckets;
+} stage2;
+
+static stage2 *self(zb_stage *stage)
+{
+    return (stage2 *)stage;
+}
+
+static void stage2_destroy(zb_stage *stage)
+{
+    zb_engine *engine = stage->engine;
+    zb_bucket_pair_destroy(engine, &self(stage)->buckets);
+    zb_device_free(engine->device, ZB_MEM_GRAD, engine->layout.rank_numel * sizeof(float), self(stage)->grad);
+    zb_replica_destroy(engine, &self(stage)->replica);
+    zb_free(stage);
+}
+
+/* The share of a bucket holds, by ascending flat offset, this rank's slices of the bucket's parameters. */
+static zb_status settle(zb_stage *stage, const zb_bucket *bucket, const float *share)
+{
+    zb_engine *engine = stage->engine;
+    for (int i = 0; i < bucket->param_count; i++) {
+        zb_slice slice = zb_layout_slice(&engine->layout, bucket->params[i], engine->comm->rank);
+        float *to = self(stage)->grad + slice.shard_offset;
+        if (slice.numel == 0) continue;
+        if (engine->micro_index == 0)
+            ZB_TRY(zb_launch_copy(
+                engine->compute,
+                &(zb_copy_args){ .to = to, .from = share, .bytes = slice.numel * sizeof(float) }));
+        else
+            ZB_TRY(
+                zb_launch_add(engine->compute, &(zb_add_args){ .y = to, .x = share, .numel = slice.numel }));
+        share += slice.numel;
+    }
+    return ZB_OK;
+}
+
+static zb_status allocate(zb_engine *engine, stage2 *s)
+{
+    void *grad;
+    ZB_TRY(zb_replica_create(engine, &s->replica));
+    ZB_TRY(zb_device_alloc(engine->device, ZB_MEM_GRAD, engine->layout.rank_numel * sizeof(float), &grad));
+    s->grad = grad;
+    return zb_bucket_pair_create(engine, settle, "stage 2: average gradients", &s->buckets);
+}
+
+static zb_status stage2_create(zb_engine *engine, zb_stage **stage_p)
+{
+    stage2 *s = zb_alloc(sizeof *s);
+    if (s == NULL) return ZB_NO_MEMORY;
+    s->base = (zb_stage){ .ops = &zb_stage2, .engine = engine };
+    zb_status status = allocate(engine, s);
+    if (status != ZB_OK) {
+        stage2_destroy(&s->base);
+        return status;
+    }
+    *stage_p = &s->base;
+    return ZB_OK;
+}
+
+static const float *stage2_param(zb_stage *stage, int param)
+{
+    return zb_replica_param(stage->engine, &self(stage)->replica, param);
+}
+
+static zb_held stage2_held(zb_stage *stage, int param)
+{
+    return zb_replica_held(stage->engine, &self(stage)->replica, param);
+}
+
+static zb_status stage2_gather(zb_stage *stage, int param, const float **full_p)
+{
+    *full_p = stage2_param(stage, param);
+    return ZB_OK;
+}
+
+static zb_status stage2_grad_target(zb_stage *stage, int param, float **target_p)
+{
+    float *buffer;
+    ZB_TRY(zb_bucket_pair_buffer(stage, &self(stage)->buckets, param, &buffer));
+    *target_p = buffer + self(stage)->buckets.plan.slot[param];
+    return ZB_OK;
+}
+
+static zb_status stage2_grad_ready(zb_stage *stage, int param, const float *grad)
+{
+    zb_engine *engine = stage->engine;
+    float *to;
+    ZB_TRY(stage2_grad_target(stage, param, &to));
+    if (grad != to)
+        ZB_TRY(zb_launch_copy(
+            engine->compute, &(zb_copy_args){ .to = to,
+                                              .from = grad,
+                                              .bytes = engine->model->params[param].numel * sizeof(float) }));
+    return zb_bucket_pair_filled(stage, &self(stage)->buckets, param);
+}
+
+static zb_status stage2_end_backward(zb_stage *stage)
+{
+    return zb_bucket_pair_finish(stage, &self(stage)->buckets);
+}
+
+static zb_status stage2_publish(zb_stage *stage)
+{
+    return zb_replica_publish(stage->engine, &self(stage)->replica, "stage 2: publish weights");
+}
+
+static zb_shard stage2_shard(zb_stage *stage)
+{
+    return (zb_shard){ .master = self(stage)->replica.trainable + zb_replica_own_begin(stage->engine),
+                       .grad = self(stage)->grad,
+                       .numel = stage->engine->layout.rank_numel };
+}
+
+static void stage2_memory(const zb_stage_facts *facts, uint64_t bytes[ZB_MEM_COUNT])
+{
+    bytes[ZB_MEM_PARAM] = zb_replica_bytes(facts->layout);
+    bytes[ZB_MEM_GRAD] = sizeof(float) * (uint64_t)facts->layout->rank_numel;
+    bytes[ZB_MEM_BUCKET] = zb_bucket_pair_bytes(facts);
+}
+
+static void stage2_traffic(const zb_stage_facts *facts, uint64_t bytes[ZB_COLLECTIVE_COUNT])
+{
+    bytes[ZB_COLLECTIVE_REDUCE_SCATTER_V] = sizeof(float) * (uint64_t)facts->layout->numel *
+                                            (uint64_t)facts->plan->accumulation_steps;
+    bytes[ZB_COLLECTIVE_ALL_GATHER] = sizeof(float) * (uint64_t)facts->layout->padded_numel;
+}
+
+const zb_stage_ops zb_stage2 = {
+    .number = 2,
+    .name = "stage 2",
+    .norm_is_partial = 1,
+    .create = stage2_create,
+    .destroy = stage2_destroy,
+    .before_forward = zb_stage_module_nothing,
+    .after_forward = zb_stage_module_nothing,
+    .before_backward = zb_stage_module_nothing,
+    .after_backward = zb_stage_module_nothing,
+    .param = stage2_param,
+    .grad_target = stage2_grad_target,
+    .grad_ready = stage2_grad_ready,
+    .end_backward = stage2_end_backward,
+    .reduce = zb_stage_nothing,
+    .publish = stage2_publish,
+    .gather = stage2_gather,
+    .release = zb_stage_nothing,
+    .shard = stage2_shard,
+    .held = stage2_held,
+    .memory = stage2_memory,
+    .traffic = stage2_traffic,
+};

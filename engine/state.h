@@ -1,0 +1,60 @@
+/* The engine's private state, and what it offers to stages and executor. */
+#ifndef ZEROBIT_ENGINE_STATE_H
+#define ZEROBIT_ENGINE_STATE_H
+
+#include <zerobit/engine.h>
+
+#include "engine/executor.h"
+#include "engine/graph.h"
+#include "engine/layout.h"
+#include "engine/optimizer.h"
+#include "engine/stage.h"
+
+enum { ZB_STAGING_NUMEL = 8192 };
+
+struct zb_engine {
+    const zb_config *config;
+    const zb_model *model;
+    const zb_weights *weights; /* during zb_initialize only */
+    uint64_t init_seed;
+    zb_device *device;
+    zb_comm *comm;
+    zb_plan plan;
+
+    zb_graph graph;
+    zb_layout layout;
+    zb_stream *compute;
+    zb_stream *transfer; /* where collectives run: compute itself unless overlap_comm */
+    zb_event *compute_reached, *transfer_reached;
+    zb_executor executor;
+    zb_stage *stage;
+    zb_optimizer optimizer;
+    int64_t *norm_accumulator; /* on the device, ZB_SUM_SQUARES_WORDS */
+    zb_schedule schedule;
+    zb_loader *loader;
+
+    int64_t micro_index; /* of the micro-batch under way, 0 .. accumulation_steps - 1 */
+    enum zb_micro_phase { ZB_WANTS_FORWARD, ZB_WANTS_BACKWARD, ZB_WANTS_STEP } phase;
+    zb_counters counters;
+    double grad_norm; /* of the last boundary step */
+    double lr_used;   /* by the last boundary step */
+    float *staging;   /* host, ZB_STAGING_NUMEL: what observers and loading pass through */
+    uint64_t traffic_before[ZB_COLLECTIVE_COUNT]; /* bytes, at the end of the step before */
+    uint64_t bytes_sent[ZB_COLLECTIVE_COUNT];     /* in the last step */
+};
+
+/* Put elements [first, first + numel) of a parameter's initial values at `to`, on the device. */
+zb_status zb_engine_load_initial(zb_engine *engine, int param, size_t first, size_t numel, float *to);
+
+/* A collective on the transfer stream, ordered after all compute work so far. With work NULL compute work
+ * that follows is ordered after it; else after zb_engine_collective_wait. */
+zb_status zb_engine_collective(zb_engine *engine, const zb_collective *collective, zb_work *work);
+zb_status zb_engine_collective_wait(zb_engine *engine, zb_work *work);
+#define zb_engine_collective_run(engine, work, ...)                                                          \
+    zb_engine_collective((engine), &(zb_collective){ __VA_ARGS__, .file = __FILE__, .line = __LINE__ },      \
+                         (work))
+
+/* The operator that turns the ranks' gradients into the plan's average. */
+zb_redop zb_engine_grad_op(const zb_engine *engine);
+
+#endif
