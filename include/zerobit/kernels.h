@@ -125,7 +125,7 @@ typedef struct zb_relu_backward_args { const float *y, *dy; float *dx; size_t nu
 
 /**
  * Per row: m = maximum (NaN if any is NaN); s = REDUCE over i of exp(x_i - m); l = log(s);
- * row_loss = -((x_label - m) - l); log_probs[row,i] = (x_i - m) - l. loss[0] = REDUCE over rows of row_loss / (float)rows.
+ * row_loss = -((x_label - m) - l); log_probs[row,i] = (x_i - m) - l. loss[0] = (REDUCE over rows of row_loss) / (float)rows.
  * Labels must lie in 0..classes-1 (the data set has checked).
  */
 typedef struct zb_cross_entropy_forward_args {

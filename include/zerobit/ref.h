@@ -28,6 +28,7 @@ typedef struct zb_ref_options {
     int shuffle, drop_last, reshuffle; /* of the loader */
 } zb_ref_options;
 
+/** ZB_UNSUPPORTED names the plan's field that is not offered; ZB_INVALID_ARGUMENT what does not fit together. */
 ZB_API zb_status zb_ref_create(const zb_ref_options *options, zb_ref **ref_p);
 ZB_API void zb_ref_destroy(zb_ref *ref);
 
@@ -37,7 +38,8 @@ ZB_API zb_status zb_ref_observe_initial(zb_ref *ref, const zb_observer *observer
 /**
  * One optimizer step: all micro-batches of all ranks, reduction, norm, clip, optimizer. Then everything of
  * observe.h except BYTES_HELD and BYTES_SENT is shown: SAMPLES and LOSS per rank and micro-batch, the rest
- * for ZB_EVERY_RANK; GRAD and the moments for trainable parameters only, MASTER and PARAM for all.
+ * for ZB_EVERY_RANK; GRAD and the moments for trainable parameters only, MASTER and PARAM for all. `observer` may be
+ * NULL. Allocates nothing. After a failure (the observer's, passed on) only zb_ref_destroy is left.
  */
 ZB_API zb_status zb_ref_step(zb_ref *ref, const zb_observer *observer);
 

@@ -1,0 +1,125 @@
+/*
+ * The parts of the oracle, in the order in which a step uses them. Only ref/ and its tests include this.
+ *
+ * Reading order: ref.c (the order of a step), pass.c (forward and backward through a model), layers.c (one
+ * module's formulas), arithmetic.c (exp, log, the fixed shape of a sum), reduce.c (ranks and norm),
+ * optimizer.c. The formulas are those of <zerobit/kernels.h>, written again.
+ */
+#ifndef ZB_REF_ORACLE_H
+#define ZB_REF_ORACLE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <zerobit/data.h>
+#include <zerobit/model.h>
+#include <zerobit/plan.h>
+#include <zerobit/status.h>
+
+/* --- arithmetic.c --- */
+
+float zb_ref_exp(float x);
+float zb_ref_log(float x);
+
+/* A sum in the fixed shape: 32 lanes filled in turn, then a binary tree. Start from zero bytes. */
+enum { ZB_REF_LANES = 32 };
+typedef struct zb_ref_sum {
+    float lane[ZB_REF_LANES];
+    size_t count;
+} zb_ref_sum;
+void zb_ref_sum_add(zb_ref_sum *sum, float x);
+float zb_ref_sum_total(const zb_ref_sum *sum);
+
+/* --- layers.c: one module, or the loss. Arrays are dense, row-major, and do not overlap. --- */
+
+/* scratch: zb_ref_layer_scratch_numel() floats, contents undefined before and after. */
+size_t zb_ref_layer_scratch_numel(const zb_module *module);
+
+/* y[rows, out] from x[rows, in], w, and b (NULL: none). */
+void zb_ref_linear_forward(const zb_module *module, size_t rows, const float *x, const float *w,
+                           const float *b, float *y, float *scratch);
+void zb_ref_linear_backward_input(const zb_module *module, size_t rows, const float *dy, const float *w,
+                                  float *dx);
+void zb_ref_linear_backward_weight(const zb_module *module, size_t rows, const float *dy, const float *x,
+                                   float *dw);
+void zb_ref_conv2d_forward(const zb_module *module, size_t rows, const float *x, const float *w,
+                           const float *b, float *y, float *scratch);
+void zb_ref_conv2d_backward_input(const zb_module *module, size_t rows, const float *dy, const float *w,
+                                  float *dx, float *scratch);
+void zb_ref_conv2d_backward_weight(const zb_module *module, size_t rows, const float *dy, const float *x,
+                                   float *dw, float *scratch);
+/* Of a linear module or a convolution: the sum over rows and positions. */
+void zb_ref_backward_bias(const zb_module *module, size_t rows, const float *dy, float *db);
+/* argmax[rows, channels, oh, ow]: where in its channel's image each maximum was found. */
+void zb_ref_maxpool2d_forward(const zb_module *module, size_t rows, const float *x, float *y, size_t *argmax);
+void zb_ref_maxpool2d_backward(const zb_module *module, size_t rows, const float *dy, const size_t *argmax,
+                               float *dx);
+void zb_ref_relu_forward(size_t numel, const float *x, float *y);
+void zb_ref_relu_backward(size_t numel, const float *y, const float *dy, float *dx);
+
+/* Mean over the rows; log_probs[rows, classes] is kept for backward. */
+float zb_ref_cross_entropy_forward(size_t rows, size_t classes, const float *x, const int32_t *labels,
+                                   float *log_probs);
+/* dx[rows, classes] for a loss gradient of 1. */
+void zb_ref_cross_entropy_backward(size_t rows, size_t classes, const float *log_probs, const int32_t *labels,
+                                   float *dx);
+float zb_ref_mse_forward(size_t numel, const float *x, const float *t);
+void zb_ref_mse_backward(size_t numel, const float *x, const float *t, float *dx);
+
+/* --- tensors: one fp32 array per parameter of a model, dense behind one another --- */
+
+typedef struct zb_ref_tensors {
+    size_t numel;  /* of all */
+    float *data;   /* [numel], owned */
+    float **param; /* [param_count] into data */
+} zb_ref_tensors;
+/* Zeroed. */
+zb_status zb_ref_tensors_create(const zb_model *model, zb_ref_tensors *tensors);
+void zb_ref_tensors_destroy(zb_ref_tensors *tensors);
+
+/* --- pass.c: one micro-batch of one rank --- */
+
+typedef struct zb_ref_pass {
+    const zb_model *model; /* borrowed */
+    float **output;        /* [module_count], each [rows, out] */
+    float **gradient;      /* [module_count], each [rows, out]: of the loss by that output */
+    size_t **argmax;       /* [module_count], MAXPOOL2D only */
+    int *output_reached;   /* [module_count]: gradient holds a first contribution */
+    int *param_reached;    /* [param_count]: the same for a parameter's gradient */
+    float *log_probs;      /* [rows, classes], cross entropy only */
+    float *contribution;   /* what one module adds to one gradient */
+    float *scratch;        /* of layers.c */
+} zb_ref_pass;
+/* For micro-batches of up to `rows` samples. */
+zb_status zb_ref_pass_create(const zb_model *model, size_t rows, zb_ref_pass *pass);
+void zb_ref_pass_destroy(zb_ref_pass *pass);
+/* Returns the loss. */
+float zb_ref_forward(zb_ref_pass *pass, const zb_ref_tensors *values, const zb_batch *batch);
+/*
+ * After zb_ref_forward on the same batch. The gradient at the model's output is divided by `divisor`.
+ * Frozen and unused parameters get +0.
+ */
+void zb_ref_backward(zb_ref_pass *pass, const zb_ref_tensors *values, const zb_batch *batch, float divisor,
+                     zb_ref_tensors *gradients);
+
+/* --- reduce.c --- */
+
+/* to += from, elementwise. */
+void zb_ref_accumulate(zb_ref_tensors *to, const zb_ref_tensors *from);
+/* out = the sum over ranks in ascending order; with ZB_AVERAGE_INSIDE divided by their number. */
+void zb_ref_reduce(const zb_ref_tensors *ranks, int world_size, zb_average average, zb_ref_tensors *out);
+/* The root of the exact sum of squares over trainable parameters. */
+double zb_ref_norm(const zb_model *model, const zb_ref_tensors *gradients);
+
+/* --- optimizer.c --- */
+
+/* What a gradient is multiplied by so that its norm is at most about clip_norm; 1 where nothing is clipped.
+ */
+float zb_ref_clip_scale(double norm, double clip_norm);
+/*
+ * Update one parameter in place. step counts from 1. exp_avg: Adam's first moment or SGD's momentum buffer;
+ * exp_avg_sq: Adam's second moment; either may be NULL where the formula has none.
+ */
+void zb_ref_update(const zb_optimizer_config *config, double lr, int64_t step, float grad_scale, size_t numel,
+                   float *p, const float *grad, float *exp_avg, float *exp_avg_sq);
+
+#endif

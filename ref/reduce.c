@@ -1,0 +1,105 @@
+/* Across ranks and micro-batches: sums in rank order, and the exact global norm. */
+#include "ref/oracle.h"
+
+#include <math.h>
+#include <string.h>
+
+void zb_ref_accumulate(zb_ref_tensors *to, const zb_ref_tensors *from)
+{
+    for (size_t i = 0; i < to->numel; i++) to->data[i] = to->data[i] + from->data[i];
+}
+
+void zb_ref_reduce(const zb_ref_tensors *ranks, int world_size, zb_average average, zb_ref_tensors *out)
+{
+    memcpy(out->data, ranks[0].data, out->numel * sizeof *out->data);
+    for (int r = 1; r < world_size; r++) zb_ref_accumulate(out, &ranks[r]);
+    if (average == ZB_SUM_ONLY) return;
+    for (size_t i = 0; i < out->numel; i++) out->data[i] = out->data[i] / (float)world_size;
+}
+
+/* --- the exact sum of squares --- */
+
+/*
+ * A non-negative integer in digits of 32 bits, least significant first, in units of 2^-298: the square of the
+ * smallest fp32 number. The square of the largest is below 2^256, and at most 2^64 of them are added, so that
+ * 298 + 256 + 64 = 618 bits are enough.
+ */
+enum { DIGITS = 20, UNIT_EXPONENT = -298 };
+typedef struct exact_sum {
+    uint32_t digit[DIGITS];
+    int infinity_seen, nan_seen;
+} exact_sum;
+
+/* sum += value * 2^(32 d) */
+static void add_at(exact_sum *sum, size_t d, uint64_t value)
+{
+    for (; value != 0; d++) {
+        ZB_ASSERT(d < DIGITS);
+        value += sum->digit[d]; /* value is below 2^63 in the first round and below 2^32 later */
+        sum->digit[d] = (uint32_t)value;
+        value >>= 32;
+    }
+}
+
+/* sum += x * x. With |x| = significand * 2^(exponent - 149) the square is significand^2 units, moved up by 2
+ * exponent. */
+static void add_square(exact_sum *sum, float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    uint32_t exponent = bits >> 23 & 0xff, significand = bits & 0x7fffff;
+    if (exponent == 0xff) {
+        if (significand == 0)
+            sum->infinity_seen = 1;
+        else
+            sum->nan_seen = 1;
+        return;
+    }
+    if (exponent != 0) { /* a normal number: its leading 1 is not stored; a subnormal has the exponent of 1 */
+        significand |= 0x800000;
+        exponent -= 1;
+    }
+    uint64_t square = (uint64_t)significand * significand; /* below 2^48 */
+    size_t d = 2 * exponent / 32, shift = 2 * exponent % 32;
+    add_at(sum, d, (square & 0xffffffff) << shift);
+    add_at(sum, d + 1, (square >> 32) << shift);
+}
+
+static int bit_of(const exact_sum *sum, int i)
+{
+    return (int)(sum->digit[i / 32] >> (i % 32) & 1);
+}
+
+static int any_bit_below(const exact_sum *sum, int i)
+{
+    for (int j = 0; j < i; j++)
+        if (bit_of(sum, j)) return 1;
+    return 0;
+}
+
+/* The nearest fp64 number, ties to even. Never subnormal and never too large: 2^-298 .. 2^320. */
+static double rounded(const exact_sum *sum)
+{
+    int top = 32 * DIGITS - 1;
+    while (top > 0 && !bit_of(sum, top)) top--;
+    int lowest = top > 52 ? top - 52 : 0; /* the lowest of the 53 bits that are kept */
+
+    uint64_t kept = 0;
+    for (int i = top; i >= lowest; i--) kept = 2 * kept + (uint64_t)bit_of(sum, i);
+    int half = lowest > 0 && bit_of(sum, lowest - 1);
+    int more_than_half = half && any_bit_below(sum, lowest - 1);
+    if (more_than_half || (half && kept % 2 == 1)) kept++; /* 2^53 is exact as well */
+    return ldexp((double)kept, lowest + UNIT_EXPONENT);
+}
+
+double zb_ref_norm(const zb_model *model, const zb_ref_tensors *gradients)
+{
+    exact_sum sum = { 0 };
+    for (int p = 0; p < model->param_count; p++) {
+        if (!model->params[p].requires_grad) continue;
+        for (size_t i = 0; i < model->params[p].numel; i++) add_square(&sum, gradients->param[p][i]);
+    }
+    if (sum.nan_seen) return NAN;
+    if (sum.infinity_seen) return INFINITY;
+    return sqrt(rounded(&sum));
+}

@@ -1,0 +1,292 @@
+/* The oracle's sum, exact norm, clip factor and optimizers against values worked out by hand or published. */
+#include "tests/ref/bits.h"
+
+#include <stdio.h>
+
+#include "ref/oracle.h"
+
+/* --- the fixed shape of a sum --- */
+
+static float sum_of(const float *x, size_t numel)
+{
+    zb_ref_sum sum = { 0 };
+    for (size_t i = 0; i < numel; i++) zb_ref_sum_add(&sum, x[i]);
+    return zb_ref_sum_total(&sum);
+}
+
+static void check_sum_shape(void **state)
+{
+    (void)state;
+    float x[65] = { 0 };
+    assert_true(same_bits(sum_of(x, 0), 0.0f));
+
+    x[0] = -0.0f;
+    assert_true(same_bits(sum_of(x, 1), 0.0f)); /* a lane starts at +0 */
+
+    /* 2^24 in lane 0; a 1 that meets it alone is lost, two that meet each other first are not. */
+    x[0] = 0x1p24f;
+    x[32] = 1.0f, x[64] = 1.0f; /* lane 0, one after the other: lost twice */
+    assert_true(same_bits(sum_of(x, 65), 0x1p24f));
+    x[32] = 0.0f, x[64] = 0.0f;
+    x[1] = 1.0f, x[3] = 1.0f; /* lanes 1 and 3 meet before they come to lane 0 */
+    assert_true(same_bits(sum_of(x, 65), 0x1p24f + 2.0f));
+    x[1] = 0.0f, x[3] = 0.0f;
+    x[16] = 1.0f, x[8] = 1.0f; /* lane 16 comes to lane 0 at s = 16, lane 8 at s = 8: lost twice */
+    assert_true(same_bits(sum_of(x, 65), 0x1p24f));
+    x[16] = 0.0f, x[8] = 0.0f;
+    x[24] = 1.0f, x[8] = 1.0f; /* lane 24 comes to lane 8 at s = 16 */
+    assert_true(same_bits(sum_of(x, 65), 0x1p24f + 2.0f));
+}
+
+/* --- the exact norm --- */
+
+#define TINY 0x1p-149f /* the smallest subnormal */
+
+static const struct norm_case {
+    const char *name;
+    size_t numel;
+    float x[6];
+    double norm;
+} norm_cases[] = {
+    { "nothing", 0, { 0 }, 0.0 },
+    { "zeros of both signs", 2, { 0.0f, -0.0f }, 0.0 },
+    { "3, 4, 5", 2, { 3.0f, -4.0f }, 5.0 },
+    { "one subnormal", 1, { TINY }, 0x1p-149 },
+    { "four subnormals", 4, { TINY, TINY, -TINY, TINY }, 0x1p-148 },
+    { "a subnormal beside a normal: 3, 4, 5 times 2^-128", 2, { 0x1.8p-127f, 0x1p-126f }, 0x1.4p-126 },
+    { "a square that fp32 cannot hold", 1, { 1e30f }, (double)1e30f },
+    { "the largest numbers",
+      4,
+      { 0x1.fffffep127f, 0x1.fffffep127f, 0x1.fffffep127f, -0x1.fffffep127f },
+      0x1.fffffep128 },
+    { "every magnitude at once: too small to count", 3, { 1e30f, 1.0f, TINY }, (double)1e30f },
+    { "infinity", 2, { 1.0f, -INFINITY }, (double)INFINITY },
+    { "NaN", 2, { 1.0f, NAN }, (double)NAN },
+    { "NaN wins over infinity", 3, { INFINITY, NAN, -INFINITY }, (double)NAN },
+};
+
+static double norm_of(const float *x, size_t numel)
+{
+    zb_param params[] = { { .numel = numel, .requires_grad = 1 } };
+    float copy[8];
+    float *pointers[] = { copy };
+    memcpy(copy, x, numel * sizeof *x);
+    const zb_model model = { .params = params, .param_count = 1, .param_numel = numel };
+    const zb_ref_tensors gradients = { .numel = numel, .data = copy, .param = pointers };
+    return zb_ref_norm(&model, &gradients);
+}
+
+static void check_norm(void **state)
+{
+    const struct norm_case *c = *state;
+    double got = norm_of(c->x, c->numel);
+    if (got != c->norm && !(isnan(got) && isnan(c->norm))) fail_msg("%a, want %a", got, c->norm);
+}
+
+/*
+ * S = (9/8 * 2^26)^2 + y^2 is an integer of 53 bits, so S + 1/4 + 1/4 is a tie: it goes to S when S is even
+ * and to S + 1 when S is odd; any more, be it the square of a subnormal, and it always goes to S + 1. The
+ * roots of S and S + 1 are less than a unit apart and not always different, hence many y.
+ */
+static void check_norm_rounds_once(void **state)
+{
+    (void)state;
+    int visible = 0;
+    for (int y = 1; y <= 200; y++) {
+        const double sum = 0x1.2p26 * 0x1.2p26 + (double)(y * y);
+        const float x[] = { 0x1.2p26f, (float)y, 0.5f, 0.5f, TINY };
+        double tie = norm_of(x, 4), above = norm_of(x, 5);
+        assert_true(tie == sqrt(y % 2 == 0 ? sum : sum + 1.0));
+        assert_true(above == sqrt(sum + 1.0));
+        visible += sqrt(sum) != sqrt(sum + 1.0);
+    }
+    assert_true(visible > 50);
+}
+
+static void check_norm_ignores_frozen(void **state)
+{
+    (void)state;
+    zb_param params[] = { { .numel = 1, .requires_grad = 0 }, { .numel = 2, .requires_grad = 1 } };
+    float data[] = { NAN, 3.0f, 4.0f };
+    float *pointers[] = { data, data + 1 };
+    const zb_model model = { .params = params, .param_count = 2, .param_numel = 3 };
+    const zb_ref_tensors gradients = { .numel = 3, .data = data, .param = pointers };
+    assert_true(zb_ref_norm(&model, &gradients) == 5.0);
+}
+
+/* Against 128-bit integers, on numbers whose squares they add exactly. */
+static void check_norm_random(void **state)
+{
+    (void)state;
+    for (uint32_t round = 0; round < 1000; round++) {
+        float x[6];
+        unsigned __int128 sum = 0; /* of squares in units of 2^-46: 24-bit integers times 2^-23 .. 2^7 */
+        for (size_t i = 0; i < 6; i++) {
+            uint32_t significand = zb_random_bits(7, round, i) >> 8;
+            uint32_t exponent = zb_random_bits(8, round, i) % 31;
+            x[i] = ldexpf((float)significand, (int)exponent - 23);
+            unsigned __int128 scaled = (unsigned __int128)significand << exponent;
+            sum += scaled * scaled;
+        }
+        /* The compiler's own conversion to double rounds once, to nearest even. */
+        double want = sqrt(ldexp((double)sum, -46)), got = norm_of(x, 6);
+        if (got != want) fail_msg("round %u: %a, want %a", round, got, want);
+    }
+}
+
+/* --- clipping --- */
+
+static const struct clip_case {
+    const char *name;
+    double norm, clip_norm;
+    float scale;
+} clip_cases[] = {
+    { "off", 100.0, 0.0, 1.0f },
+    { "below the limit", 0.5, 1.0, 1.0f },
+    { "at the limit the 1e-6 counts", 1.0, 1.0, 0x1.ffffdep-1f }, /* 1 / 1.000001 */
+    { "twice the limit", 2.0 - 1e-6, 1.0, 0.5f },
+    { "infinite: nothing is clipped", (double)INFINITY, 1.0, 1.0f },
+    { "NaN: nothing is clipped", (double)NAN, 1.0, 1.0f },
+};
+
+static void check_clip(void **state)
+{
+    const struct clip_case *c = *state;
+    float got = zb_ref_clip_scale(c->norm, c->clip_norm);
+    if (!same_bits(got, c->scale)) fail_msg("%a, want %a", (double)got, (double)c->scale);
+}
+
+/* --- optimizers: p0 = (1, -2, 1/2), gradient t * (0.1, -0.2, 0.3) in steps t = 1..3 --- */
+
+static const struct optimizer_case {
+    const char *name;
+    zb_optimizer_config config;
+    uint32_t p[3], m[3], v[3];
+} optimizer_cases[] = {
+    { "FusedAdam, decoupled decay",
+      { .kind = ZB_OPTIMIZER_ADAM,
+        .lr = 1e-3,
+        .beta1 = 0.9,
+        .beta2 = 0.999,
+        .eps = 1e-8,
+        .bias_correction = 1,
+        .decay_mode = ZB_DECAY_DECOUPLED,
+        .weight_decay = 0.01 },
+      { 0x3f7f3e76, 0xbfff9e40, 0x3efe7ee4 },
+      { 0x3d65c921, 0xbde5c921, 0x3e2c56d9 },
+      { 0x3912bc61, 0x3a12bc61, 0x3aa513ee } },
+    { "FusedAdam, L2 decay",
+      { .kind = ZB_OPTIMIZER_ADAM,
+        .lr = 1e-3,
+        .beta1 = 0.9,
+        .beta2 = 0.999,
+        .eps = 1e-8,
+        .bias_correction = 1,
+        .decay_mode = ZB_DECAY_L2,
+        .weight_decay = 0.01 },
+      { 0x3f7f3fc9, 0xbfff9fe5, 0x3efe80a0 },
+      { 0x3d70dfc2, 0xbdf0e144, 0x3e2db94d },
+      { 0x391f9b76, 0x3a1f9daa, 0x3aa77068 } },
+};
+
+static void run_three_steps(const zb_optimizer_config *config, float p[3], float m[3], float v[3])
+{
+    const float unit[] = { 0.1f, -0.2f, 0.3f }, start[] = { 1.0f, -2.0f, 0.5f };
+    memcpy(p, start, sizeof start);
+    for (int t = 1; t <= 3; t++) {
+        float grad[3];
+        for (int i = 0; i < 3; i++) grad[i] = (float)t * unit[i];
+        zb_ref_update(config, config->lr, t, 1.0f, 3, p, grad, m, v);
+    }
+}
+
+static void assert_hex(const char *what, const uint32_t want[3], const float got[3])
+{
+    for (int i = 0; i < 3; i++)
+        if (bits_of(got[i]) != want[i])
+            fail_msg("%s[%d] is %08x, want %08x", what, i, bits_of(got[i]), want[i]);
+}
+
+static void check_adam(void **state)
+{
+    const struct optimizer_case *c = *state;
+    float p[3], m[3] = { 0 }, v[3] = { 0 };
+    run_three_steps(&c->config, p, m, v);
+    assert_hex("p", c->p, p);
+    assert_hex("m", c->m, m);
+    assert_hex("v", c->v, v);
+}
+
+/* Powers of two throughout, so that every number below is exact and found by hand. */
+static void check_adam_by_hand(void **state)
+{
+    (void)state;
+    const zb_optimizer_config config = { .kind = ZB_OPTIMIZER_ADAM, .beta1 = 0.5, .beta2 = 0.75, .eps = 1.0 };
+    float p = 1.0f, m = 0.0f, v = 0.0f, grad = 8.0f;
+    /* g = 8 * 1/2 = 4; m = 2; v = (1/4 * 4) * 4 = 4; without bias correction u = 2 / (2 + 1); p = 1 - 3/2 * u
+     */
+    zb_ref_update(&config, 1.5, 1, 0.5f, 1, &p, &grad, &m, &v);
+    assert_true(m == 2.0f && v == 4.0f);
+    assert_true(same_bits(p, 1.0f - 1.5f * (2.0f / 3.0f)));
+}
+
+static const struct sgd_case {
+    const char *name;
+    double weight_decay, momentum, dampening;
+    int nesterov;
+    float p[2], buf[2]; /* after step 1 and 2, from p = 8, gradient 4, lr 1/2, gradient scale 1/2 */
+} sgd_cases[] = {
+    /* g = 2 */
+    { "plain", 0.0, 0.0, 0.0, 0, { 7.0f, 6.0f }, { 0.0f, 0.0f } },
+    /* g = 2 + p/4: 4, p = 6; 3.5, p = 4.25 */
+    { "weight decay", 0.25, 0.0, 0.0, 0, { 6.0f, 4.25f }, { 0.0f, 0.0f } },
+    /* buf = 2, p = 7; buf = 1 + 2 = 3, p = 5.5 */
+    { "momentum", 0.0, 0.5, 0.0, 0, { 7.0f, 5.5f }, { 2.0f, 3.0f } },
+    /* buf = 2 undampened, p = 7; buf = 1 + 1/4 * 2 = 1.5, p = 6.25 */
+    { "dampening, not in the first step", 0.0, 0.5, 0.75, 0, { 7.0f, 6.25f }, { 2.0f, 1.5f } },
+    /* buf = 2, g = 2 + 1 = 3, p = 6.5; buf = 3, g = 2 + 1.5 = 3.5, p = 4.75 */
+    { "nesterov", 0.0, 0.5, 0.0, 1, { 6.5f, 4.75f }, { 2.0f, 3.0f } },
+};
+
+static void check_sgd(void **state)
+{
+    const struct sgd_case *c = *state;
+    const zb_optimizer_config config = { .kind = ZB_OPTIMIZER_SGD,
+                                         .weight_decay = c->weight_decay,
+                                         .momentum = c->momentum,
+                                         .dampening = c->dampening,
+                                         .nesterov = c->nesterov };
+    float p = 8.0f, buf = 0.0f;
+    const float grad = 4.0f;
+    for (int t = 1; t <= 2; t++) {
+        zb_ref_update(&config, 0.5, t, 0.5f, 1, &p, &grad, &buf, NULL);
+        assert_same_floats("p", &c->p[t - 1], &p, 1);
+        assert_same_floats("buf", &c->buf[t - 1], &buf, 1);
+    }
+}
+
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+int main(void)
+{
+    struct CMUnitTest
+        tests[5 + COUNT(norm_cases) + COUNT(clip_cases) + COUNT(optimizer_cases) + COUNT(sgd_cases)] = {
+            cmocka_unit_test(check_sum_shape),           cmocka_unit_test(check_norm_rounds_once),
+            cmocka_unit_test(check_norm_ignores_frozen), cmocka_unit_test(check_norm_random),
+            cmocka_unit_test(check_adam_by_hand),
+        };
+    size_t count = 5;
+    for (size_t i = 0; i < COUNT(norm_cases); i++)
+        tests[count++] = (struct CMUnitTest){ norm_cases[i].name, check_norm, NULL, NULL,
+                                              (void *)&norm_cases[i] };
+    for (size_t i = 0; i < COUNT(clip_cases); i++)
+        tests[count++] = (struct CMUnitTest){ clip_cases[i].name, check_clip, NULL, NULL,
+                                              (void *)&clip_cases[i] };
+    for (size_t i = 0; i < COUNT(optimizer_cases); i++)
+        tests[count++] = (struct CMUnitTest){ optimizer_cases[i].name, check_adam, NULL, NULL,
+                                              (void *)&optimizer_cases[i] };
+    for (size_t i = 0; i < COUNT(sgd_cases); i++)
+        tests[count++] = (struct CMUnitTest){ sgd_cases[i].name, check_sgd, NULL, NULL,
+                                              (void *)&sgd_cases[i] };
+    return cmocka_run_group_tests_name("ref_arithmetic", tests, NULL, NULL);
+}
