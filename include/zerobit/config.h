@@ -53,7 +53,9 @@ typedef struct zb_config {
     zb_zero_config zero;
     double gradient_clipping;    /* DeepSpeed's default: 1.0 */
     zb_average average;          /* gradient_allreduce_op */
+    int optimizer_given;         /* 0: the config has none; the batch sizes and the rest still hold */
     zb_optimizer_config optimizer;
+    int zero_allow_untested_optimizer;
     zb_schedule_config schedule; /* CONSTANT when the config has none */
     int dataloader_drop_last;
     int64_t steps_per_print;     /* 0: never */

@@ -1,0 +1,289 @@
+/*
+ * The sections optimizer and scheduler. Their params are keyword arguments of Python constructors, so an
+ * unknown one is an error. Source: deepspeed/runtime/engine.py (_configure_basic_optimizer),
+ * deepspeed/ops/adam/fused_adam.py, torch/optim/sgd.py, deepspeed/runtime/lr_schedules.py.
+ */
+#include "core/config_rules.h"
+
+#include <math.h>
+#include <string.h>
+
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+
+static const zb_config_rule section_rules[] = {
+    ZB_HONOURED("type"),
+    ZB_HONOURED("params"),
+    { .key = "legacy_fusion", .effect = ZB_RULE_ONLY, .type = ZB_RULE_BOOL },
+};
+
+static const zb_config_rule adam_rules[] = {
+    ZB_HONOURED("lr"),
+    ZB_HONOURED("betas"),
+    ZB_HONOURED("eps"),
+    ZB_HONOURED("weight_decay"),
+    ZB_HONOURED("bias_correction"),
+    ZB_HONOURED("adam_w_mode"),
+    ZB_HONOURED("amsgrad"),
+    { .key = "torch_adam", .effect = ZB_RULE_ONLY, .type = ZB_RULE_BOOL },
+    { .key = "set_grad_none",
+      .effect = ZB_RULE_NO_EFFECT,
+      .type = ZB_RULE_BOOL,
+      .neutral = 1,
+      .detail = "gradients are cleared after every step either way" },
+};
+
+static const zb_config_rule sgd_rules[] = {
+    ZB_HONOURED("lr"),
+    ZB_HONOURED("momentum"),
+    ZB_HONOURED("dampening"),
+    ZB_HONOURED("weight_decay"),
+    ZB_HONOURED("nesterov"),
+    { .key = "maximize", .effect = ZB_RULE_ONLY, .type = ZB_RULE_BOOL },
+    { .key = "foreach", .effect = ZB_RULE_ONLY, .type = ZB_RULE_BOOL, .null_fine = 1 },
+    { .key = "differentiable", .effect = ZB_RULE_ONLY, .type = ZB_RULE_BOOL },
+    { .key = "fused", .effect = ZB_RULE_ONLY, .type = ZB_RULE_BOOL, .null_fine = 1 },
+};
+
+/* DeepSpeed lowers the case of its own names only; the rest are attributes of torch.optim, as spelled. */
+static const char *const deepspeed_optimizers[] = { "adam",       "adamw",       "adagrad",    "lamb",
+                                                    "onebitadam", "zerooneadam", "onebitlamb", "muadam",
+                                                    "muadamw",    "musgd",       "lion",       "muon",
+                                                    NULL };
+static const char *const torch_optimizers[] = { "Adadelta", "Adafactor",  "Adamax", "ASGD",
+                                                "LBFGS",    "NAdam",      "RAdam",  "RMSprop",
+                                                "Rprop",    "SparseAdam", NULL };
+
+static zb_status read_number(const zb_json_at *params, const char *key, double min, double *out)
+{
+    zb_json_at at = zb_json_member(params, key);
+    return zb_config_read_number(&at, ZB_SECTION_CALL, min, out);
+}
+
+static zb_status read_bool(const zb_json_at *params, const char *key, int *out)
+{
+    zb_json_at at = zb_json_member(params, key);
+    return zb_config_read_bool(&at, ZB_SECTION_CALL, out);
+}
+
+/* A beta of 1 divides by zero in the bias correction. */
+static zb_status read_betas(const zb_json_at *params, double *beta1, double *beta2)
+{
+    zb_json_at betas = zb_json_member(params, "betas");
+    if (betas.value == NULL) return ZB_OK;
+    size_t count = 0;
+    ZB_TRY(zb_json_array(&betas, &count));
+    if (count != 2) return zb_json_fail(&betas, ZB_INVALID_CONFIG, "two numbers");
+    zb_json_at first = zb_json_first(&betas), second = zb_json_next(&first);
+    const struct {
+        const zb_json_at *at;
+        double *out;
+    } pair[] = { { &first, beta1 }, { &second, beta2 } };
+    for (size_t i = 0; i < COUNT(pair); i++) {
+        double beta = -1;
+        if (cJSON_IsNumber(pair[i].at->value)) beta = pair[i].at->value->valuedouble;
+        if (!(beta >= 0 && beta < 1))
+            return zb_json_fail(pair[i].at, ZB_INVALID_CONFIG, "a number from 0 up to, not including, 1");
+        *pair[i].out = beta;
+    }
+    return ZB_OK;
+}
+
+static zb_status read_adam(zb_config *config, const zb_json_at *params, int is_adamw)
+{
+    zb_optimizer_config adam = {
+        .kind = ZB_OPTIMIZER_ADAM, .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .bias_correction = 1
+    };
+    int w_mode = 1, amsgrad = 0;
+    if (params->value != NULL) {
+        ZB_TRY(zb_config_judge(config, params, ZB_SECTION_CALL, "Adam", adam_rules, COUNT(adam_rules)));
+        ZB_TRY(read_number(params, "lr", 0, &adam.lr));
+        ZB_TRY(read_betas(params, &adam.beta1, &adam.beta2));
+        ZB_TRY(read_number(params, "eps", 0, &adam.eps));
+        ZB_TRY(read_number(params, "weight_decay", 0, &adam.weight_decay));
+        ZB_TRY(read_bool(params, "bias_correction", &adam.bias_correction));
+        ZB_TRY(read_bool(params, "adam_w_mode", &w_mode));
+        ZB_TRY(read_bool(params, "amsgrad", &amsgrad));
+    }
+    if (amsgrad) {
+        zb_json_at at = zb_json_member(params, "amsgrad");
+        return zb_json_fail(&at, ZB_INVALID_CONFIG, "false: DeepSpeed's Adam has no AMSGrad");
+    }
+    /* "Adam" decays like AdamW unless adam_w_mode is false; "AdamW" cannot be talked out of it. */
+    if (is_adamw && !w_mode) {
+        zb_json_at at = zb_json_member(params, "adam_w_mode");
+        ZB_TRY(zb_config_note(config, &at,
+                              "no effect: AdamW always decouples the weight decay; Adam would not"));
+    }
+    adam.decay_mode = is_adamw || w_mode ? ZB_DECAY_DECOUPLED : ZB_DECAY_L2;
+    config->optimizer = adam;
+    return ZB_OK;
+}
+
+static zb_status read_sgd(zb_config *config, const zb_json_at *params)
+{
+    zb_optimizer_config sgd = { .kind = ZB_OPTIMIZER_SGD, .decay_mode = ZB_DECAY_L2 };
+    if (params->value != NULL)
+        ZB_TRY(zb_config_judge(config, params, ZB_SECTION_CALL, "SGD", sgd_rules, COUNT(sgd_rules)));
+    zb_json_at lr = zb_json_member(params, "lr");
+    if (lr.value == NULL) return zb_json_fail(&lr, ZB_INVALID_CONFIG, "a number: SGD has no default rate");
+    ZB_TRY(read_number(params, "lr", 0, &sgd.lr));
+    ZB_TRY(read_number(params, "momentum", 0, &sgd.momentum));
+    ZB_TRY(read_number(params, "dampening", -INFINITY, &sgd.dampening));
+    ZB_TRY(read_number(params, "weight_decay", 0, &sgd.weight_decay));
+    ZB_TRY(read_bool(params, "nesterov", &sgd.nesterov));
+    if (sgd.nesterov && (sgd.momentum <= 0 || sgd.dampening != 0)) {
+        zb_json_at at = zb_json_member(params, "nesterov");
+        return zb_json_fail(&at, ZB_INVALID_CONFIG,
+                            "false, or momentum above 0 and dampening 0 (they are %g and %g)", sgd.momentum,
+                            sgd.dampening);
+    }
+    config->optimizer = sgd;
+    return ZB_OK;
+}
+
+/* DeepSpeed shards only optimizers that it knows, unless told that the user knows better. */
+static zb_status check_tested(const zb_config *config, const zb_json_at *type)
+{
+    if (config->optimizer.kind != ZB_OPTIMIZER_SGD || config->zero.stage == 0 ||
+        config->zero_allow_untested_optimizer)
+        return ZB_OK;
+    return zb_json_fail(
+        type, ZB_INVALID_CONFIG,
+        "Adam or AdamW at ZeRO stage %d, or zero_allow_untested_optimizer: true at the top level",
+        config->zero.stage);
+}
+
+zb_status zb_config_read_optimizer(zb_config *config, const zb_json_at *root)
+{
+    zb_json_at section = zb_json_member(root, "optimizer");
+    if (section.value == NULL) return ZB_OK;
+    ZB_TRY(
+        zb_config_judge(config, &section, ZB_SECTION_OPEN, "optimizer", section_rules, COUNT(section_rules)));
+    zb_json_at type_at = zb_json_member(&section, "type"), params = zb_json_member(&section, "params");
+    const char *type;
+    ZB_TRY(zb_json_string(&type_at, &type));
+    if (params.value != NULL) ZB_TRY(zb_json_object(&params));
+    zb_json_at norm = zb_json_member(&params, "max_grad_norm");
+    if (norm.value != NULL)
+        return zb_json_fail(&norm, ZB_INVALID_CONFIG,
+                            "it left out: gradient_clipping at the top level sets the norm");
+
+    int known = zb_config_index_of(type, deepspeed_optimizers, 1);
+    if (known == 0 || known == 1) {
+        ZB_TRY(read_adam(config, &params, known == 1));
+    } else if (strcmp(type, "SGD") == 0) {
+        ZB_TRY(read_sgd(config, &params));
+    } else if (known >= 0 || zb_config_index_of(type, torch_optimizers, 0) >= 0) {
+        return zb_json_fail(&type_at, ZB_UNSUPPORTED,
+                            "Adam, AdamW or SGD: this optimizer is not supported yet");
+    } else {
+        return zb_json_fail(
+            &type_at, ZB_INVALID_CONFIG,
+            "Adam, AdamW or SGD: neither DeepSpeed nor torch.optim has this name (case matters)");
+    }
+    config->optimizer_given = 1;
+    return check_tested(config, &type_at);
+}
+
+/* ---- scheduler --------------------------------------------------------------------------------------- */
+
+static const zb_config_rule warmup_rules[] = {
+    ZB_HONOURED("warmup_min_lr"),
+    ZB_HONOURED("warmup_max_lr"),
+    ZB_HONOURED("warmup_num_steps"),
+    ZB_HONOURED("warmup_type"),
+    { .key = "last_batch_iteration",
+      .effect = ZB_RULE_ONLY,
+      .type = ZB_RULE_INTEGER,
+      .neutral = -1,
+      .min = -1 },
+};
+
+static const char *const other_schedulers[] = { "LRRangeTest",
+                                                "OneCycle",
+                                                "WarmupDecayLR",
+                                                "WarmupCosineLR",
+                                                "LambdaLR",
+                                                "MultiplicativeLR",
+                                                "StepLR",
+                                                "MultiStepLR",
+                                                "ConstantLR",
+                                                "LinearLR",
+                                                "ExponentialLR",
+                                                "SequentialLR",
+                                                "CosineAnnealingLR",
+                                                "ChainedScheduler",
+                                                "ReduceLROnPlateau",
+                                                "CyclicLR",
+                                                "CosineAnnealingWarmRestarts",
+                                                "OneCycleLR",
+                                                "PolynomialLR",
+                                                NULL };
+
+/* One rate, or a list with one rate for each parameter group; there is one group here. */
+static zb_status read_rate(const zb_json_at *params, const char *key, double *out)
+{
+    zb_json_at at = zb_json_member(params, key);
+    if (!cJSON_IsArray(at.value)) return zb_config_read_number(&at, ZB_SECTION_CALL, 0, out);
+    size_t count = 0;
+    ZB_TRY(zb_json_array(&at, &count));
+    if (count != 1) return zb_json_fail(&at, ZB_INVALID_CONFIG, "one rate: there is one parameter group");
+    zb_json_at only = zb_json_first(&at);
+    return zb_config_read_number(&only, ZB_SECTION_CALL, 0, out);
+}
+
+static zb_status read_warmup_type(zb_config *config, const zb_json_at *params)
+{
+    zb_json_at at = zb_json_member(params, "warmup_type");
+    if (at.value == NULL) return ZB_OK;
+    const char *type;
+    ZB_TRY(zb_json_string(&at, &type));
+    if (strcmp(type, "linear") == 0) {
+        config->schedule.warmup_type = ZB_WARMUP_LINEAR;
+    } else if (strcmp(type, "log") != 0) {
+        return zb_config_note(config, &at, "\"%.60s\" is unknown; \"log\" is used instead, as DeepSpeed does",
+                              type);
+    }
+    return ZB_OK;
+}
+
+static zb_status read_warmup(zb_config *config, const zb_json_at *params)
+{
+    zb_schedule_config *schedule = &config->schedule;
+    schedule->kind = ZB_SCHEDULE_WARMUP_LR;
+    schedule->warmup_num_steps = 1000;
+    schedule->warmup_type = ZB_WARMUP_LOG;
+    schedule->warmup_max_lr = schedule->base_lr;
+    ZB_TRY(zb_config_judge(config, params, ZB_SECTION_CALL, "WarmupLR", warmup_rules, COUNT(warmup_rules)));
+    ZB_TRY(read_rate(params, "warmup_min_lr", &schedule->warmup_min_lr));
+    zb_json_at maximum = zb_json_member(params, "warmup_max_lr");
+    if (zb_json_given(&maximum))
+        ZB_TRY(read_rate(params, "warmup_max_lr", &schedule->warmup_max_lr));
+    else if (!config->optimizer_given)
+        return zb_json_fail(&maximum, ZB_INVALID_CONFIG,
+                            "a number, since there is no optimizer whose lr it could be");
+    zb_json_at steps = zb_json_member(params, "warmup_num_steps");
+    ZB_TRY(
+        zb_config_read_integer(&steps, ZB_SECTION_CALL, 1, ZB_JSON_MAX_INTEGER, &schedule->warmup_num_steps));
+    return read_warmup_type(config, params);
+}
+
+zb_status zb_config_read_schedule(zb_config *config, const zb_json_at *root)
+{
+    config->schedule = (zb_schedule_config){ .kind = ZB_SCHEDULE_CONSTANT, .base_lr = config->optimizer.lr };
+    zb_json_at section = zb_json_member(root, "scheduler");
+    if (section.value == NULL) return ZB_OK;
+    /* The last rule is legacy_fusion, which only an optimizer has. */
+    ZB_TRY(zb_config_judge(config, &section, ZB_SECTION_OPEN, "scheduler", section_rules,
+                           COUNT(section_rules) - 1));
+    zb_json_at type_at = zb_json_member(&section, "type"), params = zb_json_member(&section, "params");
+    const char *type;
+    ZB_TRY(zb_json_string(&type_at, &type));
+    if (strcmp(type, "WarmupLR") == 0) return read_warmup(config, &params);
+    if (zb_config_index_of(type, other_schedulers, 0) >= 0)
+        return zb_json_fail(&type_at, ZB_UNSUPPORTED,
+                            "WarmupLR, or no scheduler: this one is not supported yet");
+    return zb_json_fail(
+        &type_at, ZB_INVALID_CONFIG,
+        "WarmupLR: neither DeepSpeed nor torch.optim.lr_scheduler has this name (case matters)");
+}
