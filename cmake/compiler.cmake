@@ -4,7 +4,7 @@ add_library(zb_flags INTERFACE)
 target_compile_options(zb_flags INTERFACE
   -ffp-contract=off -fno-fast-math -fno-math-errno -fno-common
   -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wwrite-strings -Wvla -Wundef
-  -Wno-format-truncation) # messages are cut at their buffer on purpose
+  $<$<C_COMPILER_ID:GNU>:-Wno-format-truncation>) # messages are cut at their buffer on purpose
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|i.86)$")
   target_compile_options(zb_flags INTERFACE -msse2 -mfpmath=sse)
 endif()

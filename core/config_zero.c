@@ -213,7 +213,6 @@ static zb_status read_section(zb_config *config, const zb_json_at *zero)
     ZB_TRY(zb_config_read_integer(&bucket_at, ZB_SECTION_CLOSED, 0, ZB_JSON_MAX_INTEGER, &bucket));
     config->zero.reduce_bucket_numel = (uint64_t)bucket;
 
-    config->zero.overlap_comm = stage == 3;
     zb_json_at overlap_at = zb_config_closed_member(zero, "overlap_comm");
     if (zb_json_given(&overlap_at))
         ZB_TRY(zb_config_read_bool(&overlap_at, ZB_SECTION_CLOSED, &config->zero.overlap_comm));
@@ -233,9 +232,9 @@ static zb_status read_section(zb_config *config, const zb_json_at *zero)
 
 zb_status zb_config_read_zero(zb_config *config, const zb_json_at *root)
 {
-    config->zero = (zb_zero_config){ .contiguous_gradients = 1,
-                                     .reduce_scatter = 1,
-                                     .reduce_bucket_numel = 500000000 };
+    config->zero = (zb_zero_config){
+        .overlap_comm = -1, .contiguous_gradients = 1, .reduce_scatter = 1, .reduce_bucket_numel = 500000000
+    };
     zb_json_at zero = zb_json_member(root, "zero_optimization");
     if (zero.value == NULL) return ZB_OK;
     if (cJSON_IsBool(zero.value)) {

@@ -39,7 +39,8 @@ typedef struct zb_fp16_config {
 
 typedef struct zb_zero_config {
     int stage; /* 0..3 */
-    int contiguous_gradients, reduce_scatter, overlap_comm;
+    int contiguous_gradients, reduce_scatter;
+    int overlap_comm; /* -1: not given, which means on at stage 3 and off elsewhere */
     uint64_t reduce_bucket_numel;
 } zb_zero_config;
 

@@ -393,7 +393,7 @@ static void defaults_are_deepspeeds(void **state)
     assert_int_equal(config->optimizer_given, 0);
     assert_int_equal(config->schedule.kind, ZB_SCHEDULE_CONSTANT);
     assert_int_equal(config->zero.stage, 0);
-    assert_int_equal(config->zero.overlap_comm, 0);
+    assert_int_equal(config->zero.overlap_comm, -1);
     assert_int_equal(config->zero.contiguous_gradients, 1);
     assert_int_equal(config->zero.reduce_scatter, 1);
     assert_int_equal(config->zero.reduce_bucket_numel, 500000000);
@@ -458,7 +458,7 @@ static void values_arrive(void **state)
     config = parse("{\"zero_optimization\": {\"stage\": 3, \"overlap_comm\": null},"
                    "\"optimizer\": {\"type\": \"Adam\", \"params\": {\"adam_w_mode\": false, "
                    "\"bias_correction\": false}}}");
-    assert_int_equal(config->zero.overlap_comm, 1);
+    assert_int_equal(config->zero.overlap_comm, -1);
     assert_int_equal(config->optimizer.decay_mode, ZB_DECAY_L2);
     assert_int_equal(config->optimizer.bias_correction, 0);
     zb_config_destroy(config);
