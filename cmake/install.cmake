@@ -6,7 +6,7 @@ install(TARGETS zerobit_static zerobit_shared zb_flags EXPORT zerobit-targets
 install(TARGETS zerobit RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY include/zerobit DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
 install(FILES ${CMAKE_BINARY_DIR}/include/zerobit/version.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/zerobit)
-install(DIRECTORY examples/configs DESTINATION ${CMAKE_INSTALL_DATADIR}/zerobit)
+install(DIRECTORY examples/configs examples/models DESTINATION ${CMAKE_INSTALL_DATADIR}/zerobit)
 
 install(EXPORT zerobit-targets NAMESPACE zerobit:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/zerobit)
 configure_package_config_file(cmake/zerobit-config.cmake.in ${CMAKE_BINARY_DIR}/zerobit-config.cmake

@@ -83,7 +83,7 @@ typedef struct zb_module_spec {
     int kernel, stride, padding; /* CONV2D, MAXPOOL2D; stride 0: 1 for CONV2D, kernel for MAXPOOL2D */
     int no_bias;           /* LINEAR, CONV2D */
     int frozen;            /* requires_grad false for the parameters that this module creates */
-    const char *tie;       /* LINEAR, CONV2D: name of an earlier module whose weight (not bias) this one uses */
+    const char *tie;       /* LINEAR, CONV2D: an earlier module of this kind whose weight (not bias) this one uses; equal shapes */
     zb_shape shape;        /* PARAMETER */
 } zb_module_spec;
 
