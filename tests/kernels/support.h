@@ -1,0 +1,80 @@
+/* What the tests of kernels/ share: every test runs at every SIMD level, on guarded arrays, and compares
+ * bits. */
+#ifndef ZB_TESTS_KERNELS_SUPPORT_H
+#define ZB_TESTS_KERNELS_SUPPORT_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "kernels/kernels.h"
+
+/* One cmocka test per level; begins with use_level(state). */
+#define AT_EACH_LEVEL(test)                                                                                  \
+    { #test ", portable", test, NULL, NULL, (void *)"portable" },                                            \
+        { #test ", avx2", test, NULL, NULL, (void *)"avx2" },                                                \
+    {                                                                                                        \
+#test ", avx512", test, NULL, NULL, (void *)"avx512"                                                 \
+    }
+
+/** Switches to the level that the state names; skips the test, visibly, when this machine lacks it. */
+void use_level(void **state);
+
+/* --- random numbers (xorshift64*) --- */
+
+typedef struct rng {
+    uint64_t state;
+} rng;
+uint64_t rng_next(rng *r);
+/** 0 .. bound-1 */
+size_t rng_below(rng *r, size_t bound);
+
+/* What arrays are filled with. */
+typedef enum fill_kind {
+    FILL_UNIFORM, /* -1..1 */
+    FILL_WIDE,    /* any exponent between 2^-40 and 2^40 */
+    FILL_SMALL,   /* subnormals, and numbers whose products are */
+    FILL_SPECIAL, /* zeros, infinities, NaN, extremes, and ones */
+    FILL_BITS,    /* any 32 bits */
+    FILL_KINDS
+} fill_kind;
+const char *fill_name(fill_kind kind);
+float rng_float(rng *r, fill_kind kind);
+void fill(rng *r, fill_kind kind, float *x, size_t numel);
+
+/* Sizes around every edge of lanes, vectors and blocks. */
+extern const size_t edge_sizes[];
+extern const size_t edge_size_count;
+
+/* --- guarded arrays --- */
+
+/** `numel` elements of `bytes` each, `offset` elements past a 64-byte boundary, between bytes that must not
+ * change. */
+void *guarded(size_t numel, size_t bytes, size_t offset);
+float *guarded_floats(size_t numel, size_t offset);
+/** Fails when a guard has changed; frees. */
+void guarded_free(void *pointer);
+
+/* --- comparing --- */
+
+uint32_t bits_of(float x);
+float from_bits(uint32_t bits);
+/** Same bits, or both NaN; otherwise fails and names the first element that differs. `format` says which case
+ * it was. */
+void assert_same_floats(const float *got, const float *want, size_t numel, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+void assert_ok(zb_status status);
+
+/* --- the contract's sum, in the plainest form --- */
+
+float plain_reduce(const float *x, size_t numel);
+
+/* --- fp16 and bf16, from nothing but their precision and range --- */
+
+double plain_from_half(zb_dtype half, uint16_t x);
+uint16_t plain_to_half(zb_dtype half, double x);
+
+#endif
