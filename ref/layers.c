@@ -18,7 +18,7 @@
  */
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && !defined(__FMA__) &&             \
     !defined(ZB_SANITIZED) && !defined(ZB_COVERAGE)
-#define ZB_REF_CLONES __attribute__((target_clones("arch=haswell", "default")))
+#define ZB_REF_CLONES __attribute__((target_clones("fma", "default")))
 #else
 #define ZB_REF_CLONES
 #endif
@@ -28,8 +28,9 @@ static void set_zero(float *y, size_t numel)
     memset(y, 0, numel * sizeof *y);
 }
 
-/* y[i] = fmaf(a, x[i], y[i]): one link of numel independent chains. */
-static inline void chain_link(float a, const float *restrict x, float *restrict y, size_t numel)
+/* y[i] = fmaf(a, x[i], y[i]): one link of numel independent chains. Inlined, to be cloned with its caller. */
+static inline __attribute__((always_inline)) void chain_link(float a, const float *restrict x,
+                                                             float *restrict y, size_t numel)
 {
     for (size_t i = 0; i < numel; i++) y[i] = fmaf(a, x[i], y[i]);
 }

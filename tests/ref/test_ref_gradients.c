@@ -11,8 +11,9 @@
 #include "ref/oracle.h"
 
 enum { ROWS = 2, MAX_NUMEL = 512, MAX_MODULES = 12, DRAWS = 2000 };
-#define STEP 0x1p-7 /* two of them move no value by as much as the smallest distance of two different ones   \
-                     */
+#define STEP                                                                                                 \
+    0x1p-7 /* two of them move no value by as much as the smallest distance of two different ones            \
+            */
 
 /* --- forward in fp64 --- */
 
@@ -254,6 +255,7 @@ static void compare_all(const zb_model *model, const zb_ref_tensors *values, con
     assert_true((double)zb_ref_forward(&pass, values, batch) == loss);
 
     const float divisor = 2.0f;
+    fill_random(gradients.data, gradients.numel, 9); /* what was there before must not matter */
     zb_ref_backward(&pass, values, batch, divisor, &gradients);
     int nonzero = 0;
     for (int p = 0; p < model->param_count; p++)
