@@ -87,10 +87,12 @@ zb_slice zb_layout_slice(const zb_layout *l, int param, int rank)
 zb_status zb_partition_create(const zb_model *model, int stage, int world_size, int rank,
                               zb_partition *partition)
 {
-    if (rank < 0 || rank >= world_size)
-        return zb_fail(ZB_INVALID_ARGUMENT, "rank is %d, want 0 to %d", rank, world_size - 1);
     zb_layout layout;
-    ZB_TRY(zb_layout_create(model, stage, world_size, &layout));
+    ZB_TRY(zb_layout_create(model, stage, world_size, &layout)); /* checks the world size first */
+    if (rank < 0 || rank >= world_size) {
+        zb_layout_destroy(&layout);
+        return zb_fail(ZB_INVALID_ARGUMENT, "rank is %d, want 0 to %d", rank, world_size - 1);
+    }
 
     zb_partition result = { .numel = layout.numel,
                             .padded_numel = layout.padded_numel,
