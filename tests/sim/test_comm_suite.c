@@ -1,0 +1,73 @@
+/* The communicator suite on the back ends that exist: self, and sim in many worlds, workers and seeds. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <zerobit/comm.h>
+#include <zerobit/memory.h>
+#include <zerobit/sim.h>
+
+#include "tests/sim/comm_suite.h"
+
+static zb_status run_on_self(void *backend, comm_suite_main *suite_main, void *user)
+{
+    (void)backend;
+    zb_comm *comm;
+    ZB_TRY(zb_comm_self_create(&comm));
+    zb_status status = suite_main(user, comm);
+    zb_comm_destroy(comm);
+    return status;
+}
+
+static zb_status run_on_sim(void *backend, comm_suite_main *suite_main, void *user)
+{
+    zb_sim *sim;
+    ZB_TRY(zb_sim_create(backend, &sim));
+    zb_status status = zb_sim_run(sim, suite_main, user);
+    if (status == ZB_OK) status = zb_sim_run(sim, suite_main, user); /* a world outlives its runs */
+    zb_sim_destroy(sim);
+    return status;
+}
+
+static void run_suite(comm_suite_runner *run, void *backend, uint64_t seed, const char *name)
+{
+    uint64_t live = zb_alloc_get_stats().live;
+    for (int i = 0; i < comm_suite_case_count; i++) {
+        zb_status status = run(backend, comm_suite_cases[i].main, &seed);
+        if (status != ZB_OK)
+            fail_msg("%s, seed %llu: %s: %s", name, (unsigned long long)seed, comm_suite_cases[i].name,
+                     zb_error_message());
+        assert_int_equal(zb_alloc_get_stats().live, live);
+    }
+}
+
+static void test_self(void **state)
+{
+    (void)state;
+    run_suite(run_on_self, NULL, 1, "self");
+}
+
+static void test_sim(void **state)
+{
+    int workers = *(int *)*state;
+    for (int world = workers; world <= 9; world += workers) {
+        zb_sim_options options = { .world_size = world,
+                                   .workers = workers,
+                                   .seed = (uint64_t)(world * 10 + workers) };
+        run_suite(run_on_sim, &options, options.seed, "sim");
+    }
+}
+
+int main(void)
+{
+    static int workers[] = { 1, 2, 3 };
+    const struct CMUnitTest tests[] = {
+        { "self", test_self, NULL, NULL, NULL },
+        { "sim, 1 worker, worlds 1-9", test_sim, NULL, NULL, &workers[0] },
+        { "sim, 2 workers, worlds 2,4,6,8", test_sim, NULL, NULL, &workers[1] },
+        { "sim, 3 workers, worlds 3,6,9", test_sim, NULL, NULL, &workers[2] },
+    };
+    return cmocka_run_group_tests_name("comm_suite", tests, NULL, NULL);
+}
