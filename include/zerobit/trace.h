@@ -33,9 +33,17 @@ ZB_API zb_status zb_trace_writer_finish(zb_trace_writer *writer);
 /** Without finish: nothing is left behind. */
 ZB_API void zb_trace_writer_destroy(zb_trace_writer *writer);
 
+typedef enum zb_missing {
+    ZB_MISSING_NONE, /* both runs show the value; the bits differ */
+    ZB_MISSING_A,
+    ZB_MISSING_B,
+    ZB_MISSING_BOTH
+} zb_missing;
+
 /** The first place where two runs differ. */
 typedef struct zb_difference {
     int found;
+    zb_missing missing; /* which run does not show what it should; then there are no bits */
     zb_quantity quantity;
     int64_t step, micro;
     int rank_a, rank_b; /* ZB_EVERY_RANK for the oracle */

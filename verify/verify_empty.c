@@ -1,1 +1,0 @@
-typedef int zb_verify_empty;
