@@ -1,0 +1,330 @@
+/*
+ * The ladder's first rung: for every precision and world, one oracle run per arithmetic plan, and in lockstep
+ * with it the engines of all stages that follow this plan, each on a simulated world of its own. After every
+ * step each engine is held against the oracle; one that differs stops there, the others go on.
+ */
+#include <zerobit/verify.h>
+
+#include "verify/compare.h"
+
+#include <inttypes.h>
+#include <string.h>
+#include <time.h>
+#include <zerobit/engine.h>
+#include <zerobit/memory.h>
+#include <zerobit/ref.h>
+#include <zerobit/sim.h>
+
+static double seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* --- one engine on its simulated world --- */
+
+typedef struct runner {
+    const zb_verify_options *options;
+    zb_verify_case *result;
+    zb_sim *sim;
+    zb_compare *compare;
+    zb_device **devices; /* [world_size], like engines */
+    zb_engine **engines;
+} runner;
+
+static int is_running(const runner *r)
+{
+    return r->result->status == ZB_OK;
+}
+
+static zb_status start_rank(void *user, zb_comm *comm)
+{
+    runner *r = user;
+    const zb_verify_options *options = r->options;
+    ZB_TRY(zb_device_cpu_create_poisoning(&r->devices[comm->rank]));
+    zb_engine_options engine_options = { .config = options->config,
+                                         .model = options->model,
+                                         .weights = options->weights,
+                                         .dataset = options->dataset,
+                                         .device = r->devices[comm->rank],
+                                         .comm = comm,
+                                         .stage = r->result->stage,
+                                         .dtype = (int)r->result->dtype,
+                                         .sampler_seed = options->sampler_seed };
+    ZB_TRY(zb_initialize(&engine_options, &r->engines[comm->rank]));
+    zb_observer observer = zb_compare_observer(r->compare);
+    return zb_engine_observe(r->engines[comm->rank], &observer);
+}
+
+static zb_status step_rank(void *user, zb_comm *comm)
+{
+    runner *r = user;
+    zb_observer observer = zb_compare_observer(r->compare);
+    ZB_TRY(zb_engine_train_step(r->engines[comm->rank], &observer));
+    return zb_engine_observe(r->engines[comm->rank], &observer);
+}
+
+/* Whatever goes wrong on a case's own world is that case's result, not the end of the others. */
+static void fail_case(zb_verify_case *result, zb_status status)
+{
+    result->status = status;
+    memcpy(result->message, zb_error_message(), sizeof result->message);
+    result->message[sizeof result->message - 1] = '\0';
+}
+
+/* Run `main` on all ranks while the reference holds the matching step; then judge. */
+static void runner_advance(runner *r, zb_rank_main *main)
+{
+    double begin = seconds_now();
+    zb_compare_begin(r->compare);
+    zb_status status = zb_sim_run(r->sim, main, r);
+    /* A difference found before a rank failed is the cause to name: it is the earlier event. */
+    zb_difference difference;
+    zb_compare_finish(r->compare, &difference);
+    int is_value = difference.found && difference.missing == ZB_MISSING_NONE;
+    if (status != ZB_OK && !is_value) {
+        fail_case(r->result, status);
+    } else if (difference.found) {
+        r->result->status = ZB_DIFFERENT;
+        r->result->difference = difference;
+        memcpy(r->result->message, difference.text, sizeof difference.text);
+    }
+    r->result->values_compared = zb_compare_value_count(r->compare);
+    r->result->seconds += seconds_now() - begin;
+}
+
+static zb_status runner_create(runner *r, const zb_reference *reference)
+{
+    const zb_verify_options *options = r->options;
+    const zb_verify_case *result = r->result;
+    size_t world_size = (size_t)result->world_size;
+    r->devices = zb_alloc_array(world_size, sizeof *r->devices);
+    if (r->devices == NULL) return ZB_NO_MEMORY;
+    r->engines = zb_alloc_array(world_size, sizeof *r->engines);
+    if (r->engines == NULL) return ZB_NO_MEMORY;
+
+    zb_compare_options compare_options = { .reference = reference,
+                                           .whole_param_on_every_rank = result->stage < 3 };
+    ZB_TRY(zb_memory_formula(options->config, options->model, &result->plan, result->stage,
+                             compare_options.bytes_held));
+    ZB_TRY(zb_traffic_formula(options->config, options->model, &result->plan, result->stage,
+                              compare_options.bytes_sent));
+    ZB_TRY(zb_compare_create(&compare_options, &r->compare));
+    zb_sim_options sim_options = { .world_size = result->world_size,
+                                   .workers = options->workers,
+                                   .seed = options->sim_seed };
+    return zb_sim_create(&sim_options, &r->sim);
+}
+
+static void runner_destroy(runner *r)
+{
+    for (int i = 0; i < r->result->world_size; i++) {
+        if (r->engines != NULL) zb_engine_destroy(r->engines[i]);
+        if (r->devices != NULL && r->devices[i] != NULL) zb_device_destroy(r->devices[i]);
+    }
+    if (r->sim != NULL) zb_sim_destroy(r->sim);
+    zb_compare_destroy(r->compare);
+    zb_free(r->engines);
+    zb_free(r->devices);
+}
+
+/* --- stages of one plan beside one oracle --- */
+
+typedef struct group {
+    const zb_verify_options *options;
+    zb_ref *ref;
+    zb_reference *reference;
+    runner runners[ZB_STAGE_COUNT];
+    int runner_count;
+    int64_t *done, total; /* for the progress report */
+} group;
+
+static int is_interrupted(const zb_verify_options *options)
+{
+    return options->interrupt != NULL && *options->interrupt != 0;
+}
+
+static int any_running(const group *g)
+{
+    for (int i = 0; i < g->runner_count; i++)
+        if (is_running(&g->runners[i])) return 1;
+    return 0;
+}
+
+static void report(const group *g, const zb_verify_case *current)
+{
+    const zb_verify_options *options = g->options;
+    if (options->progress != NULL) options->progress(options->user, current, *g->done, g->total);
+}
+
+static zb_status group_create(group *g)
+{
+    const zb_verify_options *options = g->options;
+    const zb_plan *plan = &g->runners[0].result->plan;
+    zb_ref_options ref_options = { .plan = plan,
+                                   .schedule = &options->config->schedule,
+                                   .model = options->model,
+                                   .weights = options->weights,
+                                   .dataset = options->dataset,
+                                   .sampler_seed = options->sampler_seed,
+                                   .shuffle = 1,
+                                   .drop_last = options->config->dataloader_drop_last,
+                                   .reshuffle = plan->semantics == ZB_SEMANTICS_STANDARD };
+    ZB_TRY(zb_ref_create(&ref_options, &g->ref));
+    ZB_TRY(zb_reference_create(options->model, plan, &g->reference));
+    for (int i = 0; i < g->runner_count; i++) ZB_TRY(runner_create(&g->runners[i], g->reference));
+    return ZB_OK;
+}
+
+static void group_destroy(group *g)
+{
+    for (int i = 0; i < g->runner_count; i++) runner_destroy(&g->runners[i]);
+    zb_reference_destroy(g->reference);
+    if (g->ref != NULL) zb_ref_destroy(g->ref);
+}
+
+static zb_status group_initialize(group *g)
+{
+    zb_observer observer = zb_reference_observer(g->reference);
+    zb_reference_begin(g->reference, -1);
+    ZB_TRY(zb_ref_observe_initial(g->ref, &observer));
+    for (int i = 0; i < g->runner_count; i++) {
+        report(g, g->runners[i].result);
+        runner_advance(&g->runners[i], start_rank);
+    }
+    return ZB_OK;
+}
+
+static zb_status group_step(group *g, int64_t step)
+{
+    zb_observer observer = zb_reference_observer(g->reference);
+    zb_reference_begin(g->reference, step);
+    ZB_TRY(zb_ref_step(g->ref, &observer));
+    for (int i = 0; i < g->runner_count; i++) {
+        runner *r = &g->runners[i];
+        if (is_running(r)) {
+            runner_advance(r, step_rank);
+            if (is_running(r)) r->result->steps_done++;
+        }
+        ++*g->done;
+        report(g, r->result);
+    }
+    return ZB_OK;
+}
+
+static zb_status group_run(group *g)
+{
+    ZB_TRY(group_create(g));
+    ZB_TRY(group_initialize(g));
+    for (int64_t step = 0; step < g->options->steps && any_running(g); step++) {
+        if (is_interrupted(g->options)) {
+            const zb_verify_case *first = g->runners[0].result;
+            return zb_fail(
+                ZB_INTERRUPTED, "interrupted: stage %d, world %d, %s, before step %" PRId64 " of %" PRId64,
+                first->stage, first->world_size, zb_dtype_name(first->dtype), step, g->options->steps);
+        }
+        ZB_TRY(group_step(g, step));
+    }
+    return ZB_OK;
+}
+
+/* --- all cases --- */
+
+/* The stages of one precision and world whose plan is that of the first one not run yet. */
+static int take_group(group *g, zb_verify_case *cases, int count, int *is_taken)
+{
+    g->runner_count = 0;
+    const zb_plan *plan = NULL;
+    for (int i = 0; i < count; i++) {
+        if (is_taken[i] || (plan != NULL && !zb_plan_equal(plan, &cases[i].plan))) continue;
+        plan = &cases[i].plan;
+        is_taken[i] = 1;
+        g->runners[g->runner_count++] = (runner){ .options = g->options, .result = &cases[i] };
+    }
+    return g->runner_count;
+}
+
+static zb_status run_world(const zb_verify_options *options, zb_verify_case *cases, int64_t *done,
+                           int64_t total)
+{
+    int is_taken[ZB_STAGE_COUNT] = { 0 };
+    group g = { .options = options, .done = done, .total = total };
+    while (take_group(&g, cases, options->stage_count, is_taken) > 0) {
+        int64_t done_before = *done;
+        g.ref = NULL;
+        g.reference = NULL;
+        zb_status status = group_run(&g);
+        group_destroy(&g);
+        if (status != ZB_OK) return status;
+        /* A group whose engines all stopped early is done all the same. */
+        *done = done_before + g.runner_count * options->steps;
+    }
+    return ZB_OK;
+}
+
+static zb_status check_list(const char *what, const int *values, int count, int min, int max)
+{
+    if (count < 1) return zb_fail(ZB_INVALID_ARGUMENT, "no %s given", what);
+    for (int i = 0; i < count; i++) {
+        if (values[i] < min || values[i] > max)
+            return zb_fail(ZB_INVALID_ARGUMENT, "%s %d, want %d to %d", what, values[i], min, max);
+        for (int j = 0; j < i; j++)
+            if (values[j] == values[i])
+                return zb_fail(ZB_INVALID_ARGUMENT, "%s %d given twice", what, values[i]);
+    }
+    return ZB_OK;
+}
+
+enum { WORLD_SIZE_MAX = 65536 };
+
+static zb_status check_options(const zb_verify_options *options)
+{
+    ZB_TRY(check_list("stage", options->stages, options->stage_count, 0, ZB_STAGE_COUNT - 1));
+    ZB_TRY(check_list("world", options->worlds, options->world_count, 1, WORLD_SIZE_MAX));
+    if (options->dtype_count < 1) return zb_fail(ZB_INVALID_ARGUMENT, "no precision given");
+    if (options->steps < 1)
+        return zb_fail(ZB_INVALID_ARGUMENT, "%" PRId64 " steps, want at least 1", options->steps);
+    return ZB_OK;
+}
+
+/* Fill in what is known before anything runs; so a bad batch in the last case is found at once. */
+static zb_status plan_cases(const zb_verify_options *options, zb_verify_case *cases)
+{
+    zb_verify_case *c = cases;
+    for (int d = 0; d < options->dtype_count; d++) {
+        for (int w = 0; w < options->world_count; w++) {
+            for (int s = 0; s < options->stage_count; s++, c++) {
+                *c = (zb_verify_case){ .stage = options->stages[s],
+                                       .dtype = options->dtypes[d],
+                                       .world_size = options->worlds[w] };
+                if (zb_plan_derive(options->config, c->stage, c->dtype, c->world_size, &c->plan) != ZB_OK)
+                    return zb_fail_context("stage %d, world %d, %s", c->stage, c->world_size,
+                                           zb_dtype_name(c->dtype));
+            }
+        }
+    }
+    return ZB_OK;
+}
+
+zb_status zb_verify(const zb_verify_options *options, zb_verify_case *cases)
+{
+    ZB_TRY(check_options(options));
+    ZB_TRY(plan_cases(options, cases));
+
+    int case_count = options->dtype_count * options->world_count * options->stage_count;
+    int64_t done = 0, total = case_count * options->steps;
+    for (int first = 0; first < case_count; first += options->stage_count) {
+        zb_status status = run_world(options, cases + first, &done, total);
+        if (status == ZB_OK) continue;
+        for (int i = 0; i < case_count; i++)
+            if (cases[i].status == ZB_OK && cases[i].steps_done < options->steps)
+                fail_case(&cases[i], status);
+        return status;
+    }
+    for (int i = 0; i < case_count; i++)
+        if (cases[i].status != ZB_OK)
+            return zb_fail(ZB_DIFFERENT, "stage %d, world %d, %s: %s", cases[i].stage, cases[i].world_size,
+                           zb_dtype_name(cases[i].dtype), cases[i].message);
+    return ZB_OK;
+}
