@@ -76,7 +76,7 @@ static zb_status measure_counts(const zb_comm *comm, const zb_collective *c, siz
         if (__builtin_add_overflow(total, c->counts[r], &total))
             return refuse(c, "sum of counts", -1, "a size that fits");
     }
-    if (__builtin_mul_overflow(total, element, &out->send_bytes))
+    if (__builtin_mul_overflow(total, element, &out->send_bytes) || out->send_bytes > PTRDIFF_MAX)
         return refuse(c, "sum of counts", (long long)total, "a size that fits");
     out->recv_bytes = c->counts[comm->rank] * element;
     return ZB_OK;
@@ -87,7 +87,7 @@ static zb_status measure(const zb_comm *comm, const zb_collective *c, extent *ou
     *out = (extent){ .in_place_allowed = 1 };
     size_t element = zb_dtype_bytes(c->dtype), one, all;
     if (__builtin_mul_overflow(c->numel, element, &one) ||
-        __builtin_mul_overflow(one, (size_t)comm->world_size, &all))
+        __builtin_mul_overflow(one, (size_t)comm->world_size, &all) || all > PTRDIFF_MAX)
         return refuse(c, "numel", (long long)c->numel, "a size that fits");
 
     switch (c->kind) {
