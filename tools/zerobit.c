@@ -1,8 +1,82 @@
-#include <stdio.h>
-#include <zerobit/zerobit.h>
+/* The `zerobit` command: finds the subcommand. */
+#include "tools/command.h"
+#include "tools/interrupt.h"
+#include "tools/options.h"
 
-int main(void)
+#include <stdio.h>
+#include <string.h>
+#include <zerobit/version.h>
+
+static const struct {
+    const char *name;
+    exit_code (*run)(int argc, char **argv); /* NULL: known, but not in this version */
+    const char *summary;
+} commands[] = {
+    { "verify", command_verify, "hold the engine against the oracle, to the bit" },
+    { "train", command_train, "train on simulated ranks; write a trace and weights" },
+    { "diff", command_diff, "compare two traces; name the first difference" },
+    { "inspect", command_inspect, "say what a config will mean, as JSON" },
+    { "info", command_info, "say what this build and machine offer" },
+    { "generate-cifar10", command_generate_cifar10, "write synthetic images in CIFAR-10's format" },
+    { "replay", NULL, NULL },
+    { "explore", NULL, NULL },
+    { "plan", NULL, NULL },
+};
+enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
+
+static void print_help(void)
 {
-    puts("zerobit " ZB_VERSION);
-    return 0;
+    puts("usage: zerobit COMMAND [options]\n\n"
+         "Tells whether a ZeRO training engine is right, to the last bit.\n");
+    for (int i = 0; i < COMMAND_COUNT; i++)
+        if (commands[i].run != NULL) printf("  %-18s %s\n", commands[i].name, commands[i].summary);
+    puts("\nzerobit COMMAND --help says more. Exit status: 0 all equal, 1 a difference, 2 bad usage,\n"
+         "config or input, 3 something that this machine or build lacks, 4 an internal error.");
+}
+
+static exit_code unknown_command(const char *word)
+{
+    const char *names[COMMAND_COUNT + 1] = { 0 };
+    for (int i = 0; i < COMMAND_COUNT; i++) names[i] = commands[i].name;
+    const char *meant = closest_word(word, names);
+    if (meant != NULL)
+        fprintf(stderr, "zerobit: unknown command %s; did you mean %s?\n", word, meant);
+    else
+        fprintf(stderr, "zerobit: unknown command %s; see zerobit --help\n", word);
+    return EXIT_USAGE;
+}
+
+static exit_code run(int argc, char **argv)
+{
+    if (argc < 2) {
+        fputs("zerobit: which command? See zerobit --help\n", stderr);
+        return EXIT_USAGE;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+        print_help();
+        return EXIT_EQUAL;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        puts("zerobit " ZB_VERSION);
+        return EXIT_EQUAL;
+    }
+    for (int i = 0; i < COMMAND_COUNT; i++) {
+        if (strcmp(argv[1], commands[i].name) != 0) continue;
+        if (commands[i].run != NULL) return commands[i].run(argc - 1, argv + 1);
+        fprintf(stderr, "zerobit: %s is not in this version\n", argv[1]);
+        return EXIT_LACKING;
+    }
+    return unknown_command(argv[1]);
+}
+
+int main(int argc, char **argv)
+{
+    exit_code code = run(argc, argv);
+    /* A report that could not be written out (disk full, closed pipe) is no success. */
+    if ((fflush(stdout) != 0 || ferror(stdout)) && code == EXIT_EQUAL) {
+        fputs("zerobit: standard output cannot be written\n", stderr);
+        code = EXIT_USAGE;
+    }
+    if (interrupt_flag != 0) interrupt_end();
+    return (int)code;
 }

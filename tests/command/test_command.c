@@ -1,0 +1,385 @@
+/* The command from outside: exit codes, what it says and where, and what it leaves behind. */
+#include "tests/verify/support.h"
+
+#include <cjson/cJSON.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+#define CIFAR        ZB_SOURCE_DIR "/examples/configs/cifar10.json"
+#define SMALL        CIFAR " --dtypes fp32 --model mlp:12-7-5 --micro-batch 3 "
+
+typedef struct outcome {
+    int exit;
+    char *out, *err; /* owned */
+} outcome;
+
+/* Run with '@' standing for the test's folder. Output goes to hidden files, which folder_entries does not
+ * count. */
+static outcome run(const char *arguments)
+{
+    char line[2048];
+    size_t used = (size_t)snprintf(line, sizeof line, "%s ", ZB_COMMAND);
+    for (; *arguments != '\0'; arguments++)
+        used += (size_t)snprintf(line + used, sizeof line - used, *arguments == '@' ? "%s" : "%.1s",
+                                 *arguments == '@' ? folder : arguments);
+    snprintf(line + used, sizeof line - used, " >%s/.out 2>%s/.err </dev/null", folder, folder);
+    int status = system(line);
+    assert_true(WIFEXITED(status));
+    outcome o = { .exit = WEXITSTATUS(status) };
+    size_t bytes;
+    o.out = (char *)read_whole(in_folder(".out"), &bytes);
+    o.out[bytes] = '\0';
+    o.err = (char *)read_whole(in_folder(".err"), &bytes);
+    o.err[bytes] = '\0';
+    unlink(in_folder(".out"));
+    unlink(in_folder(".err"));
+    return o;
+}
+
+static void outcome_free(outcome *o)
+{
+    free(o->out);
+    free(o->err);
+}
+
+/* --- refusals: nothing on standard output, nothing written --- */
+
+static const struct refusal {
+    const char *arguments;
+    int exit;
+    const char *err;
+} refusals[] = {
+    { "", 2, "zerobit: which command? See zerobit --help\n" },
+    { "verfy", 2, "zerobit: unknown command verfy; did you mean verify?\n" },
+    { "frobnicate", 2, "zerobit: unknown command frobnicate; see zerobit --help\n" },
+    { "replay", 3, "zerobit: replay is not in this version\n" },
+    { "explore", 3, "zerobit: explore is not in this version\n" },
+    { "plan", 3, "zerobit: plan is not in this version\n" },
+
+    { "verify", 2, "zerobit verify: CONFIG is missing; see zerobit verify --help\n" },
+    { "verify " CIFAR " --json @/j", 2, "16-bit training is not supported yet; use --dtypes fp32" },
+    { "verify " CIFAR " --dtypes fp16", 2, "not supported yet" },
+    { "verify " CIFAR " --worlds 0 --json @/j", 2,
+      "zerobit verify: --worlds 0: want an integer from 1 to 65536\n" },
+    { "verify " CIFAR " --worlds 2,2", 2, "zerobit verify: --worlds: 2 is given twice\n" },
+    { "verify " CIFAR " --worlds 65537", 2, "--worlds 65537" },
+    { "verify " CIFAR " --stages 4", 2, "zerobit verify: --stages 4: want an integer from 0 to 3\n" },
+    { "verify " CIFAR " --stages -1", 2, "zerobit verify: --stages -1: want an integer from 0 to 3\n" },
+    { "verify " CIFAR " --stage 2", 2, "unknown option --stage; did you mean --stages?" },
+    { "verify " CIFAR " --steps 0", 2, "--steps 0: want an integer from 1" },
+    { "verify " CIFAR " --html @/h", 2, "unknown option --html" },
+    { "verify " CIFAR " --dtypes fp32 --worlds 1,3 --json @/j --junit @/x", 2, "world 3" },
+    { "verify @/nothing.json", 2, "nothing.json: cannot be opened: No such file" },
+    { "verify " CIFAR " --dtypes fp32 --model nonsense", 2, "nonsense" },
+    { "verify " CIFAR " --dtypes fp32 --data @/nowhere", 2, "nowhere" },
+    { "verify " CIFAR " --dtypes fp32 --weights @/nowhere", 2, "nowhere" },
+    { "verify " CIFAR " --dtypes fp32 --json @/no/such/place", 2, "no/such/place: cannot be written" },
+    { "verify " CIFAR " --dtypes fp32 --junit @/no/such/place", 2, "no/such/place: cannot be written" },
+    { "verify " CIFAR " --against mpi", 3, "zerobit verify: this build has no MPI communicator\n" },
+    { "verify " CIFAR " --against ref,cuda", 3, "zerobit verify: this build has no CUDA device\n" },
+    { "verify " CIFAR " --against ref,nonsense", 2, "--against nonsense: want ref, mpi, cuda or nccl" },
+
+    { "train " CIFAR, 2, "16-bit training is not supported yet; use --dtypes fp32" },
+    { "train " CIFAR " --comm mpi", 3, "this build has no MPI communicator" },
+    { "train " CIFAR " --comm nccl", 3, "this build has no NCCL communicator" },
+    { "train " CIFAR " --device cuda", 3, "this build has no CUDA device" },
+    { "train " CIFAR " --comm pigeon", 2, "--comm pigeon: want sim, mpi or nccl" },
+    { "train " CIFAR " --device gpu", 2, "--device gpu: want cpu or cuda" },
+    { "train " SMALL "--trace @/t --save-weights @/t", 2, "--trace and --save-weights are both" },
+    { "train " SMALL "--trace @/no/such/place", 2, "no/such/place: cannot be written" },
+    { "train " SMALL "--save-weights @/no/such/place", 2, "no/such/place: cannot be written" },
+    { "train " CIFAR " --dtypes fp32 --world 3 --trace @/t", 2, "world size 3" },
+    { "train " CIFAR " --dtypes fp32,bf16", 2, "a training run has one precision" },
+
+    { "diff @/a", 2, "zerobit diff: B is missing" },
+    { "diff @/a @/b", 2, "cannot be read: No such file" },
+    { "diff @ @", 2, "not a regular file" },
+    { "diff " CIFAR " " CIFAR, 2, "not a whole trace: no trace signature at byte 0" },
+
+    { "inspect", 2, "zerobit inspect: what?" },
+    { "inspect bach", 2, "unknown topic bach; did you mean batch?" },
+    { "inspect loss-scale " CIFAR, 3, "not in this version" },
+    { "inspect quirks " CIFAR, 3, "not in this version" },
+    { "inspect batch", 2, "zerobit inspect batch: CONFIG is missing" },
+    { "inspect batch " CIFAR " --world 3", 2, "world size 3" },
+    { "inspect batch " CIFAR " --world 0", 2, "--world 0" },
+    { "inspect lr @/nothing", 2, "nothing" },
+    { "inspect sampler --world 2", 2, "--size is missing" },
+    { "inspect sampler --size 5 --world 2 --rank 2", 2, "--rank 2: want 0 to 1 in a world of 2" },
+    { "inspect partition " CIFAR " --world 3", 2, "world size 3" },
+    { "inspect partition " CIFAR " --stage 4", 2, "--stage 4" },
+    { "inspect partition " CIFAR " --model nonsense", 2, "nonsense" },
+    { "inspect memory " CIFAR, 2, "--model or --params is missing" },
+    { "inspect memory " CIFAR " --params 5 --model cifar10-net", 2, "exclude one another" },
+    { "inspect memory " CIFAR " --params 5 --world 3", 2, "world size 3" },
+
+    { "info --jason", 2, "zerobit info: unknown option --jason; did you mean --json?" },
+    { "info x", 2, "unexpected \"x\"" },
+    { "generate-cifar10", 2, "FILE is missing" },
+    { "generate-cifar10 @/x --records 0", 2, "--records 0" },
+    { "generate-cifar10 @/no/such/place", 2, "no/such/place" },
+};
+
+static void check_refusal(void **state)
+{
+    const struct refusal *r = *state;
+    folder_create(NULL);
+    outcome o = run(r->arguments);
+    if (o.exit != r->exit || o.out[0] != '\0' || strstr(o.err, r->err) == NULL)
+        fail_msg("%s\nexit %d, want %d\nstdout: %s\nstderr: %s\nwant:   %s", r->arguments, o.exit, r->exit,
+                 o.out, o.err, r->err);
+    assert_int_equal(folder_entries(), 0);
+    outcome_free(&o);
+    folder_remove(NULL);
+}
+
+/* --- what works --- */
+
+static void expect(const char *arguments, int exit, const char *out, const char *err)
+{
+    outcome o = run(arguments);
+    if (o.exit != exit || strstr(o.out, out) == NULL || strstr(o.err, err) == NULL)
+        fail_msg("%s\nexit %d, want %d\nstdout: %s\nwant:   %s\nstderr: %s\nwant:   %s", arguments, o.exit,
+                 exit, o.out, out, o.err, err);
+    outcome_free(&o);
+}
+
+static void help_is_everywhere(void **state)
+{
+    (void)state;
+    expect("--help", 0, "usage: zerobit COMMAND", "");
+    expect("--version", 0, "zerobit ", "");
+    static const char *const commands[] = { "verify",
+                                            "train",
+                                            "diff",
+                                            "inspect",
+                                            "inspect batch",
+                                            "inspect lr",
+                                            "inspect sampler",
+                                            "inspect partition",
+                                            "inspect memory",
+                                            "info",
+                                            "generate-cifar10" };
+    for (size_t i = 0; i < COUNT(commands); i++) {
+        char line[64], usage[64];
+        snprintf(line, sizeof line, "%s --help", commands[i]);
+        snprintf(usage, sizeof usage, "usage: zerobit %s", commands[i]);
+        expect(line, 0, usage, "");
+    }
+}
+
+static void verify_reports_equal(void **state)
+{
+    (void)state;
+    expect("verify " SMALL "--worlds 1,3 --steps 3 --json @/j --junit @/x", 0,
+           "8 cases, all equal to the bit", "");
+    size_t bytes;
+    char *text = (char *)read_whole(in_folder("j"), &bytes);
+    cJSON *json = cJSON_ParseWithLength(text, bytes);
+    assert_true(cJSON_IsTrue(cJSON_GetObjectItem(json, "equal")));
+    assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(json, "cases")), 8);
+    cJSON_Delete(json);
+    free(text);
+    expect("verify " SMALL "--worlds 2 --stages 3 --steps 2 --quiet --json -", 0, "\"equal\": true", "");
+    expect("verify " SMALL "--worlds 2 --stages 3 --steps 2 --quiet", 0, "", "");
+    expect("verify " SMALL "--worlds 3 --accumulation 2 --steps 2 --workers 1 --seed 5", 0, "3 x 2", "");
+}
+
+static void verify_of_the_example(void **state)
+{
+    (void)state;
+    expect("verify " CIFAR " --dtypes fp32 --steps 2", 0, "16 cases, all equal to the bit", "");
+    expect("verify " CIFAR " --dtypes fp32 --steps 2 --worlds 3,5,7 --micro-batch 4", 0,
+           "12 cases, all equal", "");
+}
+
+static void training_runs_are_compared(void **state)
+{
+    (void)state;
+    expect("train " SMALL "--world 3 --steps 3 --stage 0 --trace @/a", 0, "step      3  loss ", "");
+    expect("train " SMALL "--world 3 --steps 3 --stage 2 --trace @/b --save-weights @/w", 0, "b: the trace",
+           "");
+    expect("diff @/a @/b", 0, "equal: ", "");
+    expect("diff @/a @/b --quiet", 0, "", "");
+    expect("train " SMALL "--world 3 --steps 3 --stage 2 --seed 1 --trace @/c", 0, "", "");
+    expect("diff @/a @/c", 1, "after initialize, rank 0, fp32 weight fc", "");
+    /* The weights of a run are where the next one begins. */
+    expect("train " SMALL "--world 1 --steps 1 --stage 0 --weights @/w --trace @/d", 0, "", "");
+    expect("verify " SMALL "--weights @/w --worlds 2 --steps 1", 0, "all equal", "");
+    /* The same run is the same file. */
+    expect("train " SMALL "--world 3 --steps 3 --stage 2 --workers 1 --trace @/b2", 0, "", "");
+    size_t bytes_a, bytes_b;
+    unsigned char *a = read_whole(in_folder("b"), &bytes_a), *b = read_whole(in_folder("b2"), &bytes_b);
+    assert_int_equal(bytes_a, bytes_b);
+    assert_memory_equal(a, b, bytes_a);
+    free(b);
+
+    expect("train " SMALL "--trace @/a", 2, "", "/a exists; --force replaces it");
+    expect("train " SMALL "--save-weights @/w", 2, "", "/w exists; --force replaces it");
+    expect("train " SMALL "--steps 1 --trace @/a --force", 0, "", "");
+    write_whole(in_folder("b"), a, bytes_a - 1);
+    free(a);
+    expect("diff @/a @/b", 2, "", "not a whole trace");
+}
+
+static void generated_data_is_read(void **state)
+{
+    (void)state;
+    expect("generate-cifar10 @/x.bin --records 40 --seed 3", 0, "x.bin: 40 records", "");
+    expect("generate-cifar10 @/x.bin --records 40", 2, "", "x.bin: exists already");
+    expect("verify " CIFAR " --dtypes fp32 --steps 2 --worlds 2 --data @/x.bin", 0, "all equal", "");
+    expect("verify " SMALL "--data @/x.bin", 2, "", "input");
+}
+
+/* --- inspect: exactly one JSON value --- */
+
+static void inspect_prints_json(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *arguments, *out;
+    } exact[] = {
+        { "inspect batch " CIFAR " --world 4", "{\"train_batch_size\":16,\"train_micro_batch_size_per_gpu\":"
+                                               "4,\"gradient_accumulation_steps\":1}\n" },
+        { "inspect batch " CIFAR " --world 3 --micro-batch 4 --accumulation 2",
+          "{\"train_batch_size\":24,\"train_micro_batch_size_per_gpu\":4,\"gradient_accumulation_steps\":2}"
+          "\n" },
+        { "inspect sampler --size 10 --world 3 --rank 2", "[7,9,6,1]\n" },
+        { "inspect sampler --size 10 --world 4 --rank 1 --no-shuffle", "[1,5,9]\n" },
+        { "inspect sampler --size 10 --world 4 --rank 0 --drop-last", "[4,3]\n" },
+        { "inspect sampler --size 10 --world 2 --rank 0 --epoch 1", "[5,1,0,9,7]\n" },
+        { "inspect sampler --size 10 --world 2 --rank 0 --seed 1", "[5,1,0,9,7]\n" },
+        { "inspect lr " CIFAR " --steps 4", "[0,0,0.00010034333188799373,0.00015904041823988749]\n" },
+        { "inspect lr " CIFAR " --steps 0", "[]\n" },
+        { "inspect memory " CIFAR " --params 1000 --world 1",
+          "{\"world\":1,\"numel\":1000,\"stages\":["
+          "{\"stage\":0,\"parameters\":4000,\"gradients\":4000,\"optimizer_states\":8000,\"total\":16000},"
+          "{\"stage\":1,\"parameters\":4000,\"gradients\":4000,\"optimizer_states\":8000,\"total\":16000},"
+          "{\"stage\":2,\"parameters\":4000,\"gradients\":4000,\"optimizer_states\":8000,\"total\":16000},"
+          "{\"stage\":3,\"parameters\":4000,\"gradients\":4000,\"optimizer_states\":8000,\"total\":16000}]}"
+          "\n" },
+    };
+    for (size_t i = 0; i < COUNT(exact); i++) {
+        outcome o = run(exact[i].arguments);
+        assert_int_equal(o.exit, 0);
+        assert_string_equal(o.out, exact[i].out);
+        assert_string_equal(o.err, "");
+        outcome_free(&o);
+    }
+}
+
+/* Every trainable element is owned exactly once, in order. */
+static void inspect_partition_tiles(void **state)
+{
+    (void)state;
+    for (int stage = 0; stage < 4; stage++) {
+        char line[512];
+        snprintf(line, sizeof line, "inspect partition %s --world 4 --stage %d", CIFAR, stage);
+        outcome o = run(line);
+        assert_int_equal(o.exit, 0);
+        cJSON *json = cJSON_Parse(o.out);
+        assert_non_null(json);
+        assert_int_equal(cJSON_GetObjectItem(json, "stage")->valueint, stage);
+        assert_int_equal(cJSON_GetObjectItem(json, "world")->valueint, 4);
+        assert_int_equal(cJSON_GetObjectItem(json, "numel")->valueint, 62006);
+        const cJSON *ranks = cJSON_GetObjectItem(json, "ranks");
+        assert_int_equal(cJSON_GetArraySize(ranks), 4);
+        int owned = 0;
+        const cJSON *rank, *piece;
+        cJSON_ArrayForEach(rank, ranks)
+        {
+            cJSON_ArrayForEach(piece, cJSON_GetObjectItem(rank, "pieces"))
+            {
+                owned += cJSON_GetObjectItem(piece, "numel")->valueint;
+                assert_non_null(cJSON_GetObjectItem(piece, "param")->valuestring);
+            }
+        }
+        assert_int_equal(owned, stage == 0 ? 4 * 62006 : 62006);
+        cJSON_Delete(json);
+        outcome_free(&o);
+    }
+}
+
+static void info_tells_what_there_is(void **state)
+{
+    (void)state;
+    expect("info", 0, "communicators  self, sim", "");
+    outcome o = run("info --json");
+    cJSON *json = cJSON_Parse(o.out);
+    assert_non_null(json);
+    assert_true(cJSON_IsString(cJSON_GetObjectItem(json, "simd")));
+    assert_true(cJSON_IsBool(cJSON_GetObjectItem(cJSON_GetObjectItem(json, "found"), "nccl")));
+    cJSON_Delete(json);
+    outcome_free(&o);
+}
+
+/* --- Ctrl-C --- */
+
+static void interrupt_stops_between_steps(void **state)
+{
+    (void)state;
+    static const char *const commands[] = {
+        "exec %s verify " SMALL "--worlds 2 --steps 2000000000 --json %s/j >%s/.out 2>%s/.err",
+        "exec %s train " SMALL "--world 2 --steps 2000000000 --print-every 1 --trace %s/t >%s/.out 2>%s/.err",
+    };
+    for (size_t i = 0; i < COUNT(commands); i++) {
+        char line[1024];
+        snprintf(line, sizeof line, commands[i], ZB_COMMAND, folder, folder, folder);
+        pid_t child = fork();
+        if (child == 0) {
+            execl("/bin/sh", "sh", "-c", line, (char *)NULL);
+            _exit(127);
+        }
+        nanosleep(&(struct timespec){ 0, 500000000 }, NULL);
+        assert_int_equal(kill(child, SIGINT), 0);
+        int status;
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_true(WIFSIGNALED(status));
+        assert_int_equal(WTERMSIG(status), SIGINT);
+        size_t bytes;
+        char *text = (char *)read_whole(in_folder(".err"), &bytes);
+        text[bytes] = '\0';
+        assert_non_null(strstr(text, "interrupted"));
+        assert_non_null(strstr(text, "before step "));
+        free(text);
+        unlink(in_folder(".out"));
+        unlink(in_folder(".err"));
+        assert_int_equal(folder_entries(), 0);
+    }
+}
+
+/* A full disk is no success. */
+static void unwritable_output_is_an_error(void **state)
+{
+    (void)state;
+    if (access("/dev/full", W_OK) != 0) skip();
+    char line[512];
+    snprintf(line, sizeof line, "%s info >/dev/full 2>/dev/null", ZB_COMMAND);
+    int status = system(line);
+    assert_int_equal(WEXITSTATUS(status), 2);
+}
+
+int main(void)
+{
+#define IN_FOLDER(test) cmocka_unit_test_setup_teardown(test, folder_create, folder_remove)
+    const struct CMUnitTest whole[] = {
+        IN_FOLDER(help_is_everywhere),
+        IN_FOLDER(verify_reports_equal),
+        IN_FOLDER(verify_of_the_example),
+        IN_FOLDER(training_runs_are_compared),
+        IN_FOLDER(generated_data_is_read),
+        IN_FOLDER(inspect_prints_json),
+        IN_FOLDER(inspect_partition_tiles),
+        IN_FOLDER(info_tells_what_there_is),
+        IN_FOLDER(interrupt_stops_between_steps),
+        IN_FOLDER(unwritable_output_is_an_error),
+    };
+    struct CMUnitTest tests[COUNT(refusals)];
+    for (size_t i = 0; i < COUNT(refusals); i++)
+        tests[i] = (struct CMUnitTest){ refusals[i].arguments, check_refusal, NULL, NULL,
+                                        (void *)&refusals[i] };
+    return cmocka_run_group_tests_name("command, refusals", tests, NULL, NULL) +
+           cmocka_run_group_tests_name("command", whole, NULL, NULL);
+}

@@ -1,0 +1,55 @@
+/* Exit codes and the way an error is told. */
+#include "tools/command.h"
+
+#include "verify/output_file.h"
+
+#include <stdio.h>
+#include <string.h>
+
+exit_code exit_code_of(zb_status status)
+{
+    switch (status) {
+    case ZB_OK:
+        return EXIT_EQUAL;
+    case ZB_INVALID_ARGUMENT:
+    case ZB_INVALID_CONFIG:
+    case ZB_IO:
+    case ZB_CORRUPT:
+    /* Of the config's wishes; what the machine lacks is known before the library is asked. */
+    case ZB_UNSUPPORTED:
+        return EXIT_USAGE;
+    /* What a wrong engine does. */
+    case ZB_DIFFERENT:
+    case ZB_REMOTE:
+    case ZB_MISMATCH:
+    case ZB_DEADLOCK:
+    case ZB_RACE:
+        return EXIT_DIFFERENT;
+    case ZB_NO_MEMORY:
+    case ZB_INTERRUPTED:
+    case ZB_INTERNAL:
+        break;
+    }
+    return EXIT_INTERNAL;
+}
+
+exit_code command_failed(const char *command, zb_status status)
+{
+    fprintf(stderr, "zerobit %s: %s\n", command, zb_error_message());
+    return exit_code_of(status);
+}
+
+exit_code command_lacks(const char *command, const char *what)
+{
+    fprintf(stderr, "zerobit %s: this build has no %s\n", command, what);
+    return EXIT_LACKING;
+}
+
+zb_status check_writable(const char *path)
+{
+    if (path == NULL || strcmp(path, "-") == 0) return ZB_OK;
+    zb_output_file file;
+    ZB_TRY(zb_output_file_open(&file, path));
+    zb_output_file_discard(&file);
+    return ZB_OK;
+}

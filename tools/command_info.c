@@ -1,0 +1,78 @@
+/* zerobit info: what this build and this machine offer. */
+#include "tools/command.h"
+#include "tools/options.h"
+
+#include "verify/json_writer.h"
+
+#include <stdio.h>
+#include <unistd.h>
+#include <zerobit/kernels.h>
+#include <zerobit/version.h>
+
+typedef struct capability {
+    const char *name;
+    int found; /* by the build */
+} capability;
+
+/* What the build found; no back end of this version uses it. */
+static const capability capabilities[] = {
+    { "mpi", ZB_FOUND_MPI },
+    { "cuda", ZB_FOUND_CUDA },
+    { "nccl", ZB_FOUND_NCCL },
+};
+enum { CAPABILITY_COUNT = sizeof capabilities / sizeof capabilities[0] };
+
+static zb_status print_json(void)
+{
+    zb_json_writer json = { .indented = 1 };
+    zb_json_begin_object(&json, NULL);
+    zb_json_put_string(&json, "zerobit_version", ZB_VERSION);
+    zb_json_put_string(&json, "simd", zb_simd_level());
+    zb_json_put_int(&json, "cores", sysconf(_SC_NPROCESSORS_ONLN));
+    zb_json_begin_array(&json, "communicators");
+    zb_json_put_string(&json, NULL, "self");
+    zb_json_put_string(&json, NULL, "sim");
+    zb_json_end_array(&json);
+    zb_json_begin_array(&json, "devices");
+    zb_json_put_string(&json, NULL, "cpu");
+    zb_json_end_array(&json);
+    zb_json_begin_object(&json, "found");
+    for (int i = 0; i < CAPABILITY_COUNT; i++)
+        zb_json_put_bool(&json, capabilities[i].name, capabilities[i].found);
+    zb_json_end_object(&json);
+    zb_json_end_object(&json);
+    zb_status status = zb_json_writer_finish(&json);
+    if (status == ZB_OK) puts(json.text);
+    zb_json_writer_destroy(&json);
+    return status;
+}
+
+static void print_text(void)
+{
+    printf("zerobit        %s\n", ZB_VERSION);
+    printf("simd           %s\n", zb_simd_level());
+    printf("cores          %ld\n", sysconf(_SC_NPROCESSORS_ONLN));
+    printf("communicators  self, sim\n");
+    printf("devices        cpu\n");
+    for (int i = 0; i < CAPABILITY_COUNT; i++)
+        printf("%-14s %s\n", capabilities[i].name,
+               capabilities[i].found ? "found when this was built; no back end uses it yet" : "not found");
+}
+
+exit_code command_info(int argc, char **argv)
+{
+    int json = 0, help = 0;
+    const option_spec options[] = {
+        { "--json", OPTION_FLAG, &json, NULL, "as JSON", 0, 0 },
+        { 0 },
+    };
+    const command_spec spec = { "info", "Says what this build and this machine offer.", { NULL }, options };
+    zb_status status = options_parse(&spec, argc, argv, NULL, &help);
+    if (status == ZB_OK && help)
+        options_print_help(&spec);
+    else if (status == ZB_OK && json)
+        status = print_json();
+    else if (status == ZB_OK)
+        print_text();
+    return status == ZB_OK ? EXIT_EQUAL : command_failed(spec.name, status);
+}

@@ -1,0 +1,329 @@
+/* zerobit inspect: what a config will mean, as one JSON value on standard output, with no training. */
+#include "tools/command.h"
+#include "tools/inputs.h"
+#include "tools/options.h"
+
+#include "verify/json_writer.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <zerobit/engine.h>
+#include <zerobit/memory.h>
+#include <zerobit/schedule.h>
+
+enum { WORLD_SIZE_MAX = 65536 };
+
+typedef struct inspect_settings {
+    input_options input;
+    int64_t world_size, stage, steps, size, rank, epoch, params;
+    const char *memory_model; /* no default: --params may stand for it */
+    int no_shuffle, drop_last;
+} inspect_settings;
+
+/* --- each topic fills in `json` --- */
+
+static zb_status inspect_batch(const inspect_settings *settings, zb_json_writer *json)
+{
+    inputs in;
+    ZB_TRY(inputs_open_config(&settings->input, &in));
+    zb_batch_triangle batch;
+    zb_status status = zb_batch_resolve(&in.config->batch, (int)settings->world_size, &batch);
+    inputs_close(&in);
+    if (status != ZB_OK) return status;
+    zb_json_begin_object(json, NULL);
+    zb_json_put_int(json, "train_batch_size", batch.train_batch_size);
+    zb_json_put_int(json, "train_micro_batch_size_per_gpu", batch.micro_batch_size);
+    zb_json_put_int(json, "gradient_accumulation_steps", batch.accumulation_steps);
+    zb_json_end_object(json);
+    return ZB_OK;
+}
+
+static zb_status inspect_lr(const inspect_settings *settings, zb_json_writer *json)
+{
+    inputs in;
+    zb_schedule schedule;
+    ZB_TRY(inputs_open_config(&settings->input, &in));
+    zb_status status = zb_schedule_init(&schedule, &in.config->schedule);
+    inputs_close(&in);
+    if (status != ZB_OK) return status;
+    zb_json_begin_array(json, NULL);
+    for (int64_t step = 0; step < settings->steps; step++) {
+        zb_json_put_double(json, NULL, zb_schedule_lr(&schedule));
+        zb_schedule_step(&schedule);
+    }
+    zb_json_end_array(json);
+    return ZB_OK;
+}
+
+static zb_status inspect_sampler(const inspect_settings *settings, zb_json_writer *json)
+{
+    if (settings->size < 0)
+        return zb_fail(ZB_INVALID_ARGUMENT, "--size is missing; see zerobit inspect sampler --help");
+    if (settings->rank >= settings->world_size)
+        return zb_fail(ZB_INVALID_ARGUMENT,
+                       "--rank %" PRId64 ": want 0 to %" PRId64 " in a world of %" PRId64, settings->rank,
+                       settings->world_size - 1, settings->world_size);
+    zb_sampler_config config = { .dataset_size = settings->size,
+                                 .world_size = (int)settings->world_size,
+                                 .rank = (int)settings->rank,
+                                 .shuffle = !settings->no_shuffle,
+                                 .drop_last = settings->drop_last,
+                                 .seed = (uint64_t)settings->input.seed };
+    int64_t length = zb_sampler_length(&config);
+    int64_t *indices = zb_alloc_array((size_t)length, sizeof *indices);
+    if (indices == NULL) return ZB_NO_MEMORY;
+    zb_status status = zb_sampler_indices(&config, settings->epoch, indices);
+    if (status == ZB_OK) {
+        zb_json_begin_array(json, NULL);
+        for (int64_t i = 0; i < length; i++) zb_json_put_int(json, NULL, indices[i]);
+        zb_json_end_array(json);
+    }
+    zb_free(indices);
+    return status;
+}
+
+static void put_rank(zb_json_writer *json, const zb_model *model, int rank, const zb_partition *partition)
+{
+    zb_json_begin_object(json, NULL);
+    zb_json_put_int(json, "rank", rank);
+    zb_json_put_uint(json, "padding", partition->padding);
+    zb_json_begin_array(json, "pieces");
+    for (size_t i = 0; i < partition->piece_count; i++) {
+        const zb_piece *piece = &partition->pieces[i];
+        zb_json_begin_object(json, NULL);
+        zb_json_put_string(json, "param", model->params[piece->param].name);
+        zb_json_put_uint(json, "param_offset", piece->param_offset);
+        zb_json_put_uint(json, "numel", piece->numel);
+        zb_json_put_uint(json, "flat_offset", piece->flat_offset);
+        zb_json_end_object(json);
+    }
+    zb_json_end_array(json);
+    zb_json_end_object(json);
+}
+
+static zb_status put_partition(zb_json_writer *json, const inspect_settings *settings, const inputs *in)
+{
+    int world_size = (int)settings->world_size;
+    int stage = settings->stage >= 0 ? (int)settings->stage : in->config->zero.stage;
+    /* Whether this world is possible at all. */
+    zb_batch_triangle batch;
+    ZB_TRY(zb_batch_resolve(&in->config->batch, world_size, &batch));
+    zb_json_begin_object(json, NULL);
+    zb_json_put_int(json, "stage", stage);
+    zb_json_put_int(json, "world", world_size);
+    for (int rank = 0; rank < world_size; rank++) {
+        zb_partition partition;
+        ZB_TRY(zb_partition_create(in->model, stage, world_size, rank, &partition));
+        if (rank == 0) {
+            zb_json_put_uint(json, "numel", partition.numel);
+            zb_json_put_uint(json, "padded_numel", partition.padded_numel);
+            zb_json_begin_array(json, "ranks");
+        }
+        put_rank(json, in->model, rank, &partition);
+        zb_partition_destroy(&partition);
+    }
+    zb_json_end_array(json);
+    zb_json_end_object(json);
+    return ZB_OK;
+}
+
+static zb_status inspect_partition(const inspect_settings *settings, zb_json_writer *json)
+{
+    inputs in;
+    ZB_TRY(inputs_open_config(&settings->input, &in));
+    zb_status status = zb_model_open(settings->input.model, &in.model);
+    if (status == ZB_OK) status = put_partition(json, settings, &in);
+    inputs_close(&in);
+    return status;
+}
+
+static zb_status put_memory(zb_json_writer *json, const inspect_settings *settings, const inputs *in)
+{
+    uint64_t numel = in->model != NULL ? in->model->param_numel : (uint64_t)settings->params;
+    zb_json_begin_object(json, NULL);
+    zb_json_put_int(json, "world", settings->world_size);
+    zb_json_put_uint(json, "numel", numel);
+    zb_json_begin_array(json, "stages");
+    for (int stage = 0; stage < ZB_STAGE_COUNT; stage++) {
+        zb_plan plan;
+        uint64_t bytes[ZB_MEM_COUNT];
+        ZB_TRY(zb_plan_derive(in->config, stage, ZB_FP32, (int)settings->world_size, &plan));
+        if (in->model != NULL)
+            ZB_TRY(zb_memory_formula(in->config, in->model, &plan, stage, bytes));
+        else
+            zb_memory_formula_numel(numel, &plan, stage, bytes);
+        zb_json_begin_object(json, NULL);
+        zb_json_put_int(json, "stage", stage);
+        zb_json_put_uint(json, "parameters", bytes[ZB_MEM_PARAM]);
+        zb_json_put_uint(json, "gradients", bytes[ZB_MEM_GRAD]);
+        zb_json_put_uint(json, "optimizer_states", bytes[ZB_MEM_OPTIMIZER]);
+        zb_json_put_uint(json, "total", bytes[ZB_MEM_PARAM] + bytes[ZB_MEM_GRAD] + bytes[ZB_MEM_OPTIMIZER]);
+        zb_json_end_object(json);
+    }
+    zb_json_end_array(json);
+    zb_json_end_object(json);
+    return ZB_OK;
+}
+
+static zb_status inspect_memory(const inspect_settings *settings, zb_json_writer *json)
+{
+    if (settings->params > 0 && settings->memory_model != NULL)
+        return zb_fail(ZB_INVALID_ARGUMENT, "--model and --params exclude one another");
+    if (settings->params == 0 && settings->memory_model == NULL)
+        return zb_fail(ZB_INVALID_ARGUMENT,
+                       "--model or --params is missing; see zerobit inspect memory --help");
+    inputs in;
+    ZB_TRY(inputs_open_config(&settings->input, &in));
+    zb_status status = settings->params > 0 ? ZB_OK : zb_model_open(settings->memory_model, &in.model);
+    if (status == ZB_OK) status = put_memory(json, settings, &in);
+    inputs_close(&in);
+    return status;
+}
+
+/* --- the command --- */
+
+typedef zb_status inspect_fn(const inspect_settings *settings, zb_json_writer *json);
+
+static const char *const topics[] = { "batch",  "lr",         "sampler", "partition",
+                                      "memory", "loss-scale", "quirks",  NULL };
+
+static exit_code unknown_topic(const char *word)
+{
+    const char *meant = word != NULL ? closest_word(word, topics) : NULL;
+    zb_status status;
+    if (word == NULL)
+        status = zb_fail(ZB_INVALID_ARGUMENT, "what? batch, lr, sampler, partition or memory");
+    else if (meant != NULL)
+        status = zb_fail(ZB_INVALID_ARGUMENT, "unknown topic %s; did you mean %s?", word, meant);
+    else
+        status = zb_fail(ZB_INVALID_ARGUMENT,
+                         "unknown topic %s; want batch, lr, sampler, partition or memory", word);
+    return command_failed("inspect", status);
+}
+
+static void print_topics(void)
+{
+    puts("usage: zerobit inspect TOPIC ... [options]\n\n"
+         "Says what a config will mean, as one JSON value, with no training.\n\n"
+         "  batch CONFIG --world W                      the batch sizes, resolved\n"
+         "  lr CONFIG --steps N                         the learning rates of N steps\n"
+         "  sampler --size N --world W --rank R         the sample indices of one rank\n"
+         "  partition CONFIG --model M --world W        what each rank owns of the parameters\n"
+         "  memory CONFIG --model M|--params N --world W  bytes per rank at every stage");
+}
+
+/* Printed as a whole, or nothing is. */
+static exit_code run_topic(const command_spec *spec, inspect_fn *inspect, inspect_settings *settings,
+                           int argc, char **argv)
+{
+    const char *operands[OPERAND_MAX] = { NULL };
+    int help = 0;
+    zb_status status = options_parse(spec, argc, argv, operands, &help);
+    if (status == ZB_OK && help) {
+        options_print_help(spec);
+        return EXIT_EQUAL;
+    }
+    settings->input.config_path = operands[0];
+    zb_json_writer json = { 0 };
+    if (status == ZB_OK) status = inspect(settings, &json);
+    if (status == ZB_OK) status = zb_json_writer_finish(&json);
+    if (status == ZB_OK) puts(json.text);
+    zb_json_writer_destroy(&json);
+    return status == ZB_OK ? EXIT_EQUAL : command_failed(spec->name, status);
+}
+
+static exit_code find_topic(const char *topic, int argc, char **argv)
+{
+    inspect_settings settings = {
+        .input = INPUT_OPTIONS_DEFAULT, .world_size = 1, .stage = -1, .steps = 20, .size = -1
+    };
+#define ROW_WORLD                                                                                            \
+    {                                                                                                        \
+        "--world", OPTION_INT, &settings.world_size, "W", "number of ranks (1)", 1, WORLD_SIZE_MAX           \
+    }
+    const option_spec batch_options[] = { ROW_WORLD, OPTION_ROWS_BATCH(settings.input), { 0 } };
+    const option_spec lr_options[] = {
+        { "--steps", OPTION_INT, &settings.steps, "N", "optimizer steps (20)", 0, INT32_MAX },
+        { 0 },
+    };
+    const option_spec sampler_options[] = {
+        { "--size", OPTION_INT, &settings.size, "N", "samples in the data set; required", 1, INT32_MAX },
+        ROW_WORLD,
+        { "--rank", OPTION_INT, &settings.rank, "R", "which rank (0)", 0, WORLD_SIZE_MAX - 1 },
+        { "--epoch", OPTION_INT, &settings.epoch, "E", "which epoch (0)", 0, INT32_MAX },
+        { "--seed", OPTION_INT, &settings.input.seed, "S", "of the shuffle (0)", 0, INT64_MAX },
+        { "--no-shuffle", OPTION_FLAG, &settings.no_shuffle, NULL, "in order", 0, 0 },
+        { "--drop-last", OPTION_FLAG, &settings.drop_last, NULL, "drop the uneven tail instead of padding it",
+          0, 0 },
+        { 0 },
+    };
+    const option_spec partition_options[] = {
+        OPTION_ROW_MODEL(settings.input),
+        ROW_WORLD,
+        { "--stage", OPTION_INT, &settings.stage, "S", "ZeRO stage (the config's)", 0, ZB_STAGE_COUNT - 1 },
+        OPTION_ROWS_BATCH(settings.input),
+        { 0 },
+    };
+    const option_spec memory_options[] = {
+        { "--model", OPTION_TEXT, &settings.memory_model, "M",
+          "cifar10-net, mlp:IN-..-OUT, mlp-mse:.. or a JSON file", 0, 0 },
+        { "--params", OPTION_INT, &settings.params, "N", "instead of a model: a number of parameters", 1,
+          INT64_MAX / 64 },
+        ROW_WORLD,
+        OPTION_ROWS_BATCH(settings.input),
+        { 0 },
+    };
+#undef ROW_WORLD
+    const struct {
+        const char *topic;
+        inspect_fn *inspect;
+        command_spec spec;
+    } commands[] = {
+        { "batch",
+          inspect_batch,
+          { "inspect batch", "The batch sizes that a config resolves to.", { "CONFIG" }, batch_options } },
+        { "lr",
+          inspect_lr,
+          { "inspect lr", "The learning rates that the optimizer steps use.", { "CONFIG" }, lr_options } },
+        { "sampler",
+          inspect_sampler,
+          { "inspect sampler",
+            "The sample indices that a rank gets in an epoch.",
+            { NULL },
+            sampler_options } },
+        { "partition",
+          inspect_partition,
+          { "inspect partition",
+            "What each rank owns of the flat parameter space.",
+            { "CONFIG" },
+            partition_options } },
+        { "memory",
+          inspect_memory,
+          { "inspect memory",
+            "Bytes of model states that a rank holds, at every stage, in fp32.",
+            { "CONFIG" },
+            memory_options } },
+    };
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
+        if (strcmp(topic, commands[i].topic) == 0)
+            return run_topic(&commands[i].spec, commands[i].inspect, &settings, argc, argv);
+    return unknown_topic(topic);
+}
+
+exit_code command_inspect(int argc, char **argv)
+{
+    if (argc < 2) return unknown_topic(NULL);
+    const char *topic = argv[1];
+    if (strcmp(topic, "--help") == 0 || strcmp(topic, "-h") == 0) {
+        print_topics();
+        return EXIT_EQUAL;
+    }
+    if (strcmp(topic, "loss-scale") == 0 || strcmp(topic, "quirks") == 0) {
+        fprintf(stderr,
+                "zerobit inspect %s: not in this version, which trains in fp32 by standard semantics only\n",
+                topic);
+        return EXIT_LACKING;
+    }
+    return find_topic(topic, argc - 1, argv + 1);
+}

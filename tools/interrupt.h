@@ -1,0 +1,14 @@
+/* Ctrl-C: a flag that long work looks at between two steps. */
+#ifndef TOOLS_INTERRUPT_H
+#define TOOLS_INTERRUPT_H
+
+#include <signal.h>
+
+/** From now on SIGINT and SIGTERM set the flag; a second one ends the process at once. */
+void interrupt_watch(void);
+extern volatile sig_atomic_t interrupt_flag;
+
+/** End the process by the signal that came, as a shell expects it. Call when everything is put away. */
+_Noreturn void interrupt_end(void);
+
+#endif

@@ -1,0 +1,243 @@
+/* What `zerobit verify` has to say. */
+#include "tools/report.h"
+
+#include "verify/json_writer.h"
+#include "verify/output_file.h"
+
+#include <inttypes.h>
+#include <string.h>
+#include <zerobit/version.h>
+
+int report_all_equal(const verify_report *report)
+{
+    for (int i = 0; i < report->case_count; i++)
+        if (report->cases[i].status != ZB_OK) return 0;
+    return 1;
+}
+
+static const char *result_word(const zb_verify_case *c)
+{
+    switch (c->status) {
+    case ZB_OK:
+        return "equal";
+    case ZB_DIFFERENT:
+        return "different";
+    default:
+        return "failed";
+    }
+}
+
+/* --- table --- */
+
+/* 1234567 as "1,234,567". */
+static const char *grouped(uint64_t value, char text[32])
+{
+    char digits[24];
+    int count = snprintf(digits, sizeof digits, "%" PRIu64, value);
+    char *to = text;
+    for (int i = 0; i < count; i++) {
+        if (i > 0 && (count - i) % 3 == 0) *to++ = ',';
+        *to++ = digits[i];
+    }
+    *to = '\0';
+    return text;
+}
+
+void report_table(const verify_report *report, FILE *to)
+{
+    char text[48], number[32];
+    for (size_t i = 0; i < report->config->note_count; i++)
+        fprintf(to, "note: %s\n", report->config->notes[i]);
+    fprintf(to,
+            "%s on %s, %" PRId64 " steps, seed %" PRId64 ": engine on simulated ranks against the oracle\n\n",
+            report->model, report->data, report->steps, report->seed);
+    fprintf(to, "%5s %6s  %-5s  %-14s %9s  %-9s %17s %9s\n", "stage", "world", "dtype", "batch per rank",
+            "steps", "result", "values compared", "time");
+    uint64_t values = 0;
+    int unequal = 0;
+    for (int i = 0; i < report->case_count; i++) {
+        const zb_verify_case *c = &report->cases[i];
+        values += c->values_compared;
+        unequal += c->status != ZB_OK;
+        snprintf(text, sizeof text, "%" PRId64 " x %" PRId64, c->plan.micro_batch_size,
+                 c->plan.accumulation_steps);
+        fprintf(to, "%5d %6d  %-5s  %-14s %9" PRId64 "  %-9s %17s %7.2f s\n", c->stage, c->world_size,
+                zb_dtype_name(c->dtype), text, c->steps_done, result_word(c),
+                grouped(c->values_compared, number), c->seconds);
+    }
+    fputc('\n', to);
+    for (int i = 0; i < report->case_count; i++) {
+        const zb_verify_case *c = &report->cases[i];
+        if (c->status != ZB_OK)
+            fprintf(to, "stage %d, world %d, %s: %s: %s%s\n", c->stage, c->world_size,
+                    zb_dtype_name(c->dtype), zb_status_string(c->status), c->message,
+                    c->difference.found && !c->difference.missing ? " (oracle against engine)" : "");
+    }
+    if (unequal == 0)
+        fprintf(to, "%d cases, all equal to the bit: %s values in %.2f s\n", report->case_count,
+                grouped(values, number), report->seconds);
+    else
+        fprintf(to, "%d of %d cases not equal\n", unequal, report->case_count);
+}
+
+/* --- JSON --- */
+
+static void put_bits(zb_json_writer *json, const char *key, const zb_difference *d, uint64_t bits)
+{
+    char text[24];
+    if (d->dtype == ZB_INT64) {
+        zb_json_put_int(json, key, (int64_t)bits);
+        return;
+    }
+    snprintf(text, sizeof text, "0x%0*" PRIx64, 2 * (int)zb_dtype_bytes(d->dtype), bits);
+    zb_json_put_string(json, key, text);
+}
+
+static void put_difference(zb_json_writer *json, const zb_difference *d)
+{
+    zb_json_begin_object(json, "difference");
+    zb_json_put_int(json, "step", d->step);
+    zb_json_put_int(json, "micro", d->micro);
+    zb_json_put_int(json, "rank", d->rank_b);
+    zb_json_put_string(json, "quantity", zb_quantity_name(d->quantity));
+    zb_json_put_string(json, "tensor", d->tensor[0] != '\0' ? d->tensor : NULL);
+    zb_json_put_uint(json, "element", d->element);
+    zb_json_put_string(json, "dtype", zb_dtype_name(d->dtype));
+    if (d->missing == ZB_MISSING_NONE) {
+        put_bits(json, "oracle", d, d->bits_a);
+        put_bits(json, "engine", d, d->bits_b);
+    } else {
+        zb_json_put_string(json, "missing_in", d->missing == ZB_MISSING_A ? "oracle" : "engine");
+    }
+    zb_json_end_object(json);
+}
+
+static void put_case(zb_json_writer *json, const zb_verify_case *c)
+{
+    char plan[512];
+    zb_plan_describe(&c->plan, plan, sizeof plan);
+    zb_json_begin_object(json, NULL);
+    zb_json_put_int(json, "stage", c->stage);
+    zb_json_put_int(json, "world", c->world_size);
+    zb_json_put_string(json, "dtype", zb_dtype_name(c->dtype));
+    zb_json_put_int(json, "micro_batch_size", c->plan.micro_batch_size);
+    zb_json_put_int(json, "accumulation_steps", c->plan.accumulation_steps);
+    zb_json_put_string(json, "plan", plan);
+    zb_json_put_string(json, "result", result_word(c));
+    zb_json_put_int(json, "steps_equal", c->steps_done);
+    zb_json_put_uint(json, "values_compared", c->values_compared);
+    zb_json_put_double(json, "seconds", c->seconds);
+    if (c->status != ZB_OK) {
+        zb_json_put_string(json, "status", zb_status_string(c->status));
+        zb_json_put_string(json, "message", c->message);
+    }
+    if (c->difference.found) put_difference(json, &c->difference);
+    zb_json_end_object(json);
+}
+
+static zb_status json_text(const verify_report *report, zb_json_writer *json)
+{
+    zb_json_begin_object(json, NULL);
+    zb_json_put_string(json, "zerobit_version", ZB_VERSION);
+    zb_json_put_string(json, "config", report->config->path);
+    zb_json_put_string(json, "model", report->model);
+    zb_json_put_string(json, "data", report->data);
+    zb_json_put_string(json, "against", "ref");
+    zb_json_put_int(json, "steps", report->steps);
+    zb_json_put_int(json, "seed", report->seed);
+    zb_json_begin_array(json, "notes");
+    for (size_t i = 0; i < report->config->note_count; i++)
+        zb_json_put_string(json, NULL, report->config->notes[i]);
+    zb_json_end_array(json);
+    zb_json_begin_array(json, "cases");
+    for (int i = 0; i < report->case_count; i++) put_case(json, &report->cases[i]);
+    zb_json_end_array(json);
+    zb_json_put_double(json, "seconds", report->seconds);
+    zb_json_put_bool(json, "equal", report_all_equal(report));
+    zb_json_end_object(json);
+    return zb_json_writer_finish(json);
+}
+
+static zb_status write_file(const char *path, const char *text, size_t bytes)
+{
+    zb_output_file file;
+    ZB_TRY(zb_output_file_open(&file, path));
+    zb_status status = zb_output_file_write(&file, text, bytes);
+    if (status == ZB_OK) status = zb_output_file_write(&file, "\n", 1);
+    if (status == ZB_OK) return zb_output_file_finish(&file);
+    zb_output_file_discard(&file);
+    return status;
+}
+
+zb_status report_json(const verify_report *report, const char *path)
+{
+    zb_json_writer json = { .indented = 1 };
+    zb_status status = json_text(report, &json);
+    if (status == ZB_OK && strcmp(path, "-") == 0)
+        puts(json.text);
+    else if (status == ZB_OK)
+        status = write_file(path, json.text, json.bytes);
+    zb_json_writer_destroy(&json);
+    return status;
+}
+
+/* --- JUnit --- */
+
+static void put_xml(FILE *to, const char *text)
+{
+    for (; *text != '\0'; text++) {
+        switch (*text) {
+        case '&':
+            fputs("&amp;", to);
+            break;
+        case '<':
+            fputs("&lt;", to);
+            break;
+        case '>':
+            fputs("&gt;", to);
+            break;
+        case '"':
+            fputs("&quot;", to);
+            break;
+        case '\n':
+            fputs("&#10;", to);
+            break;
+        default:
+            fputc((unsigned char)*text < 0x20 ? ' ' : *text, to);
+        }
+    }
+}
+
+static void put_testcase(FILE *to, const char *model, const zb_verify_case *c)
+{
+    fputs("  <testcase classname=\"zerobit.verify.", to);
+    put_xml(to, model);
+    fprintf(to, "\" name=\"stage %d, world %d, %s\" time=\"%.3f\"", c->stage, c->world_size,
+            zb_dtype_name(c->dtype), c->seconds);
+    if (c->status == ZB_OK) {
+        fputs("/>\n", to);
+        return;
+    }
+    const char *element = c->status == ZB_DIFFERENT ? "failure" : "error";
+    fprintf(to, ">\n    <%s type=\"%s\" message=\"", element, zb_status_string(c->status));
+    put_xml(to, c->message);
+    fputs("\"/>\n  </testcase>\n", to);
+}
+
+zb_status report_junit(const verify_report *report, const char *path)
+{
+    int failures = 0, errors = 0;
+    for (int i = 0; i < report->case_count; i++) {
+        failures += report->cases[i].status == ZB_DIFFERENT;
+        errors += report->cases[i].status != ZB_DIFFERENT && report->cases[i].status != ZB_OK;
+    }
+    zb_output_file file;
+    ZB_TRY(zb_output_file_open(&file, path));
+    fprintf(file.stream,
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
+            "<testsuite name=\"zerobit verify\" tests=\"%d\" failures=\"%d\" errors=\"%d\" time=\"%.3f\">\n",
+            report->case_count, failures, errors, report->seconds);
+    for (int i = 0; i < report->case_count; i++) put_testcase(file.stream, report->model, &report->cases[i]);
+    fputs("</testsuite>\n", file.stream);
+    return zb_output_file_finish(&file);
+}

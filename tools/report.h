@@ -1,0 +1,23 @@
+/* What `zerobit verify` has to say: as a table, as JSON (docs/command.md), as JUnit's XML. */
+#ifndef TOOLS_REPORT_H
+#define TOOLS_REPORT_H
+
+#include <stdio.h>
+#include <zerobit/verify.h>
+
+typedef struct verify_report {
+    const zb_config *config; /* for its path and notes */
+    const char *model, *data;
+    int64_t steps, seed;
+    const zb_verify_case *cases;
+    int case_count;
+    double seconds;
+} verify_report;
+
+int report_all_equal(const verify_report *report);
+void report_table(const verify_report *report, FILE *to);
+/** "-": standard output; otherwise the file is replaced as a whole, or not at all. */
+zb_status report_json(const verify_report *report, const char *path);
+zb_status report_junit(const verify_report *report, const char *path);
+
+#endif
