@@ -64,7 +64,7 @@ static zb_status op_conv2d_forward(const zb_conv2d_forward_args *args)
             .c = y,
             .c_row = pixels,
         }));
-        for (size_t o = 0; o < s->oc; o++) {
+        for (size_t o = 0; args->b != NULL && o < s->oc; o++) {
             const float bias = args->b[o];
             for (size_t i = 0; i < pixels; i++) y[o * pixels + i] += bias;
         }

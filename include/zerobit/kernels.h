@@ -79,7 +79,7 @@ typedef struct zb_matmul_args {
 
 /* --- layers. rows = samples of the micro-batch --- */
 
-/** y[rows,out] = CHAIN over in of x, w[out,in]; then + b */
+/** y[rows,out] = CHAIN over in of x, w[out,in]; then + b[out], unless b is NULL */
 typedef struct zb_linear_forward_args { size_t rows, in, out; const float *x, *w, *b; float *y; } zb_linear_forward_args;
 /** dx[rows,in] = CHAIN over out of dy, w */
 typedef struct zb_linear_backward_input_args { size_t rows, in, out; const float *dy, *w; float *dx; } zb_linear_backward_input_args;
@@ -92,7 +92,7 @@ typedef struct zb_linear_backward_bias_args { size_t rows, out; const float *dy;
 typedef struct zb_conv2d_shape { size_t rows, ic, ih, iw, oc, oh, ow, kernel, stride, padding; } zb_conv2d_shape;
 /**
  * y[n,o,p,q] = CHAIN over (c, r, s) ascending, c slowest, of x[n,c,p*stride+r-padding,q*stride+s-padding], w[o,c,r,s];
- * a tap outside the image takes part as x = +0. Then + b[o].
+ * a tap outside the image takes part as x = +0. Then + b[o], unless b is NULL.
  * workspace: zb_conv2d_workspace_numel() floats, contents undefined before and after; the same for the next two.
  */
 typedef struct zb_conv2d_forward_args { zb_conv2d_shape shape; const float *x, *w, *b; float *y; float *workspace; } zb_conv2d_forward_args;
