@@ -1,0 +1,261 @@
+/* Random set-ups; see random_case.h. */
+#include "tests/equivalence/random_case.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef struct draw {
+    uint64_t state;
+} draw;
+
+/* SplitMix64: small, and good enough to choose shapes with. */
+static uint64_t next(draw *d)
+{
+    uint64_t z = d->state += 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+static int between(draw *d, int low, int high)
+{
+    return low + (int)(next(d) % (uint64_t)(high - low + 1));
+}
+
+static int one_in(draw *d, int n)
+{
+    return next(d) % (uint64_t)n == 0;
+}
+
+static void append(char *text, size_t text_bytes, const char *format, ...)
+{
+    size_t used = strlen(text);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text + used, text_bytes - used, format, args);
+    va_end(args);
+}
+
+/* --- model --- */
+
+typedef struct builder {
+    draw *d;
+    random_case *c;
+    int count;
+    char names[32][16];
+} builder;
+
+static zb_status add(builder *b, zb_module_spec spec, const char *stem)
+{
+    snprintf(b->names[b->count], sizeof b->names[0], "%s%d", stem, b->count);
+    spec.name = b->names[b->count];
+    append(b->c->model_text, sizeof b->c->model_text, "%s%s%s%s ", spec.name, spec.frozen ? "(frozen)" : "",
+           spec.tie != NULL ? "=" : "", spec.tie != NULL ? spec.tie : "");
+    b->count++;
+    return zb_model_add(b->c->model, &spec);
+}
+
+static const char *last_name(const builder *b)
+{
+    return b->names[b->count - 1];
+}
+
+/* Unused parameters, the empty one among them, in front of, between and behind the layers. */
+static zb_status maybe_unused(builder *b)
+{
+    static const zb_shape shapes[] = { { .dims = 1, .extent = { 0 } },
+                                       { .dims = 1, .extent = { 1 } },
+                                       { .dims = 2, .extent = { 3, 5 } } };
+    if (!one_in(b->d, 6)) return ZB_OK;
+    return add(b,
+               (zb_module_spec){ .kind = ZB_MODULE_PARAMETER,
+                                 .shape = shapes[between(b->d, 0, 2)],
+                                 .frozen = one_in(b->d, 3) },
+               "unused");
+}
+
+static zb_status add_linear(builder *b, int64_t out, int frozen, const char *input, const char *tie)
+{
+    return add(b,
+               (zb_module_spec){ .kind = ZB_MODULE_LINEAR,
+                                 .out_features = out,
+                                 .no_bias = one_in(b->d, 4),
+                                 .frozen = frozen,
+                                 .input = input,
+                                 .tie = tie },
+               "fc");
+}
+
+static zb_status add_relu(builder *b, const char *input)
+{
+    return add(b, (zb_module_spec){ .kind = ZB_MODULE_RELU, .input = input }, "relu");
+}
+
+static zb_status add_conv_front(builder *b)
+{
+    int pad = between(b->d, 0, 1);
+    ZB_TRY(add(b,
+               (zb_module_spec){ .kind = ZB_MODULE_CONV2D,
+                                 .out_channels = between(b->d, 1, 4),
+                                 .kernel = between(b->d, 1, 3),
+                                 .stride = between(b->d, 1, 2),
+                                 .padding = pad,
+                                 .no_bias = one_in(b->d, 4),
+                                 .frozen = one_in(b->d, 5) },
+               "conv"));
+    ZB_TRY(add_relu(b, NULL));
+    const zb_shape *image = &b->c->model->modules[b->c->model->module_count - 1].out;
+    if (image->extent[1] > 1 && image->extent[2] > 1 && one_in(b->d, 2))
+        ZB_TRY(add(
+            b, (zb_module_spec){ .kind = ZB_MODULE_MAXPOOL2D, .kernel = 2, .stride = between(b->d, 1, 2) },
+            "pool"));
+    if (one_in(b->d, 3))
+        ZB_TRY(add(
+            b,
+            (zb_module_spec){
+                .kind = ZB_MODULE_CONV2D, .out_channels = between(b->d, 1, 3), .kernel = 2, .padding = 1 },
+            "conv"));
+    return add(b, (zb_module_spec){ .kind = ZB_MODULE_FLATTEN }, "flatten");
+}
+
+/* width -> width, twice with one weight, or with a residual connection, or plain. */
+static zb_status add_block(builder *b, int width)
+{
+    char before[16], first[16];
+    switch (between(b->d, 0, 3)) {
+    case 0: /* tied */
+        ZB_TRY(add_linear(b, width, one_in(b->d, 6), NULL, NULL));
+        snprintf(first, sizeof first, "%s", last_name(b));
+        ZB_TRY(add_relu(b, NULL));
+        snprintf(before, sizeof before, "%s", last_name(b));
+        ZB_TRY(maybe_unused(b));
+        return add_linear(b, width, 0, before, first);
+    case 1: /* residual */
+        snprintf(before, sizeof before, "%s", last_name(b));
+        ZB_TRY(add_linear(b, width, one_in(b->d, 6), NULL, NULL));
+        ZB_TRY(add_relu(b, NULL));
+        return add(b, (zb_module_spec){ .kind = ZB_MODULE_ADD, .input = last_name(b), .input2 = before },
+                   "add");
+    case 2:
+        return add_linear(b, width, one_in(b->d, 4), NULL, NULL);
+    default:
+        return add_relu(b, NULL);
+    }
+}
+
+static zb_status make_model(draw *d, random_case *c)
+{
+    builder b = { .d = d, .c = c };
+    int image = one_in(d, 3);
+    zb_shape input = image ? (zb_shape){ .dims = 3,
+                                         .extent = { between(d, 1, 3), between(d, 4, 7), between(d, 4, 7) } }
+                           : (zb_shape){ .dims = 1, .extent = { between(d, 1, 9) } };
+    ZB_TRY(zb_model_create("random", &input, one_in(d, 2) ? ZB_LOSS_MSE : ZB_LOSS_CROSS_ENTROPY, &c->model));
+    int width = between(d, 1, 9);
+    if (image) ZB_TRY(add_conv_front(&b));
+    /* The first linear is what residual connections start from; never frozen, so that there is something to
+     * train. */
+    ZB_TRY(add_linear(&b, width, 0, NULL, NULL));
+    for (int blocks = between(d, 0, 3); blocks > 0; blocks--) ZB_TRY(add_block(&b, width));
+    ZB_TRY(add_linear(&b, between(d, 1, 5), one_in(d, 5), NULL, NULL));
+    if (one_in(d, 4))
+        ZB_TRY(add(&b,
+                   (zb_module_spec){ .kind = ZB_MODULE_PARAMETER,
+                                     .shape = { .dims = 1, .extent = { between(d, 0, 4) } } },
+                   "tail"));
+    return zb_model_finish(c->model);
+}
+
+/* --- config --- */
+
+static void append_optimizer(draw *d, random_case *c)
+{
+    static const char *const decays[] = { "0", "0.01", "0.5" };
+    const char *decay = decays[between(d, 0, 2)];
+    if (one_in(d, 3)) {
+        int momentum = !one_in(d, 3), nesterov = momentum && one_in(d, 2);
+        append(c->config_text, sizeof c->config_text,
+               "\"optimizer\":{\"type\":\"SGD\",\"params\":{\"lr\":0.05,\"momentum\":%s,\"dampening\":%s,"
+               "\"weight_decay\":%s,\"nesterov\":%s}},\"zero_allow_untested_optimizer\":true,",
+               momentum ? "0.9" : "0", momentum && !nesterov && one_in(d, 2) ? "0.5" : "0", decay,
+               nesterov ? "true" : "false");
+    } else {
+        append(c->config_text, sizeof c->config_text,
+               "\"optimizer\":{\"type\":\"%s\",\"params\":{\"lr\":0.01,\"betas\":[0.8,0.99],\"eps\":1e-8,"
+               "\"weight_decay\":%s,\"adam_w_mode\":%s,\"bias_correction\":%s}},",
+               one_in(d, 2) ? "Adam" : "AdamW", decay, one_in(d, 2) ? "true" : "false",
+               one_in(d, 4) ? "false" : "true");
+    }
+    if (one_in(d, 2))
+        append(
+            c->config_text, sizeof c->config_text,
+            "\"scheduler\":{\"type\":\"WarmupLR\",\"params\":{\"warmup_min_lr\":0.001,\"warmup_max_lr\":0.05,"
+            "\"warmup_num_steps\":%d,\"warmup_type\":\"%s\"}},",
+            between(d, 1, 5), one_in(d, 2) ? "log" : "linear");
+}
+
+static uint64_t random_bucket_limit(draw *d, const zb_model *model)
+{
+    const zb_param *p = &model->params[between(d, 0, model->param_count - 1)];
+    switch (between(d, 0, 5)) {
+    case 0:
+        return 1;
+    case 1:
+        return p->numel;
+    case 2:
+        return p->numel + 1;
+    case 3:
+        return p->numel > 0 ? p->numel - 1 : 0;
+    case 4:
+        return model->param_numel / 3;
+    default:
+        return 500000000;
+    }
+}
+
+static zb_status make_config(draw *d, random_case *c)
+{
+    static const char *const clips[] = { "0", "0.0001", "0.1", "1.0", "1000" };
+    c->world_size = between(d, 1, 9);
+    c->steps = between(d, 2, 4);
+    int micro = between(d, 1, 3), accumulation = between(d, 1, 4);
+    append(c->config_text, sizeof c->config_text,
+           "{\"train_micro_batch_size_per_gpu\":%d,\"gradient_accumulation_steps\":%d,", micro, accumulation);
+    append_optimizer(d, c);
+    append(c->config_text, sizeof c->config_text,
+           "\"gradient_clipping\":%s,\"dataloader_drop_last\":%s,\"gradient_allreduce_op\":\"mean\","
+           "\"zero_optimization\":{\"stage\":0,\"reduce_bucket_size\":%llu,\"overlap_comm\":%s}}",
+           clips[between(d, 0, 4)], one_in(d, 3) ? "true" : "false",
+           (unsigned long long)random_bucket_limit(d, c->model), one_in(d, 2) ? "true" : "false");
+    ZB_TRY(zb_config_parse(c->config_text, strlen(c->config_text), "random", &c->config));
+
+    /* From less than a step to several steps of data, so that epochs end in the middle of a step. */
+    int64_t per_step = (int64_t)micro * accumulation * c->world_size;
+    int64_t size = between(d, 1, (int)per_step * 2 + 3);
+    if (c->config->dataloader_drop_last && size < (int64_t)micro * c->world_size)
+        size = (int64_t)micro * c->world_size;
+    return zb_dataset_synthetic(c->model, size, c->number, &c->dataset);
+}
+
+zb_status random_case_create(uint64_t number, random_case *c)
+{
+    *c = (random_case){ .number = number };
+    draw d = { .state = number * 0x632BE59BD9B4E019u + 1 };
+    zb_status status = make_model(&d, c);
+    if (status == ZB_OK) status = make_config(&d, c);
+    if (status == ZB_OK) status = zb_weights_from_seed(c->model, number, &c->weights);
+    if (status != ZB_OK) random_case_destroy(c);
+    return status;
+}
+
+void random_case_destroy(random_case *c)
+{
+    zb_weights_destroy(&c->weights);
+    zb_dataset_destroy(c->dataset);
+    zb_config_destroy(c->config);
+    zb_model_destroy(c->model);
+    c->dataset = NULL;
+    c->config = NULL;
+    c->model = NULL;
+}
