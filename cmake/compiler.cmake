@@ -2,6 +2,7 @@
 # reassociation, whatever the compiler's default is.
 add_library(zb_flags INTERFACE)
 target_compile_options(zb_flags INTERFACE
+  -fmacro-prefix-map=${CMAKE_SOURCE_DIR}/= # messages name files as the tree does
   -ffp-contract=off -fno-fast-math -fno-math-errno -fno-common
   -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wwrite-strings -Wvla -Wundef
   $<$<C_COMPILER_ID:GNU>:-Wno-format-truncation>) # messages are cut at their buffer on purpose
