@@ -129,6 +129,8 @@ static void note_traffic(zb_engine *e)
 
 static zb_status set_up(zb_engine *e, const zb_engine_options *options, int stage)
 {
+    if (zb_model_output_module(e->model) == ZB_MODEL_INPUT)
+        return zb_fail(ZB_INVALID_ARGUMENT, "model %s has no module with an output", e->model->name);
     ZB_TRY(zb_graph_create(e->model, &e->graph));
     ZB_TRY(zb_layout_create(e->model, stage, e->comm->world_size, &e->layout));
     if (e->layout.numel == 0)
@@ -245,6 +247,7 @@ int zb_engine_is_boundary(const zb_engine *e)
 zb_status zb_engine_forward(zb_engine *e, const zb_batch *batch, float *loss)
 {
     ZB_TRY(expect_phase(e, ZB_WANTS_FORWARD));
+    ZB_TRY(zb_executor_check_batch(&e->executor, batch));
     ZB_TRY(zb_executor_forward(&e->executor, e->stage, batch, loss));
     e->phase = ZB_WANTS_BACKWARD;
     return ZB_OK;

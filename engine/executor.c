@@ -199,23 +199,45 @@ static zb_status forward_module(zb_executor *e, zb_stage *stage, int index)
     return zb_fail(ZB_INTERNAL, "module kind is %d", (int)m->kind);
 }
 
-static zb_status load_batch(zb_executor *e, const zb_batch *batch)
+static size_t output_numel_of(const zb_model *model)
+{
+    return zb_shape_numel(&model->modules[zb_model_output_module(model)].out);
+}
+
+/* The kernels rely on it. */
+static zb_status check_labels(const zb_batch *batch, size_t classes)
+{
+    if (batch->labels == NULL)
+        return zb_fail(ZB_INVALID_ARGUMENT, "batch has no labels; cross entropy wants them");
+    for (int64_t row = 0; row < batch->rows; row++)
+        if (batch->labels[row] < 0 || (size_t)batch->labels[row] >= classes)
+            return zb_fail(ZB_INVALID_ARGUMENT, "label of row %lld is %d, want 0 to %zu", (long long)row,
+                           batch->labels[row], classes - 1);
+    return ZB_OK;
+}
+
+zb_status zb_executor_check_batch(const zb_executor *e, const zb_batch *batch)
 {
     const zb_model *model = e->graph->model;
-    size_t output_numel = zb_shape_numel(&model->modules[zb_model_output_module(model)].out);
     if (batch->rows < 1 || (uint64_t)batch->rows > e->max_rows)
         return zb_fail(ZB_INVALID_ARGUMENT, "batch has %lld rows, want 1 to %zu (the micro-batch size)",
                        (long long)batch->rows, e->max_rows);
+    if (batch->inputs == NULL) return zb_fail(ZB_INVALID_ARGUMENT, "batch has no inputs");
+    if (model->loss == ZB_LOSS_CROSS_ENTROPY) return check_labels(batch, output_numel_of(model));
+    if (batch->targets == NULL) return zb_fail(ZB_INVALID_ARGUMENT, "batch has no targets; mse wants them");
+    return ZB_OK;
+}
+
+static zb_status load_batch(zb_executor *e, const zb_batch *batch)
+{
+    const zb_model *model = e->graph->model;
     e->rows = (size_t)batch->rows;
     ZB_TRY(zb_copy_in(e->stream, e->input, batch->inputs,
                       e->rows * zb_shape_numel(&model->input) * sizeof(float)));
-    if (model->loss == ZB_LOSS_CROSS_ENTROPY) {
-        if (batch->labels == NULL)
-            return zb_fail(ZB_INVALID_ARGUMENT, "batch has no labels; cross entropy wants them");
+    if (model->loss == ZB_LOSS_CROSS_ENTROPY)
         return zb_copy_in(e->stream, e->labels, batch->labels, e->rows * sizeof(int32_t));
-    }
-    if (batch->targets == NULL) return zb_fail(ZB_INVALID_ARGUMENT, "batch has no targets; mse wants them");
-    return zb_copy_in(e->stream, e->targets, batch->targets, e->rows * output_numel * sizeof(float));
+    return zb_copy_in(e->stream, e->targets, batch->targets,
+                      e->rows * output_numel_of(model) * sizeof(float));
 }
 
 static zb_status forward_loss(zb_executor *e)

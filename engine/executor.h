@@ -43,7 +43,9 @@ zb_status zb_executor_create(const zb_graph *graph, zb_device *device, zb_stream
                              zb_executor *executor);
 void zb_executor_destroy(zb_executor *executor);
 
-/* *loss: mean over the batch's rows. Waits for the device. */
+/* Refuses what the model cannot take; changes nothing. */
+zb_status zb_executor_check_batch(const zb_executor *executor, const zb_batch *batch);
+/* *loss: mean over the rows of a batch that has been checked. Waits for the device. */
 zb_status zb_executor_forward(zb_executor *executor, zb_stage *stage, const zb_batch *batch, float *loss);
 /* Seed 1 at the loss; the gradient at the model's output is divided by `divisor`. */
 zb_status zb_executor_backward(zb_executor *executor, zb_stage *stage, float divisor);
