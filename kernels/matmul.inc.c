@@ -7,32 +7,40 @@
  * See Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008.
  */
 
-#if defined(ZB_LEVEL_AVX512) /* 32 registers: 14 x 2 accumulators, 2 of B, 1 of A */
-enum { TILE_ROWS = 14, TILE_VECS = 2, WIDE_ROWS = 4, WIDE_VECS = 6 };
+/*
+ * Tiles of `rows` x `vecs` vectors: as many accumulators as there are registers beside `vecs` of B and one of
+ * A. Few rows make wide tiles, since an fma takes longer than two of them take to start.
+ */
+#if defined(ZB_LEVEL_AVX512) /* 32 registers */
+enum { TILE_ROWS = 14, TILE_VECS = 6 };
+static const unsigned char widest_tile[TILE_ROWS + 1] = { 0, 6, 6, 6, 6, 5, 4, 3, 3, 3, 2, 2, 2, 2, 2 };
 #define ZB_TILES(X)                                                                                          \
     X(1, 1)                                                                                                  \
     X(1, 2) X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(2, 6) X(3, 1) X(3, 2)  \
         X(3, 3) X(3, 4) X(3, 5) X(3, 6) X(4, 1) X(4, 2) X(4, 3) X(4, 4) X(4, 5) X(4, 6) X(5, 1) X(5, 2)      \
-            X(6, 1) X(6, 2) X(7, 1) X(7, 2) X(8, 1) X(8, 2) X(9, 1) X(9, 2) X(10, 1) X(10, 2) X(11, 1)       \
-                X(11, 2) X(12, 1) X(12, 2) X(13, 1) X(13, 2) X(14, 1) X(14, 2)
-#else /* 16 registers: 6 x 2 accumulators, 2 of B, 1 of A */
-enum { TILE_ROWS = 6, TILE_VECS = 2, WIDE_ROWS = 2, WIDE_VECS = 5 };
+            X(5, 3) X(5, 4) X(5, 5) X(6, 1) X(6, 2) X(6, 3) X(6, 4) X(7, 1) X(7, 2) X(7, 3) X(8, 1) X(8, 2)  \
+                X(8, 3) X(9, 1) X(9, 2) X(9, 3) X(10, 1) X(10, 2) X(11, 1) X(11, 2) X(12, 1) X(12, 2)        \
+                    X(13, 1) X(13, 2) X(14, 1) X(14, 2)
+#else /* 16 registers */
+enum { TILE_ROWS = 6, TILE_VECS = 5 };
+static const unsigned char widest_tile[TILE_ROWS + 1] = { 0, 5, 5, 3, 3, 2, 2 };
 #define ZB_TILES(X)                                                                                          \
     X(1, 1)                                                                                                  \
-    X(1, 2) X(1, 3) X(1, 4) X(1, 5) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(3, 1) X(3, 2) X(4, 1) X(4, 2)  \
-        X(5, 1) X(5, 2) X(6, 1) X(6, 2)
+    X(1, 2) X(1, 3) X(1, 4) X(1, 5) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(3, 1) X(3, 2) X(3, 3) X(4, 1)  \
+        X(4, 2) X(4, 3) X(5, 1) X(5, 2) X(6, 1) X(6, 2)
 #endif
 
-enum { K_BLOCK = 256, M_BLOCK = 768, PACKED_B_FLOATS = K_BLOCK * WIDE_VECS * VL };
-_Static_assert(K_BLOCK *M_BLOCK + PACKED_B_FLOATS <= ZB_SCRATCH_FLOATS,
-               "the panels must fit into the scratch");
+/* A block of A, 600 kB, shares the second-level cache with a panel of B; blocks of B may lie in the third. */
+enum { K_BLOCK = 384, M_BLOCK = 392, N_BLOCK = 512, IN_PLACE_FLOATS = 16 * 1024 };
+_Static_assert(K_BLOCK *(M_BLOCK + N_BLOCK) <= ZB_SCRATCH_FLOATS, "the panels must fit into the scratch");
+_Static_assert(TILE_VECS *VL <= N_BLOCK, "a block must hold the widest tile");
 
 typedef struct tile_args {
     size_t k;
     const float *a; /* packed: a[p * rows + i]                                 */
     const float *b;
-    size_t b_row; /* b[p * b_row + j]; readable up to a whole last vector    */
-    float *c;
+    size_t b_row;      /* b[p * b_row + j]; readable up to a whole last vector    */
+    float *c, *next_c; /* the tile that comes after this one is fetched meanwhile */
     size_t c_row;
     size_t last_count; /* columns that exist in the last vector                   */
     int resume;        /* go on from c; else from +0                              */
@@ -41,7 +49,7 @@ typedef struct tile_args {
 
 static inline __attribute__((always_inline)) void tile(const int rows, const int vecs, const tile_args *t)
 {
-    vec acc[TILE_ROWS][WIDE_VECS], b_vec[WIDE_VECS];
+    vec acc[TILE_ROWS][TILE_VECS], b_vec[TILE_VECS];
     const int last = vecs - 1;
     float *const c = t->c;
     const size_t c_row = t->c_row, b_row = t->b_row, last_count = t->last_count;
@@ -60,6 +68,13 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
         }
     }
     const float *a = t->a, *b = t->b;
+    if (t->k >= 32) { /* time enough for it to arrive */
+        ZB_UNROLL
+        for (int i = 0; i < rows; i++) {
+            ZB_UNROLL
+            for (int v = 0; v < vecs; v++) __builtin_prefetch(t->next_c + (size_t)i * c_row + v * VL, 1);
+        }
+    }
     for (size_t p = t->k; p > 0; p--, a += rows, b += b_row) {
         ZB_UNROLL
         for (int v = 0; v < vecs; v++) b_vec[v] = vec_load(b + v * VL);
@@ -96,7 +111,7 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
 ZB_TILES(ZB_TILE_FUNCTION)
 #undef ZB_TILE_FUNCTION
 
-static void (*const tiles[TILE_ROWS + 1][WIDE_VECS + 1])(const tile_args *) = {
+static void (*const tiles[TILE_ROWS + 1][TILE_VECS + 1])(const tile_args *) = {
 #define ZB_TILE_ENTRY(rows, vecs) [rows][vecs] = tile_##rows##x##vecs,
     ZB_TILES(ZB_TILE_ENTRY)
 #undef ZB_TILE_ENTRY
@@ -112,40 +127,66 @@ static inline size_t divide_up(size_t a, size_t b)
     return (a + b - 1) / b;
 }
 
-/* to[p * width + i] = from[i * step + p * stride] for i < count; +0 for the rest of the width */
 static void pack_rows(float *to, size_t width, const float *from, size_t count, size_t stride, size_t k)
 {
-    for (size_t p = 0; p < k; p++, to += width, from += stride) { /* step == 1 */
+    for (size_t p = 0; p < k; p++, to += width, from += stride) {
         size_t i = 0;
-        for (; i + VL <= count; i += VL) vec_store(to + i, vec_load(from + i));
+        for (; i + VL <= count; i += VL) {
+            vec_store(to + i, vec_load(from + i));
+            __builtin_prefetch(from + width + i, 0, 2); /* the next panel: rows may be a page apart */
+        }
         if (i < count) vec_store_part(to + i, vec_load_part(from + i, count - i), count - i);
         for (i = count; i < width; i++) to[i] = 0;
     }
 }
 
-static void pack_transposed(float *to, size_t width, const float *from, size_t count, size_t step, size_t k)
+/* A block of VL x VL, whole on both sides. */
+static inline void transpose_whole(float *to, size_t width, const float *from, size_t step)
 {
-    for (size_t i = 0; i < width; i += VL) { /* stride == 1 */
-        const size_t store_count = smaller(VL, width - i);
+    vec rows[VL];
+    ZB_UNROLL
+    for (int l = 0; l < VL; l++) rows[l] = vec_load(from + (size_t)l * step);
+    vec_transpose(rows);
+    ZB_UNROLL
+    for (int l = 0; l < VL; l++) vec_store(to + (size_t)l * width, rows[l]);
+}
+
+/* Only `count` rows and `k` columns of the block exist; `stored` floats of each packed row may be written. */
+static void transpose_part(float *to, size_t width, const float *from, size_t step, size_t count, size_t k,
+                           size_t stored)
+{
+    vec rows[VL];
+    ZB_UNROLL
+    for (size_t l = 0; l < VL; l++) rows[l] = l < count ? vec_load_part(from + l * step, k) : vec_zero();
+    vec_transpose(rows);
+    ZB_UNROLL
+    for (size_t l = 0; l < VL; l++)
+        if (l < k) vec_store_part(to + l * width, rows[l], stored);
+}
+
+static void pack_columns(float *to, size_t width, const float *from, size_t count, size_t step, size_t k)
+{
+    for (size_t i = 0; i < width; i += VL) {
         for (size_t p = 0; p < k; p += VL) {
-            const size_t p_count = smaller(VL, k - p);
-            vec rows[VL];
-            for (size_t l = 0; l < VL; l++)
-                rows[l] = i + l < count ? vec_load_part(from + (i + l) * step + p, p_count) : vec_zero();
-            vec_transpose(rows);
-            for (size_t l = 0; l < p_count; l++)
-                vec_store_part(to + (p + l) * width + i, rows[l], store_count);
+            float *block_to = to + p * width + i;
+            const float *block_from = from + i * step + p;
+            if (i + VL <= count && p + VL <= k)
+                transpose_whole(block_to, width, block_from, step);
+            else
+                transpose_part(block_to, width, block_from, step, i < count ? smaller(VL, count - i) : 0,
+                               smaller(VL, k - p), smaller(VL, width - i));
         }
     }
 }
 
+/* to[p * width + i] = from[i * step + p * stride] for i < count; +0 for the rest of the width */
 static void pack(float *to, size_t width, const float *from, size_t count, size_t step, size_t stride,
                  size_t k)
 {
     if (step == 1) {
         pack_rows(to, width, from, count, stride, k);
     } else if (stride == 1) {
-        pack_transposed(to, width, from, count, step, k);
+        pack_columns(to, width, from, count, step, k);
     } else {
         for (size_t p = 0; p < k; p++)
             for (size_t i = 0; i < width; i++)
@@ -153,44 +194,69 @@ static void pack(float *to, size_t width, const float *from, size_t count, size_
     }
 }
 
-/* One block of k and of rows, all columns. */
+/* A block of C and the part of the chains that it goes through. */
 typedef struct matmul_block {
-    size_t row, rows, tile_rows; /* rows of C, and how many of them a tile takes */
+    size_t row, rows, column, columns; /* of C */
     size_t p, k;
-    int resume, last;
+    size_t tile_rows, tile_columns;
+    size_t in_place;  /* columns of B that are not packed; the first ones */
+    int resume, last; /* whether chains go on from C, and whether they end here */
 } matmul_block;
 
-static void multiply_block(const zb_matmul_args *args, const matmul_block *block, size_t tile_vecs,
-                           float *packed_a, float *packed_b)
+/*
+ * How many of the block's columns of B the tiles can read where they are: panels that are used once, or so
+ * small that they stay in the first-level cache, and whose rows are whole vectors.
+ */
+static size_t columns_in_place(const zb_matmul_args *args, const matmul_block *block)
 {
-    const size_t tile_columns = tile_vecs * VL;
+    const int used_often = args->m > block->tile_rows && args->b_row * block->k > IN_PLACE_FLOATS;
+    if (args->b_col != 1 || used_often) return 0;
+    return block->columns % VL == 0 ? block->columns
+                                    : block->columns / block->tile_columns * block->tile_columns;
+}
+
+/* The other columns, panel after panel. */
+static void pack_b(const zb_matmul_args *args, const matmul_block *block, float *packed_b)
+{
+    const float *b = args->b + block->column * args->b_col + block->p * args->b_row;
+    for (size_t j = block->in_place; j < block->columns; j += block->tile_columns) {
+        const size_t columns = smaller(block->tile_columns, block->columns - j);
+        pack(packed_b + j * block->k, divide_up(columns, VL) * VL, b + j * args->b_col, columns, args->b_col,
+             args->b_row, block->k);
+    }
+}
+
+static void multiply_block(const zb_matmul_args *args, const matmul_block *block, float *packed_a,
+                           const float *packed_b)
+{
     const float *a = args->a + block->row * args->a_row + block->p * args->a_col;
     for (size_t i = 0; i < block->rows; i += block->tile_rows) {
         const size_t rows = smaller(block->tile_rows, block->rows - i);
         pack(packed_a + i * block->k, rows, a + i * args->a_row, rows, args->a_row, args->a_col, block->k);
     }
-    for (size_t j = 0; j < args->n; j += tile_columns) {
-        const size_t columns = smaller(tile_columns, args->n - j), vecs = divide_up(columns, VL);
-        const float *b = args->b + j * args->b_col + block->p * args->b_row;
+    for (size_t j = 0; j < block->columns; j += block->tile_columns) {
+        const size_t columns = smaller(block->tile_columns, block->columns - j),
+                     vecs = divide_up(columns, VL);
+        float *c = args->c + block->row * args->c_row + block->column + j;
         tile_args t = {
             .k = block->k,
-            .b = b,
+            .b = args->b + (block->column + j) * args->b_col + block->p * args->b_row,
             .b_row = args->b_row,
             .c_row = args->c_row,
             .last_count = columns - (vecs - 1) * VL,
             .resume = block->resume,
-            .bias = args->bias != NULL && block->last ? args->bias + j : NULL,
+            .bias = args->bias != NULL && block->last ? args->bias + block->column + j : NULL,
         };
-        /* A panel that is used once and whose rows are whole vectors already can stay where it is. */
-        if (block->rows > block->tile_rows || args->b_col != 1 || columns % VL != 0) {
-            pack(packed_b, vecs * VL, b, columns, args->b_col, args->b_row, block->k);
-            t.b = packed_b;
+        if (j >= block->in_place) {
+            t.b = packed_b + j * block->k;
             t.b_row = vecs * VL;
         }
         for (size_t i = 0; i < block->rows; i += block->tile_rows) {
+            const size_t rows = smaller(block->tile_rows, block->rows - i), rest = block->rows - i - rows;
             t.a = packed_a + i * block->k;
-            t.c = args->c + (block->row + i) * args->c_row + j;
-            tiles[smaller(block->tile_rows, block->rows - i)][vecs](&t);
+            t.c = c + i * args->c_row;
+            t.next_c = rest > 0 ? t.c + rows * args->c_row : j + columns < block->columns ? c + columns : t.c;
+            tiles[rows][vecs](&t);
         }
     }
 }
@@ -199,21 +265,27 @@ static zb_status op_matmul(const zb_matmul_args *args)
 {
     if (args->m == 0 || args->n == 0) return ZB_OK;
     float *packed_a = zb_scratch_claim(), *packed_b = packed_a + K_BLOCK * M_BLOCK;
-    const size_t tile_rows = divide_up(args->m, divide_up(args->m, TILE_ROWS)); /* even tiles */
-    const size_t tile_vecs = args->m <= WIDE_ROWS ? WIDE_VECS : TILE_VECS;
-    const size_t row_step = M_BLOCK / tile_rows * tile_rows;
+    matmul_block block = { .tile_rows = divide_up(args->m, divide_up(args->m, TILE_ROWS)) }; /* even tiles */
+    block.tile_columns = (size_t)widest_tile[block.tile_rows] * VL;
+    const size_t row_step = M_BLOCK / block.tile_rows * block.tile_rows;
+    const size_t column_step = N_BLOCK / block.tile_columns * block.tile_columns;
     const size_t k_step = args->k == 0 ? 1 : divide_up(args->k, divide_up(args->k, K_BLOCK));
-    size_t p = 0;
-    do { /* once even for k = 0, which still writes C */
-        matmul_block block = { .tile_rows = tile_rows, .p = p, .k = smaller(k_step, args->k - p) };
-        block.resume = p > 0 || args->accumulate;
-        block.last = p + block.k == args->k;
-        for (block.row = 0; block.row < args->m; block.row += row_step) {
-            block.rows = smaller(row_step, args->m - block.row);
-            multiply_block(args, &block, tile_vecs, packed_a, packed_b);
-        }
-        p += block.k;
-    } while (p < args->k);
+    for (; block.column < args->n; block.column += column_step) {
+        block.columns = smaller(column_step, args->n - block.column);
+        block.p = 0;
+        do { /* once even for k = 0, which still writes C */
+            block.k = smaller(k_step, args->k - block.p);
+            block.resume = block.p > 0 || args->accumulate;
+            block.last = block.p + block.k == args->k;
+            block.in_place = columns_in_place(args, &block);
+            pack_b(args, &block, packed_b);
+            for (block.row = 0; block.row < args->m; block.row += row_step) {
+                block.rows = smaller(row_step, args->m - block.row);
+                multiply_block(args, &block, packed_a, packed_b);
+            }
+            block.p += block.k;
+        } while (block.p < args->k);
+    }
     zb_scratch_release(packed_a);
     return ZB_OK;
 }

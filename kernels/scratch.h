@@ -8,7 +8,7 @@
 #ifndef ZB_KERNELS_SCRATCH_H
 #define ZB_KERNELS_SCRATCH_H
 
-enum { ZB_SCRATCH_FLOATS = 256 * 1024, ZB_SCRATCH_SLOTS = 64 };
+enum { ZB_SCRATCH_FLOATS = 352 * 1024, ZB_SCRATCH_SLOTS = 64 };
 
 /** ZB_SCRATCH_FLOATS floats, 64-byte aligned, contents undefined. Waits while more than ZB_SCRATCH_SLOTS are
  * in use. */
