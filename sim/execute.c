@@ -99,11 +99,11 @@ static shard shard_at(const zb_collective *call, size_t at)
     return found;
 }
 
-/* Part that receives all of the block [at, at + numel) in place of the result: it needs no copy. -1: none. */
+/* With no rank asynchronous: the part that receives all of the block [at, at + numel), which needs no copy
+ * then. -1: none. */
 static int direct_receiver(const sim_op *op, const shard *at_shard, size_t at, size_t numel)
 {
     const zb_collective *call = &op->parts[op->first].call;
-    if (op->result != NULL) return -1;
     if (call->kind == ZB_COLLECTIVE_REDUCE) return call->root;
     if (call->kind == ZB_COLLECTIVE_ALL_REDUCE) return 0;
     return at + numel <= at_shard->first + at_shard->numel ? at_shard->owner : -1;
@@ -144,11 +144,11 @@ static zb_status execute_block(const sim_op *op, sim_worker *worker, shard *to, 
     for (int i = 0; i < op->part_count; i++)
         worker->inputs[i] = (const char *)input_of(&op->parts[i]) + at * element;
 
-    int receiver = direct_receiver(op, to, at, numel);
     char *block = worker->block;
+    int receiver;
     if (op->result != NULL)
         block = (char *)op->result + at * element;
-    else if (receiver >= 0)
+    else if ((receiver = direct_receiver(op, to, at, numel)) >= 0)
         block = (char *)op->parts[receiver].call.recv + (at - to->first) * element;
 
     ZB_TRY(zb_cpu_ordered_reduce(&(zb_ordered_reduce_args){ .inputs = worker->inputs,

@@ -23,7 +23,7 @@ typedef struct zb_sim_options {
     int world_size;  /* 1..65536 */
     int workers;     /* threads; 0: one per core, at most world_size. A rank stays on its worker. */
     uint64_t seed;   /* order in which runnable ranks are resumed */
-    size_t stack_bytes; /* per rank; 0: 256 KiB. A guard page lies below. */
+    size_t stack_bytes; /* per rank, at least 64 KiB; 0: 256 KiB. A guard page lies below. */
 } zb_sim_options;
 
 /** The world outlives its runs: communicators and sequence numbers persist from one zb_sim_run to the next. */
@@ -34,9 +34,10 @@ typedef zb_status zb_rank_main(void *user, zb_comm *comm);
 
 /**
  * Run `main` once on every rank and wait for all. When a rank fails, the others get ZB_REMOTE from the
- * collective they are in or come to. Returns ZB_OK, or the status of the rank that failed first; the caller's
- * zb_error_message() then holds the whole report: who failed, where, and for ZB_MISMATCH and ZB_DEADLOCK every
- * rank's position. After a failure the world is broken: only zb_sim_destroy is left.
+ * collective they are in or come to (in a deadlock all that wait get ZB_DEADLOCK). Returns ZB_OK, or the
+ * status of the rank that failed first; the caller's zb_error_message() then holds the whole report: who
+ * failed, where, and for ZB_MISMATCH and ZB_DEADLOCK every rank's position. After a failure the world is
+ * broken: only zb_sim_destroy is left.
  * `comm` is the rank's world communicator; it belongs to the sim.
  */
 ZB_API zb_status zb_sim_run(zb_sim *sim, zb_rank_main *main, void *user);

@@ -461,6 +461,33 @@ static zb_status main_in_flight(void *user, zb_comm *comm)
     return status;
 }
 
+/* Rank 0 blocks in an operation that the others only start: it must get through without their wait, since
+ * they wait for a message of it first. */
+static zb_status main_progress(void *user, zb_comm *comm)
+{
+    uint64_t seed = *(uint64_t *)user;
+    for (int round = 0; round < 20; round++) {
+        call_case c = { .kind = data_kinds[round % (int)COUNT_OF(data_kinds)],
+                        .dtype = ZB_FP32,
+                        .numel = 100,
+                        .async = comm->rank != 0,
+                        .seed = seed++ };
+        call_state s;
+        zb_status status = call_start(&s, comm, &c);
+        int32_t token = round;
+        for (int r = 1; r < comm->world_size && comm->rank == 0 && status == ZB_OK; r++)
+            status = zb_collective_run(comm, NULL, .kind = ZB_COLLECTIVE_SEND, .send = &token, .numel = 1,
+                                       .dtype = ZB_INT32, .root = r);
+        if (comm->rank != 0 && status == ZB_OK)
+            status = zb_collective_run(comm, NULL, .kind = ZB_COLLECTIVE_RECV, .recv = &token, .numel = 1,
+                                       .dtype = ZB_INT32, .root = 0);
+        if (status == ZB_OK) status = call_finish(&s, comm);
+        call_end(&s);
+        ZB_TRY(status);
+    }
+    return ZB_OK;
+}
+
 /* --- messages --- */
 
 enum { MESSAGES = 5, MESSAGE_NUMEL = 33 };
@@ -586,6 +613,7 @@ const comm_suite_case comm_suite_cases[] = {
     { "large calls", main_large_calls },
     { "some ranks block, others do not", main_mixed_blocking },
     { "several in flight, any order", main_in_flight },
+    { "progress without a wait", main_progress },
     { "messages in a ring", main_ring },
     { "messages to rank 0", main_collect },
     { "groups in turns with the world", main_groups },

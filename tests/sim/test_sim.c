@@ -322,6 +322,25 @@ static void test_deadlocked_ranks_get_the_report(void **state)
     assert_non_null(strstr(s.message[1], "rank 2: finished"));
 }
 
+/* The report of a failure does not speak of a communicator that is gone. */
+static zb_status fail_without_group(void *user, zb_comm *comm)
+{
+    (void)user;
+    zb_comm *group;
+    ZB_TRY(zb_comm_split(comm, 0, 0, &group));
+    zb_status status = pass(group);
+    zb_comm_destroy(group);
+    if (status != ZB_OK) return status;
+    return comm->rank == 2 ? zb_fail(ZB_IO, "no more") : pass(comm);
+}
+
+static void test_failure_after_destroy(void **state)
+{
+    (void)state;
+    assert_int_equal(run(3, 2, 4, fail_without_group, NULL), ZB_IO);
+    assert_string_equal(zb_error_message(), "rank 2 failed: no more");
+}
+
 /* A failure that main swallows still breaks the world. */
 static zb_status swallow(void *user, zb_comm *comm)
 {
@@ -576,17 +595,27 @@ static zb_status main_rounds(void *user, zb_comm *comm)
     return ZB_OK;
 }
 
+/* Here a fast rank is one operation ahead at times, but never in the first round. */
+static zb_status main_gathers(void *user, zb_comm *comm)
+{
+    static float x[8][1024];
+    for (int round = 0; round < *(int *)user; round++)
+        ZB_TRY(RUN(comm, NULL, ALL_GATHER, .send = x[comm->rank] + 64 * comm->rank, .recv = x[comm->rank],
+                   .numel = 64));
+    return ZB_OK;
+}
+
 static void test_steady_state_allocates_nothing(void **state)
 {
-    (void)state;
+    zb_rank_main *rounds_main = *(zb_rank_main **)*state;
     for (int workers = 1; workers <= 3; workers++) {
         for (uint64_t seed = 0; seed < 10; seed++) {
             zb_sim *sim = create(8, workers, seed);
             int rounds = 1;
-            assert_int_equal(zb_sim_run(sim, main_rounds, &rounds), ZB_OK);
+            assert_int_equal(zb_sim_run(sim, rounds_main, &rounds), ZB_OK);
             uint64_t calls = zb_alloc_get_stats().calls;
             rounds = 30;
-            assert_int_equal(zb_sim_run(sim, main_rounds, &rounds), ZB_OK);
+            assert_int_equal(zb_sim_run(sim, rounds_main, &rounds), ZB_OK);
             assert_int_equal(zb_alloc_get_stats().calls, calls);
             zb_sim_destroy(sim);
         }
@@ -693,16 +722,19 @@ int main(void)
     for (size_t i = 0; i < COUNT_OF(wrong_programs); i++)
         wrong[i] = (struct CMUnitTest){ wrong_programs[i].name, test_wrong_programs, NULL, NULL,
                                         (void *)&wrong_programs[i] };
+    static zb_rank_main *rounds = main_rounds, *gathers = main_gathers;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_others_get_remote),
         cmocka_unit_test(test_deadlocked_ranks_get_the_report),
+        cmocka_unit_test(test_failure_after_destroy),
         cmocka_unit_test(test_broken_world),
         cmocka_unit_test(test_right_programs),
         cmocka_unit_test(test_same_bits),
         cmocka_unit_test(test_fail_at_every_collective),
         cmocka_unit_test(test_fail_at_is_taken_back),
         cmocka_unit_test(test_every_allocation_fails),
-        cmocka_unit_test(test_steady_state_allocates_nothing),
+        { "steady state: some of everything", test_steady_state_allocates_nothing, NULL, NULL, &rounds },
+        { "steady state: one at a time", test_steady_state_allocates_nothing, NULL, NULL, &gathers },
         cmocka_unit_test(test_many_ranks),
         cmocka_unit_test(test_report_of_many_ranks),
         cmocka_unit_test(test_report_of_many_places),
