@@ -17,57 +17,29 @@ typedef struct input_options {
     int64_t train_batch, micro_batch, accumulation; /* 0: not given */
 } input_options;
 
-#define INPUT_OPTIONS_DEFAULT                                                                                \
-    {                                                                                                        \
-        .model = "cifar10-net", .data = "synthetic", .records = 4096                                         \
-    }
+/* clang-format off */
+#define INPUT_OPTIONS_DEFAULT { .model = "cifar10-net", .data = "synthetic", .records = 4096 }
 
-/* The rows of an option table; the order is that of the help. */
+/* Rows of an option table (options.h). */
 #define OPTION_ROW_MODEL(in)                                                                                 \
-    {                                                                                                        \
-        "--model", OPTION_TEXT, &(in).model, "M",                                                            \
-            "cifar10-net, mlp:IN-..-OUT, mlp-mse:.. or a JSON file (cifar10-net)", 0, 0                      \
-    }
+    { "--model", OPTION_TEXT, &(in).model, "M",                                                              \
+      "cifar10-net, mlp:IN-..-OUT, mlp-mse:.. or a JSON file (cifar10-net)", 0, 0 }
 #define OPTION_ROWS_BATCH(in)                                                                                \
-    { "--train-batch",                                                                                       \
-      OPTION_INT,                                                                                            \
-      &(in).train_batch,                                                                                     \
-      "T",                                                                                                   \
-      "replace the config's batch sizes: samples per step",                                                  \
-      1,                                                                                                     \
-      INT64_MAX },                                                                                           \
-        { "--micro-batch",                                                                                   \
-          OPTION_INT,                                                                                        \
-          &(in).micro_batch,                                                                                 \
-          "M",                                                                                               \
-          "replace the config's batch sizes: samples per rank and pass",                                     \
-          1,                                                                                                 \
-          INT64_MAX },                                                                                       \
-    {                                                                                                        \
-        "--accumulation", OPTION_INT, &(in).accumulation, "G",                                               \
-            "replace the config's batch sizes: passes per step", 1, INT64_MAX                                \
-    }
+    { "--train-batch", OPTION_INT, &(in).train_batch, "T",                                                   \
+      "replace the config's batch sizes: samples per step", 1, INT64_MAX },                                  \
+    { "--micro-batch", OPTION_INT, &(in).micro_batch, "M",                                                   \
+      "replace the config's batch sizes: samples per rank and pass", 1, INT64_MAX },                         \
+    { "--accumulation", OPTION_INT, &(in).accumulation, "G",                                                 \
+      "replace the config's batch sizes: passes per step", 1, INT64_MAX }
 #define OPTION_ROWS_DATA(in)                                                                                 \
-    { "--data",                                                                                              \
-      OPTION_TEXT,                                                                                           \
-      &(in).data,                                                                                            \
-      "PATH",                                                                                                \
-      "synthetic, a folder with CIFAR-10's binary batches, or one such file (synthetic)",                    \
-      0,                                                                                                     \
-      0 },                                                                                                   \
-        { "--records", OPTION_INT, &(in).records, "N", "how many records synthetic data has (4096)",         \
-          1,           INT32_MAX },                                                                          \
-        { "--weights",                                                                                       \
-          OPTION_TEXT,                                                                                       \
-          &(in).weights,                                                                                     \
-          "FILE",                                                                                            \
-          "initial weights, safetensors; otherwise from the seed",                                           \
-          0,                                                                                                 \
-          0 },                                                                                               \
-    {                                                                                                        \
-        "--seed", OPTION_INT, &(in).seed, "S", "of weights, synthetic data, sampler and simulation (0)", 0,  \
-            INT64_MAX                                                                                        \
-    }
+    { "--data", OPTION_TEXT, &(in).data, "PATH",                                                             \
+      "synthetic, a folder with CIFAR-10's binary batches, or one such file (synthetic)", 0, 0 },            \
+    { "--records", OPTION_INT, &(in).records, "N", "how many records synthetic data has (4096)", 1, INT32_MAX }, \
+    { "--weights", OPTION_TEXT, &(in).weights, "FILE",                                                       \
+      "initial weights, safetensors; otherwise from the seed", 0, 0 },                                       \
+    { "--seed", OPTION_INT, &(in).seed, "S",                                                                 \
+      "of weights, synthetic data, sampler and simulation (0)", 0, INT64_MAX }
+/* clang-format on */
 
 typedef struct inputs {
     zb_config *config;

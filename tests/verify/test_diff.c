@@ -307,12 +307,13 @@ static void other_models_are_refused(void **state)
 static void damage_behind_a_difference_is_found(void **state)
 {
     (void)state;
-    const shown a[] = { { ZB_Q_LR, 0, -1, 0, SCALAR, { .d = { 1 } } },
-                        { ZB_Q_LR, 1, -1, 0, SCALAR, { .d = { 1 } } } };
-    shown b[] = { a[0], a[1] };
+    enum { STEPS = 4 };
+    shown a[STEPS], b[STEPS];
+    for (int step = 0; step < STEPS; step++)
+        a[step] = b[step] = (shown){ ZB_Q_LR, step, -1, 0, SCALAR, { .d = { 1 } } };
     b[0].values.d[0] = 2;
-    assert_int_equal(write_trace(in_folder("a"), 0, 1, a, 2), ZB_OK);
-    assert_int_equal(write_trace(in_folder("b"), 0, 1, b, 2), ZB_OK);
+    assert_int_equal(write_trace(in_folder("a"), 0, 1, a, STEPS), ZB_OK);
+    assert_int_equal(write_trace(in_folder("b"), 0, 1, b, STEPS), ZB_OK);
     size_t bytes;
     unsigned char *data = read_whole(in_folder("b"), &bytes);
     write_whole(in_folder("b"), data, bytes - 8);
