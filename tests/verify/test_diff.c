@@ -8,8 +8,7 @@ enum { MAX_SHOWN = 12 };
 
 typedef struct diff_run {
     int stage, world;
-    shown
-        list[MAX_SHOWN]; /* ends at the first record of no elements and param 0 that shows nothing: numel 0 */
+    shown list[MAX_SHOWN]; /* as many as are written down; the rest is zero */
 } diff_run;
 
 typedef struct diff_case {
