@@ -4,41 +4,65 @@
  * contract asks for.
  */
 
-/* taps[(c, r, s), (p, q)] = x[c, p * stride + r - padding, q * stride + s - padding] */
-static void gather_input(const zb_conv2d_shape *s, const float *x, float *taps)
+/*
+ * The outputs q for which the tap s looks inside a row of `width` pixels, 0 <= q * stride + s - padding <
+ * width, are first..end-1; the first of them looks at pixel `pixel`.
+ */
+typedef struct inside {
+    size_t first, end, pixel;
+} inside;
+
+static inside inside_row(const zb_conv2d_shape *g, size_t width, size_t out, size_t s)
 {
-    for (size_t c = 0; c < s->ic; c++, x += s->ih * s->iw)
-        for (size_t r = 0; r < s->kernel; r++)
-            for (size_t t = 0; t < s->kernel; t++)
-                for (size_t p = 0; p < s->oh; p++, taps += s->ow) {
-                    const size_t h = p * s->stride + r; /* in the padded image */
-                    if (h < s->padding || h >= s->ih + s->padding) {
-                        memset(taps, 0, s->ow * sizeof taps[0]);
-                        continue;
+    const size_t first = s >= g->padding ? 0 : divide_up(g->padding - s, g->stride);
+    const size_t end = width + g->padding > s ? divide_up(width + g->padding - s, g->stride) : 0;
+    const inside none = { out, out, 0 };
+    if (first >= out || end <= first) return none;
+    return (inside){ first, smaller(end, out), first * g->stride + s - g->padding };
+}
+
+/* taps[(c, r, s), (p, q)] = x[c, p * stride + r - padding, q * stride + s - padding] */
+static void gather_input(const zb_conv2d_shape *g, const float *x, float *taps)
+{
+    for (size_t c = 0; c < g->ic; c++, x += g->ih * g->iw)
+        for (size_t r = 0; r < g->kernel; r++)
+            for (size_t s = 0; s < g->kernel; s++) {
+                const inside rows = inside_row(g, g->ih, g->oh, r), columns = inside_row(g, g->iw, g->ow, s);
+                memset(taps, 0, rows.first * g->ow * sizeof taps[0]);
+                for (size_t p = rows.first; p < rows.end; p++) {
+                    float *to = taps + p * g->ow;
+                    const float *from = x + (rows.pixel + (p - rows.first) * g->stride) * g->iw +
+                                        columns.pixel;
+                    for (size_t q = 0; q < columns.first; q++) to[q] = 0;
+                    if (g->stride == 1) {
+                        for (size_t q = columns.first; q < columns.end; q++) to[q] = from[q - columns.first];
+                    } else {
+                        for (size_t q = columns.first; q < columns.end; q++)
+                            to[q] = from[(q - columns.first) * g->stride];
                     }
-                    const float *row = x + (h - s->padding) * s->iw;
-                    for (size_t q = 0; q < s->ow; q++) {
-                        const size_t v = q * s->stride + t;
-                        taps[q] = v < s->padding || v >= s->iw + s->padding ? 0.0f : row[v - s->padding];
-                    }
+                    for (size_t q = columns.end; q < g->ow; q++) to[q] = 0;
                 }
+                memset(taps + rows.end * g->ow, 0, (g->oh - rows.end) * g->ow * sizeof taps[0]);
+                taps += g->oh * g->ow;
+            }
 }
 
 /* taps[(o, r, s), (h, v)] = dy[o, p, q] with p * stride + r - padding = h and q * stride + s - padding = v */
-static void gather_output(const zb_conv2d_shape *s, const float *dy, float *taps)
+static void gather_output(const zb_conv2d_shape *g, const float *dy, float *taps)
 {
-    for (size_t o = 0; o < s->oc; o++, dy += s->oh * s->ow)
-        for (size_t r = 0; r < s->kernel; r++)
-            for (size_t t = 0; t < s->kernel; t++, taps += s->ih * s->iw) {
-                memset(taps, 0, s->ih * s->iw * sizeof taps[0]);
-                for (size_t p = 0; p < s->oh; p++) {
-                    const size_t h = p * s->stride + r; /* in the padded image */
-                    if (h < s->padding || h >= s->ih + s->padding) continue;
-                    float *row = taps + (h - s->padding) * s->iw;
-                    for (size_t q = 0; q < s->ow; q++) {
-                        const size_t v = q * s->stride + t;
-                        if (v >= s->padding && v < s->iw + s->padding)
-                            row[v - s->padding] = dy[p * s->ow + q];
+    for (size_t o = 0; o < g->oc; o++, dy += g->oh * g->ow)
+        for (size_t r = 0; r < g->kernel; r++)
+            for (size_t s = 0; s < g->kernel; s++, taps += g->ih * g->iw) {
+                const inside rows = inside_row(g, g->ih, g->oh, r), columns = inside_row(g, g->iw, g->ow, s);
+                memset(taps, 0, g->ih * g->iw * sizeof taps[0]);
+                for (size_t p = rows.first; p < rows.end; p++) {
+                    float *to = taps + (rows.pixel + (p - rows.first) * g->stride) * g->iw + columns.pixel;
+                    const float *from = dy + p * g->ow + columns.first;
+                    const size_t numel = columns.end - columns.first;
+                    if (g->stride == 1) {
+                        for (size_t q = 0; q < numel; q++) to[q] = from[q];
+                    } else {
+                        for (size_t q = 0; q < numel; q++) to[q * g->stride] = from[q];
                     }
                 }
             }

@@ -1,29 +1,45 @@
 /* Max pooling over windows that lie inside the image. */
 
+/* Four neighbouring windows are compared together: which value is larger is anyone's guess, and a branch on
+ * it too. */
+enum { WINDOWS = 4 };
+typedef float window_values __attribute__((vector_size(16)));
+typedef int32_t window_bits __attribute__((vector_size(16)));
+
+/* y and argmax of up to four windows of one row of outputs, the first of them at x[corner]. */
+static inline void maxpool_windows(const zb_maxpool2d_shape *s, const float *x, size_t corner, size_t count,
+                                   float *y, int32_t *argmax)
+{
+    size_t from[WINDOWS]; /* where no window is left, the last one again */
+    for (size_t i = 0; i < WINDOWS; i++) from[i] = corner + smaller(i, count - 1) * s->stride;
+    window_values best = { -INFINITY, -INFINITY, -INFINITY, -INFINITY };
+    window_bits kept = { (int32_t)from[0], (int32_t)from[1], (int32_t)from[2], (int32_t)from[3] };
+    const window_bits corners = kept;
+    for (size_t r = 0; r < s->kernel; r++)
+        for (size_t c = 0; c < s->kernel; c++) {
+            const size_t tap = r * s->iw + c;
+            const float *at = x + tap;
+            const window_values v = { at[from[0]], at[from[1]], at[from[2]], at[from[3]] };
+            const window_bits take = (v > best) | (v != v); /* all ones or all zeros */
+            best = (window_values)(((window_bits)v & take) | ((window_bits)best & ~take));
+            kept = ((corners + (int32_t)tap) & take) | (kept & ~take);
+        }
+    for (size_t i = 0; i < count; i++) {
+        y[i] = best[i];
+        argmax[i] = kept[i];
+    }
+}
+
 static zb_status op_maxpool2d_forward(const zb_maxpool2d_forward_args *args)
 {
     const zb_maxpool2d_shape *s = &args->shape;
-    for (size_t plane = 0; plane < s->rows * s->channels; plane++) {
-        const float *x = args->x + plane * s->ih * s->iw;
-        float *y = args->y + plane * s->oh * s->ow;
-        int32_t *argmax = args->argmax + plane * s->oh * s->ow;
+    for (size_t plane = 0; plane < s->rows * s->channels; plane++)
         for (size_t p = 0; p < s->oh; p++)
-            for (size_t q = 0; q < s->ow; q++) {
-                const size_t corner = p * s->stride * s->iw + q * s->stride;
-                float maximum = -INFINITY;
-                size_t kept = corner;
-                for (size_t r = 0; r < s->kernel; r++)
-                    for (size_t c = 0; c < s->kernel; c++) {
-                        const size_t index = corner + r * s->iw + c;
-                        if (x[index] > maximum || isnan(x[index])) {
-                            maximum = x[index];
-                            kept = index;
-                        }
-                    }
-                y[p * s->ow + q] = maximum;
-                argmax[p * s->ow + q] = (int32_t)kept;
+            for (size_t q = 0; q < s->ow; q += WINDOWS) {
+                const size_t out = (plane * s->oh + p) * s->ow + q;
+                maxpool_windows(s, args->x + plane * s->ih * s->iw, (p * s->iw + q) * s->stride,
+                                smaller(WINDOWS, s->ow - q), args->y + out, args->argmax + out);
             }
-    }
     return ZB_OK;
 }
 

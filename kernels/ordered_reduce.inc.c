@@ -23,22 +23,13 @@ enum { REDUCE_BLOCK = 1024 };
     {                                                                                                        \
         sum acc[REDUCE_BLOCK];                                                                               \
         const int premultiply = args->op == ZB_PREMUL_SUM;                                                   \
-        int rank = 1;                                                                                        \
         const element *a = (const element *)args->inputs[0] + first;                                         \
         if (premultiply) {                                                                                   \
             for (size_t i = 0; i < numel; i++) acc[i] = (sum)((sum)WIDEN(a[i]) * factor);                    \
         } else {                                                                                             \
             for (size_t i = 0; i < numel; i++) acc[i] = (sum)WIDEN(a[i]);                                    \
         }                                                                                                    \
-        if (args->op == ZB_SUM || args->op == ZB_AVG)                                                        \
-            for (; rank + 2 < args->count; rank += 3) { /* three at a time: fewer trips to the buffer */     \
-                a = (const element *)args->inputs[rank] + first;                                             \
-                const element *b = (const element *)args->inputs[rank + 1] + first;                          \
-                const element *c = (const element *)args->inputs[rank + 2] + first;                          \
-                for (size_t i = 0; i < numel; i++)                                                           \
-                    acc[i] = (sum)(((acc[i] + (sum)WIDEN(a[i])) + (sum)WIDEN(b[i])) + (sum)WIDEN(c[i]));     \
-            }                                                                                                \
-        for (; rank < args->count; rank++) {                                                                 \
+        for (int rank = 1; rank < args->count; rank++) {                                                     \
             a = (const element *)args->inputs[rank] + first;                                                 \
             switch (args->op) {                                                                              \
             case ZB_SUM:                                                                                     \
@@ -93,6 +84,33 @@ ZB_ORDERED_REDUCE(int64, int64_t, int64_t, uint64_t, , (int64_t), ZB_SMALLER_INT
 ZB_ORDERED_REDUCE(uint8, uint8_t, uint8_t, uint8_t, , , ZB_SMALLER_INT, ZB_LARGER_INT, ZB_AVERAGE_NONE)
 #undef ZB_ORDERED_REDUCE
 
+/* Sums and averages of fp32, the common case, without the buffer: an element's accumulator stays in a
+ * register. */
+static void add_fp32(const zb_ordered_reduce_args *args)
+{
+    enum { VECS = 4 };
+    const int count = args->count, average = args->op == ZB_AVG, power_of_two = (count & (count - 1)) == 0;
+    const vec divisor = vec_all((float)count), reciprocal = vec_all(1 / (float)count);
+    size_t i = 0;
+    for (; i + VECS * VL <= args->numel; i += VECS * VL) {
+        const float *x = (const float *)args->inputs[0] + i;
+        vec acc[VECS];
+        ZB_UNROLL
+        for (int v = 0; v < VECS; v++) acc[v] = vec_load(x + v * VL);
+        for (int rank = 1; rank < count; rank++) {
+            x = (const float *)args->inputs[rank] + i;
+            ZB_UNROLL
+            for (int v = 0; v < VECS; v++) acc[v] = vec_add(acc[v], vec_load(x + v * VL));
+        }
+        ZB_UNROLL
+        for (int v = 0; v < VECS; v++) {
+            if (average) acc[v] = power_of_two ? acc[v] * reciprocal : acc[v] / divisor;
+            vec_store((float *)args->out + i + v * VL, acc[v]);
+        }
+    }
+    reduce_block_fp32(args, 1, i, args->numel - i);
+}
+
 /* The factor of a pre-multiplied sum of integers must itself be one. */
 static int is_whole_number_within(double factor, double least, double limit)
 {
@@ -123,6 +141,10 @@ static zb_status ordered_reduce_check(const zb_ordered_reduce_args *args)
 static zb_status op_ordered_reduce(const zb_ordered_reduce_args *args)
 {
     ZB_TRY(ordered_reduce_check(args));
+    if (args->dtype == ZB_FP32 && (args->op == ZB_SUM || args->op == ZB_AVG)) {
+        add_fp32(args);
+        return ZB_OK;
+    }
     for (size_t first = 0; first < args->numel; first += REDUCE_BLOCK) {
         const size_t numel = args->numel - first < REDUCE_BLOCK ? args->numel - first : REDUCE_BLOCK;
         switch (args->dtype) {

@@ -134,6 +134,11 @@ static void check_conv2d(rng *r, const struct conv_case *t, fill_kind kind)
     assert_ok(zb_cpu_conv2d_forward(&(zb_conv2d_forward_args){ g, x, w, b, y, workspace }));
     assert_same_floats(y, want, y_numel, "conv2d_forward, %s, %s", t->name, fill_name(kind));
 
+    for (size_t o = 0; o < g.oc; o++) b[o] = -0.0f; /* changes no sum: the same as no bias */
+    plain_forward(&g, x, w, b, want);
+    assert_ok(zb_cpu_conv2d_forward(&(zb_conv2d_forward_args){ g, x, w, NULL, y, workspace }));
+    assert_same_floats(y, want, y_numel, "conv2d_forward without bias, %s, %s", t->name, fill_name(kind));
+
     plain_backward_input(&g, dy, w, want);
     assert_ok(zb_cpu_conv2d_backward_input(&(zb_conv2d_backward_input_args){ g, dy, w, dx, workspace }));
     assert_same_floats(dx, want, x_numel, "conv2d_backward_input, %s, %s", t->name, fill_name(kind));

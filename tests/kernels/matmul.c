@@ -2,6 +2,7 @@
 #include "tests/kernels/support.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -216,11 +217,69 @@ static void linear_layer(void **state)
         }
 }
 
+/* More threads at once than there are places to pack panels in: some wait, none meet. */
+enum { THREADS = 100, THREAD_M = 20, THREAD_N = 50, THREAD_K = 400 };
+
+typedef struct thread_work {
+    pthread_t thread;
+    const float *a, *b;
+    float c[THREAD_M * THREAD_N];
+} thread_work;
+
+static void *multiply_often(void *argument)
+{
+    thread_work *w = argument;
+    for (int i = 0; i < 20; i++)
+        if (zb_cpu_matmul(&(zb_matmul_args){ .m = THREAD_M,
+                                             .n = THREAD_N,
+                                             .k = THREAD_K,
+                                             .a = w->a,
+                                             .a_row = THREAD_K,
+                                             .a_col = 1,
+                                             .b = w->b,
+                                             .b_row = 1,
+                                             .b_col = THREAD_K,
+                                             .c = w->c,
+                                             .c_row = THREAD_N }) != ZB_OK)
+            w->c[0] = NAN;
+    return NULL;
+}
+
+static void many_threads(void **state)
+{
+    use_level(state);
+    static thread_work work[THREADS];
+    static float inputs[THREADS][(THREAD_M + THREAD_N) * THREAD_K], want[THREAD_M * THREAD_N];
+    rng r = { 6 };
+    for (int t = 0; t < THREADS; t++) {
+        fill(&r, FILL_UNIFORM, inputs[t], sizeof inputs[t] / sizeof(float));
+        work[t].a = inputs[t];
+        work[t].b = inputs[t] + THREAD_M * THREAD_K;
+        assert_int_equal(pthread_create(&work[t].thread, NULL, multiply_often, &work[t]), 0);
+    }
+    for (int t = 0; t < THREADS; t++) {
+        assert_int_equal(pthread_join(work[t].thread, NULL), 0);
+        plain_matmul(&(zb_matmul_args){ .m = THREAD_M,
+                                        .n = THREAD_N,
+                                        .k = THREAD_K,
+                                        .a = work[t].a,
+                                        .a_row = THREAD_K,
+                                        .a_col = 1,
+                                        .b = work[t].b,
+                                        .b_row = 1,
+                                        .b_col = THREAD_K,
+                                        .c_row = THREAD_N },
+                     want);
+        assert_same_floats(work[t].c, want, THREAD_M * THREAD_N, "thread %d", t);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         AT_EACH_LEVEL(every_tile_shape), AT_EACH_LEVEL(every_layout), AT_EACH_LEVEL(every_kind_of_number),
         AT_EACH_LEVEL(several_blocks),   AT_EACH_LEVEL(zero_signs),   AT_EACH_LEVEL(linear_layer),
+        AT_EACH_LEVEL(many_threads),
     };
     return cmocka_run_group_tests_name("matmul", tests, NULL, NULL);
 }

@@ -1,0 +1,189 @@
+/*
+ * How fast everything but the matrix product is, in bytes read and written per second, beside memcpy: an
+ * operation on single elements cannot be faster than memory. Two sizes: one that stays in the caches, one
+ * that does not.
+ *
+ * ZEROBIT_SIMD names the SIMD level to measure.
+ */
+#include <string.h>
+
+#include "tools/bench/bench.h"
+
+enum { RANKS = 4, CLASSES = 10 };
+
+/* Every operation works on some of these, each of `numel` floats. */
+typedef struct arrays {
+    size_t numel;
+    float *x[RANKS + 1];
+    int32_t *indices;
+} arrays;
+
+static zb_status run_copy(const arrays *a)
+{
+    return zb_cpu_copy(&(zb_copy_args){ a->x[0], a->x[1], a->numel * sizeof(float) });
+}
+static zb_status run_add(const arrays *a)
+{
+    return zb_cpu_add(&(zb_add_args){ a->x[0], a->x[1], a->numel });
+}
+static zb_status run_scale(const arrays *a)
+{
+    return zb_cpu_scale(&(zb_scale_args){ a->x[0], 1, a->numel });
+}
+static zb_status run_divide(const arrays *a)
+{
+    return zb_cpu_divide(&(zb_divide_args){ a->x[0], 1, a->numel });
+}
+static zb_status run_relu_forward(const arrays *a)
+{
+    return zb_cpu_relu_forward(&(zb_relu_forward_args){ a->x[1], a->x[0], a->numel });
+}
+static zb_status run_relu_backward(const arrays *a)
+{
+    return zb_cpu_relu_backward(&(zb_relu_backward_args){ a->x[1], a->x[2], a->x[0], a->numel });
+}
+static zb_status run_to_bf16(const arrays *a)
+{
+    return zb_cpu_cast(&(zb_cast_args){ a->x[0], ZB_BF16, a->x[1], ZB_FP32, a->numel });
+}
+static zb_status run_to_fp16(const arrays *a)
+{
+    return zb_cpu_cast(&(zb_cast_args){ a->x[0], ZB_FP16, a->x[1], ZB_FP32, a->numel });
+}
+static zb_status run_from_fp16(const arrays *a)
+{
+    return zb_cpu_cast(&(zb_cast_args){ a->x[0], ZB_FP32, a->x[1], ZB_FP16, a->numel });
+}
+static zb_status run_adam(const arrays *a)
+{
+    return zb_cpu_adam(&(zb_adam_args){ .p = a->x[0],
+                                        .grad = a->x[1],
+                                        .m = a->x[2],
+                                        .v = a->x[3],
+                                        .numel = a->numel,
+                                        .grad_scale = 1,
+                                        .lr = 1e-3f,
+                                        .beta1 = 0.9f,
+                                        .beta2 = 0.999f,
+                                        .one_minus_beta1 = 0.1f,
+                                        .one_minus_beta2 = 0.001f,
+                                        .eps = 1e-8f,
+                                        .weight_decay = 0.01f,
+                                        .correction1 = 0.5f,
+                                        .correction2 = 0.5f,
+                                        .decoupled = 1 });
+}
+static zb_status run_sgd(const arrays *a)
+{
+    return zb_cpu_sgd(&(zb_sgd_args){ .p = a->x[0],
+                                      .grad = a->x[1],
+                                      .buf = a->x[2],
+                                      .numel = a->numel,
+                                      .grad_scale = 1,
+                                      .lr = 1e-9f,
+                                      .weight_decay = 0.01f,
+                                      .momentum = 0.5f,
+                                      .one_minus_dampening = 1 });
+}
+static zb_status run_mse_forward(const arrays *a)
+{
+    float loss;
+    return zb_cpu_mse_forward(&(zb_mse_forward_args){ a->numel, a->x[0], a->x[1], &loss });
+}
+static zb_status run_bias(const arrays *a)
+{
+    return zb_cpu_linear_backward_bias(
+        &(zb_linear_backward_bias_args){ a->numel / 128, 128, a->x[1], a->x[0] });
+}
+static zb_status run_sum_squares(const arrays *a)
+{
+    int64_t accumulator[ZB_SUM_SQUARES_WORDS] = { 0 };
+    return zb_cpu_sum_squares(&(zb_sum_squares_args){ a->x[1], a->numel, accumulator });
+}
+static zb_status run_reduce(const arrays *a, zb_dtype dtype, zb_redop op)
+{
+    const void *inputs[RANKS] = { a->x[1], a->x[2], a->x[3], a->x[4] };
+    return zb_cpu_ordered_reduce(&(zb_ordered_reduce_args){ inputs, RANKS, a->x[0], a->numel, dtype, op, 1 });
+}
+static zb_status run_reduce_avg(const arrays *a)
+{
+    return run_reduce(a, ZB_FP32, ZB_AVG);
+}
+static zb_status run_reduce_bf16(const arrays *a)
+{
+    return run_reduce(a, ZB_BF16, ZB_AVG);
+}
+static zb_status run_reduce_max(const arrays *a)
+{
+    return run_reduce(a, ZB_FP32, ZB_MAX);
+}
+static zb_status run_maxpool(const arrays *a)
+{
+    const zb_maxpool2d_shape shape = { 1, a->numel / 784, 28, 28, 14, 14, 2, 2 };
+    return zb_cpu_maxpool2d_forward(&(zb_maxpool2d_forward_args){ shape, a->x[1], a->x[0], a->indices });
+}
+static zb_status run_cross_entropy(const arrays *a)
+{
+    float loss;
+    memset(a->indices, 0, a->numel / CLASSES * sizeof a->indices[0]);
+    return zb_cpu_cross_entropy_forward(&(zb_cross_entropy_forward_args){
+        a->numel / CLASSES, CLASSES, a->x[1], a->indices, a->x[0], a->x[2], &loss });
+}
+
+static const struct operation {
+    const char *name;
+    double bytes; /* read and written per element */
+    zb_status (*run)(const arrays *a);
+} operations[] = {
+    { "copy (memcpy)", 8, run_copy },
+    { "add", 12, run_add },
+    { "scale", 8, run_scale },
+    { "divide", 8, run_divide },
+    { "relu_forward", 8, run_relu_forward },
+    { "relu_backward", 12, run_relu_backward },
+    { "cast fp32 to bf16", 6, run_to_bf16 },
+    { "cast fp32 to fp16", 6, run_to_fp16 },
+    { "cast fp16 to fp32", 6, run_from_fp16 },
+    { "adam", 28, run_adam },
+    { "sgd, momentum", 20, run_sgd },
+    { "mse_forward", 8, run_mse_forward },
+    { "linear_backward_bias", 4, run_bias },
+    { "sum_squares", 4, run_sum_squares },
+    { "ordered_reduce fp32 avg, 4", 20, run_reduce_avg },
+    { "ordered_reduce bf16 avg, 4", 10, run_reduce_bf16 },
+    { "ordered_reduce fp32 max, 4", 20, run_reduce_max },
+    { "maxpool2d_forward", 6, run_maxpool },
+    { "cross_entropy_forward", 8, run_cross_entropy },
+};
+
+static void measure(const struct operation *operation, const arrays *a, int samples)
+{
+    static double seconds[BENCH_SAMPLES_MAX];
+    const int calls = 1 + (int)(1e6 / (double)a->numel);
+    for (int i = -1; i < samples; i++) { /* the first one warms up */
+        const double start = bench_seconds();
+        for (int c = 0; c < calls; c++) bench_check(operation->run(a));
+        if (i >= 0) seconds[i] = (bench_seconds() - start) / calls;
+    }
+    const double time = bench_median(seconds, samples), numel = (double)a->numel;
+    printf("%-27s %9zu %10.2f us %7.3f ns %7.1f GB/s\n", operation->name, a->numel, 1e6 * time,
+           1e9 * time / numel, 1e-9 * numel * operation->bytes / time);
+}
+
+int main(int argc, char **argv)
+{
+    static const size_t sizes[] = { 4096, 1 << 24 };
+    const int samples = bench_samples(argc, argv);
+    if (zb_simd_level() == NULL) bench_check(ZB_INVALID_ARGUMENT);
+    printf("zerobit: %s; median of %d samples, one thread\n", zb_simd_level(), samples);
+    printf("%-27s %9s %13s %10s %12s\n", "operation", "numel", "time", "per elem.", "traffic");
+    for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) {
+        arrays a = { .numel = sizes[s], .indices = (int32_t *)bench_floats(sizes[s]) };
+        for (int i = 0; i <= RANKS; i++) a.x[i] = bench_floats(sizes[s]);
+        for (size_t o = 0; o < sizeof operations / sizeof operations[0]; o++)
+            measure(&operations[o], &a, samples);
+        for (int i = 0; i <= RANKS; i++) free(a.x[i]);
+        free(a.indices);
+    }
+    return 0;
+}
