@@ -23,6 +23,7 @@ zb_status zb_bucket_pair_create(zb_engine *engine, zb_bucket_settle_fn *settle, 
 
 void zb_bucket_pair_destroy(zb_engine *engine, zb_bucket_pair *pair)
 {
+    for (int i = 0; i < 2; i++) zb_engine_collective_abandon(engine, &pair->buffers[i].work);
     for (int i = 0; i < 2; i++)
         zb_device_free(engine->device, ZB_MEM_BUCKET, pair->plan.capacity * sizeof(float),
                        pair->buffers[i].data);

@@ -55,6 +55,17 @@ zb_status zb_engine_collective_wait(zb_engine *e, zb_work *work)
     return order_after(e, e->transfer_reached, e->transfer, e->compute);
 }
 
+void zb_engine_collective_abandon(zb_engine *e, zb_work *work)
+{
+    if (work->id == 0 && work->handle == NULL) return;
+    zb_error kept = { 0 }, scratch = { 0 }, *bound = zb_error_bind(NULL);
+    if (bound != NULL) kept = *bound;
+    zb_error_bind(bound != NULL ? bound : &scratch); /* a fiber that waits comes back with its own */
+    (void)zb_comm_wait(e->comm, work);
+    if (bound != NULL) *bound = kept;
+    zb_error_bind(bound);
+}
+
 zb_redop zb_engine_grad_op(const zb_engine *e)
 {
     return e->plan.average == ZB_SUM_ONLY ? ZB_SUM : ZB_AVG;
@@ -184,9 +195,9 @@ zb_status zb_initialize(const zb_engine_options *options, zb_engine **engine_p)
 void zb_engine_destroy(zb_engine *e)
 {
     if (e == NULL) return;
+    if (e->stage != NULL) e->stage->ops->destroy(e->stage); /* first: waits for what is under way */
     zb_device_free(e->device, ZB_MEM_WORKSPACE, ZB_SUM_SQUARES_WORDS * sizeof(int64_t), e->norm_accumulator);
     zb_optimizer_destroy(&e->optimizer, e->device);
-    if (e->stage != NULL) e->stage->ops->destroy(e->stage);
     zb_executor_destroy(&e->executor);
     zb_loader_destroy(e->loader);
     zb_event_destroy(e->compute_reached);
@@ -230,13 +241,28 @@ double zb_engine_global_grad_norm(const zb_engine *e)
 
 /* --- a micro-batch --- */
 
+zb_status zb_engine_check_whole(const zb_engine *e, const char *name)
+{
+    if (e->phase != ZB_BROKEN) return ZB_OK;
+    return zb_fail(ZB_INVALID_ARGUMENT,
+                   "%s called after a failure broke a step off; all that is left is zb_engine_destroy", name);
+}
+
 static zb_status expect_phase(const zb_engine *e, enum zb_micro_phase phase)
 {
     static const char *const names[] = { "forward", "backward", "step" };
+    ZB_TRY(zb_engine_check_whole(e, names[phase]));
     if (e->phase == phase) return ZB_OK;
     return zb_fail(ZB_INVALID_ARGUMENT,
                    "%s called where %s is due (a micro-batch goes forward, backward, step)", names[phase],
                    names[e->phase]);
+}
+
+/* A step that breaks off leaves buckets half full and parameters half gathered: nothing to go on from. */
+static zb_status enter_phase(zb_engine *e, enum zb_micro_phase phase, zb_status status)
+{
+    e->phase = status == ZB_OK ? phase : ZB_BROKEN;
+    return status;
 }
 
 int zb_engine_is_boundary(const zb_engine *e)
@@ -248,17 +274,14 @@ zb_status zb_engine_forward(zb_engine *e, const zb_batch *batch, float *loss)
 {
     ZB_TRY(expect_phase(e, ZB_WANTS_FORWARD));
     ZB_TRY(zb_executor_check_batch(&e->executor, batch));
-    ZB_TRY(zb_executor_forward(&e->executor, e->stage, batch, loss));
-    e->phase = ZB_WANTS_BACKWARD;
-    return ZB_OK;
+    return enter_phase(e, ZB_WANTS_BACKWARD, zb_executor_forward(&e->executor, e->stage, batch, loss));
 }
 
 zb_status zb_engine_backward(zb_engine *e)
 {
     ZB_TRY(expect_phase(e, ZB_WANTS_BACKWARD));
-    ZB_TRY(zb_executor_backward(&e->executor, e->stage, (float)e->plan.accumulation_steps));
-    e->phase = ZB_WANTS_STEP;
-    return ZB_OK;
+    float divisor = (float)e->plan.accumulation_steps;
+    return enter_phase(e, ZB_WANTS_STEP, zb_executor_backward(&e->executor, e->stage, divisor));
 }
 
 /* --- the boundary step --- */
@@ -316,10 +339,9 @@ zb_status zb_engine_step(zb_engine *e)
 {
     ZB_TRY(expect_phase(e, ZB_WANTS_STEP));
     int boundary = zb_engine_is_boundary(e);
-    if (boundary) ZB_TRY(boundary_step(e));
+    ZB_TRY(enter_phase(e, ZB_WANTS_FORWARD, boundary ? boundary_step(e) : ZB_OK));
     e->micro_index = boundary ? 0 : e->micro_index + 1;
     e->counters.micro_steps++;
-    e->phase = ZB_WANTS_FORWARD;
     return ZB_OK;
 }
 

@@ -50,6 +50,8 @@ void zb_local_stage_destroy(zb_stage *stage)
 {
     zb_engine *engine = stage->engine;
     zb_local_stage *s = zb_local_stage_of(stage);
+    for (int w = 0; s->works != NULL && w < s->windows.bucket_count; w++)
+        zb_engine_collective_abandon(engine, &s->works[w]);
     zb_free(s->works);
     zb_buckets_destroy(&s->windows);
     zb_device_free(engine->device, ZB_MEM_GRAD, engine->layout.padded_numel * sizeof(float), s->grad);

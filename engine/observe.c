@@ -97,6 +97,7 @@ static zb_status show_accounts(const view *v)
 zb_status zb_engine_observe(zb_engine *e, const zb_observer *observer)
 {
     ZB_ASSERT(observer != NULL);
+    ZB_TRY(zb_engine_check_whole(e, "observe"));
     const view v = { .engine = e, .observer = observer, .step = e->counters.global_steps - 1 };
     zb_shard shard = e->stage->ops->shard(e->stage);
     if (v.step >= 0) {
@@ -115,6 +116,7 @@ zb_status zb_engine_observe(zb_engine *e, const zb_observer *observer)
 zb_status zb_engine_gather_weights(zb_engine *e, float *const *out)
 {
     uint64_t before[ZB_COLLECTIVE_COUNT];
+    ZB_TRY(zb_engine_check_whole(e, "gather_weights"));
     for (int kind = 0; kind < ZB_COLLECTIVE_COUNT; kind++) before[kind] = e->comm->traffic[kind].bytes;
     for (int p = 0; p < e->model->param_count; p++) {
         const float *full;

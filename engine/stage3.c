@@ -18,6 +18,7 @@ enum { GATHERED_MAX = 2 };
 typedef struct gathered {
     int param; /* or ZB_NO_PARAM */
     float *data;
+    zb_work work;
 } gathered;
 
 typedef struct stage3 {
@@ -66,6 +67,7 @@ static void stage3_destroy(zb_stage *stage)
     zb_engine *engine = stage->engine;
     stage3 *s = self(stage);
     size_t rank_bytes = engine->layout.rank_numel * sizeof(float);
+    for (int i = 0; i < GATHERED_MAX; i++) zb_engine_collective_abandon(engine, &s->now[i].work);
     zb_bucket_pair_destroy(engine, &s->buckets);
     zb_device_free(engine->device, ZB_MEM_GATHER, s->gather_numel * sizeof(float), s->gather);
     zb_device_free(engine->device, ZB_MEM_GRAD, rank_bytes, s->grad);
@@ -133,11 +135,11 @@ static zb_status stage3_create(zb_engine *engine, zb_stage **stage_p)
     return ZB_OK;
 }
 
-static zb_status start_gather(stage3 *s, int slot, int param, float *to, zb_work *work)
+static zb_status start_gather(stage3 *s, int slot, int param, float *to)
 {
     zb_engine *engine = s->base.engine;
     s->now[slot] = (gathered){ .param = param, .data = to };
-    return zb_engine_collective_run(engine, work, .kind = ZB_COLLECTIVE_ALL_GATHER,
+    return zb_engine_collective_run(engine, &s->now[slot].work, .kind = ZB_COLLECTIVE_ALL_GATHER,
                                     .send = own_part(s, param), .recv = to,
                                     .numel = engine->layout.part_numel[param],
                                     .dtype = engine->plan.param_dtype, .what = "stage 3: gather parameter");
@@ -148,14 +150,14 @@ static zb_status gather(zb_stage *stage, int weight, int bias)
 {
     stage3 *s = self(stage);
     const int params[GATHERED_MAX] = { weight, bias };
-    zb_work works[GATHERED_MAX] = { { 0 } };
     float *to = s->gather;
     for (int i = 0; i < GATHERED_MAX; i++) {
         if (params[i] == ZB_NO_PARAM) continue;
-        ZB_TRY(start_gather(s, i, params[i], to, &works[i]));
+        ZB_TRY(start_gather(s, i, params[i], to));
         to += padded_numel(&stage->engine->layout, params[i]);
     }
-    for (int i = 0; i < GATHERED_MAX; i++) ZB_TRY(zb_engine_collective_wait(stage->engine, &works[i]));
+    for (int i = 0; i < GATHERED_MAX; i++)
+        if (params[i] != ZB_NO_PARAM) ZB_TRY(zb_engine_collective_wait(stage->engine, &s->now[i].work));
     return ZB_OK;
 }
 

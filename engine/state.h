@@ -34,7 +34,7 @@ struct zb_engine {
     zb_loader *loader;
 
     int64_t micro_index; /* of the micro-batch under way, 0 .. accumulation_steps - 1 */
-    enum zb_micro_phase { ZB_WANTS_FORWARD, ZB_WANTS_BACKWARD, ZB_WANTS_STEP } phase;
+    enum zb_micro_phase { ZB_WANTS_FORWARD, ZB_WANTS_BACKWARD, ZB_WANTS_STEP, ZB_BROKEN } phase;
     zb_counters counters;
     double grad_norm; /* of the last boundary step */
     double lr_used;   /* by the last boundary step */
@@ -50,6 +50,11 @@ zb_status zb_engine_load_initial(zb_engine *engine, int param, size_t first, siz
  * that follows is ordered after it; else after zb_engine_collective_wait. */
 zb_status zb_engine_collective(zb_engine *engine, const zb_collective *collective, zb_work *work);
 zb_status zb_engine_collective_wait(zb_engine *engine, zb_work *work);
+/* For a stage that is destroyed: waits for what a failure left under way, so that no buffer is freed below an
+ * operation. The error message stays that of the failure. */
+void zb_engine_collective_abandon(zb_engine *engine, zb_work *work);
+/* ZB_INVALID_ARGUMENT when a failure has broken a step off. */
+zb_status zb_engine_check_whole(const zb_engine *engine, const char *call);
 #define zb_engine_collective_run(engine, work, ...)                                                          \
     zb_engine_collective((engine), &(zb_collective){ __VA_ARGS__, .file = __FILE__, .line = __LINE__ },      \
                          (work))

@@ -46,6 +46,11 @@ ZB_API const zb_optimizer_config *zb_engine_optimizer(const zb_engine *engine);
 ZB_API const zb_plan *zb_engine_plan(const zb_engine *engine);
 ZB_API int zb_engine_stage(const zb_engine *engine);
 
+/*
+ * A refused argument changes nothing. A failure in the middle of one of these breaks the step off; from then on
+ * the engine refuses everything but zb_engine_destroy, which waits for collectives still under way.
+ */
+
 /** The rank's own mean loss over the micro-batch. batch->rows at most the micro-batch size. */
 ZB_API zb_status zb_engine_forward(zb_engine *engine, const zb_batch *batch, float *loss);
 /** Of the last forward. Gradients are divided by the accumulation steps at the engine's output. */
