@@ -321,8 +321,10 @@ static zb_status sim_wait(zb_comm *comm, zb_work *work)
     sim_part *part = NULL;
     ZB_TRY(check_caller(member));
     ZB_TRY(take_in_flight(member, work, &part));
-    ZB_TRY(wait_for_stream(&part->call));
-    return finish(part);
+    /* Others may be reading this rank's counts: wait for the operation even when the stream has failed. */
+    zb_status stream_status = wait_for_stream(&part->call);
+    zb_status status = finish(part);
+    return status != ZB_OK ? status : stream_status;
 }
 
 /* --- split and destroy --- */
