@@ -21,9 +21,10 @@ static const unsigned char widest_tile[TILE_ROWS + 1] = { 0, 6, 6, 6, 6, 5, 4, 3
     X(1, 4)                                                                                                  \
     X(1, 5)                                                                                                  \
     X(1, 6)                                                                                                  \
-    X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(2, 6) X(3, 1) X(3, 2) X(3, 3) X(3, 4) X(3, 5) X(3, 6) X(4, 1)  \
-        X(4, 2) X(4, 3) X(4, 4) X(4, 5) X(4, 6) X(5, 1) X(5, 2) X(5, 3) X(5, 4) X(5, 5) X(6, 1) X(6, 2)      \
-            X(6, 3) X(6, 4) X(7, 1) X(7, 2) X(7, 3) X(8, 1) X(8, 2) X(8, 3) X(9, 1) X(9, 2) X(9, 3) X(10, 1) \
+    X(2, 1)                                                                                                  \
+    X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(2, 6) X(3, 1) X(3, 2) X(3, 3) X(3, 4) X(3, 5) X(3, 6) X(4, 1) X(4, 2)  \
+        X(4, 3) X(4, 4) X(4, 5) X(4, 6) X(5, 1) X(5, 2) X(5, 3) X(5, 4) X(5, 5) X(6, 1) X(6, 2) X(6, 3)      \
+            X(6, 4) X(7, 1) X(7, 2) X(7, 3) X(8, 1) X(8, 2) X(8, 3) X(9, 1) X(9, 2) X(9, 3) X(10, 1)         \
                 X(10, 2) X(11, 1) X(11, 2) X(12, 1) X(12, 2) X(13, 1) X(13, 2) X(14, 1) X(14, 2)
 #else /* 16 registers */
 enum { TILE_ROWS = 6, TILE_VECS = 5 };
@@ -35,8 +36,8 @@ static const unsigned char widest_tile[TILE_ROWS + 1] = { 0, 5, 5, 3, 3, 2, 2 };
     X(1, 4)                                                                                                  \
     X(1, 5)                                                                                                  \
     X(2, 1)                                                                                                  \
-    X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(3, 1) X(3, 2) X(3, 3) X(4, 1) X(4, 2) X(4, 3) X(5, 1) X(5, 2) X(6, 1)  \
-        X(6, 2)
+    X(2, 2)                                                                                                  \
+    X(2, 3) X(2, 4) X(2, 5) X(3, 1) X(3, 2) X(3, 3) X(4, 1) X(4, 2) X(4, 3) X(5, 1) X(5, 2) X(6, 1) X(6, 2)
 #endif
 
 /* A block of A, 600 kB, shares the second-level cache with a panel of B; blocks of B may lie in the third. */
@@ -278,7 +279,9 @@ static zb_status op_matmul(const zb_matmul_args *args)
     block.tile_columns = (size_t)widest_tile[block.tile_rows] * VL;
     const size_t row_step = M_BLOCK / block.tile_rows * block.tile_rows;
     const size_t column_step = N_BLOCK / block.tile_columns * block.tile_columns;
-    const size_t k_step = args->k == 0 ? 1 : divide_up(args->k, divide_up(args->k, K_BLOCK));
+    /* Even blocks of k too, in whole vectors for the sake of packing. */
+    const size_t k_step = args->k == 0 ? 1
+                                       : divide_up(divide_up(args->k, divide_up(args->k, K_BLOCK)), VL) * VL;
     for (; block.column < args->n; block.column += column_step) {
         block.columns = smaller(column_step, args->n - block.column);
         block.p = 0;

@@ -300,11 +300,47 @@ static void sgd(void **state)
         }
 }
 
+/* torch.optim.SGD 1.13.1, three steps with the same parameters and gradients as above, lr 0.1, momentum 0.9.
+ */
+static void sgd_golden(void **state)
+{
+    use_level(state);
+    static const struct {
+        const char *name;
+        float weight_decay, dampening;
+        int nesterov;
+        uint32_t p[3];
+    } golden[] = {
+        { "weight decay", 0.01f, 0, 0, { 0x3f663bfd, 0xbfe63bfd, 0x3e59293c } },
+        { "nesterov", 0, 0, 1, { 0x3f5aba9d, 0xbfdaba9d, 0x3d817eb8 } },
+        { "dampening", 0, 0.5f, 0, { 0x3f705bc0, 0xbff05bc0, 0x3ea22680 } },
+    };
+    for (size_t c = 0; c < sizeof golden / sizeof golden[0]; c++) {
+        float p[3] = { 1, -2, 0.5f }, buf[3] = { 0 }, want[3];
+        for (int step = 1; step <= 3; step++) {
+            const float t = (float)step, grad[3] = { t * 0.1f, t * -0.2f, t * 0.3f };
+            assert_ok(zb_cpu_sgd(&(zb_sgd_args){ .p = p,
+                                                 .grad = grad,
+                                                 .buf = buf,
+                                                 .numel = 3,
+                                                 .grad_scale = 1,
+                                                 .lr = 0.1f,
+                                                 .weight_decay = golden[c].weight_decay,
+                                                 .momentum = 0.9f,
+                                                 .one_minus_dampening = 1 - golden[c].dampening,
+                                                 .nesterov = golden[c].nesterov,
+                                                 .first_step = step == 1 }));
+        }
+        for (int i = 0; i < 3; i++) want[i] = from_bits(golden[c].p[i]);
+        assert_same_floats(p, want, 3, "%s", golden[c].name);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         AT_EACH_LEVEL(elementwise), AT_EACH_LEVEL(bytes), AT_EACH_LEVEL(adam),
-        AT_EACH_LEVEL(adam_golden), AT_EACH_LEVEL(sgd),
+        AT_EACH_LEVEL(adam_golden), AT_EACH_LEVEL(sgd),   AT_EACH_LEVEL(sgd_golden),
     };
     return cmocka_run_group_tests_name("elementwise", tests, NULL, NULL);
 }
