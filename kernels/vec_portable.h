@@ -1,0 +1,49 @@
+/* Four floats in whatever the compiler makes of a vector, fma through the library where there is no
+ * instruction. See vec.h, which chooses. */
+#ifndef ZB_KERNELS_VEC_PORTABLE_H
+#define ZB_KERNELS_VEC_PORTABLE_H
+
+#include <stddef.h>
+
+enum { VL = 4 };
+typedef float vec __attribute__((vector_size(16)));
+static inline vec vec_zero(void)
+{
+    return (vec){ 0, 0, 0, 0 };
+}
+static inline vec vec_all(float x)
+{
+    return (vec){ x, x, x, x };
+}
+static inline vec vec_load(const float *p)
+{
+    return (vec){ p[0], p[1], p[2], p[3] };
+}
+static inline vec vec_load_part(const float *p, size_t count)
+{
+    return (vec){ p[0], count > 1 ? p[1] : 0, count > 2 ? p[2] : 0, count > 3 ? p[3] : 0 };
+}
+static inline void vec_store_part(float *p, vec x, size_t count)
+{
+    for (size_t i = 0; i < count; i++) p[i] = x[i];
+}
+static inline void vec_store(float *p, vec x)
+{
+    vec_store_part(p, x, VL);
+}
+static inline vec vec_add(vec a, vec b)
+{
+    return a + b;
+}
+static inline vec vec_fma(vec a, vec b, vec c)
+{
+    return (vec){ __builtin_fmaf(a[0], b[0], c[0]), __builtin_fmaf(a[1], b[1], c[1]),
+                  __builtin_fmaf(a[2], b[2], c[2]), __builtin_fmaf(a[3], b[3], c[3]) };
+}
+static inline void vec_transpose(vec rows[4])
+{
+    const vec a = rows[0], b = rows[1], c = rows[2], d = rows[3];
+    for (int i = 0; i < VL; i++) rows[i] = (vec){ a[i], b[i], c[i], d[i] };
+}
+
+#endif
