@@ -1,10 +1,11 @@
 /*
  * The matrix product: each output is one chain of fma over k, ascending.
  *
- * Blocks of k; for each, a block of A's rows is packed (it stays in the second-level cache), then one panel
- * of B's columns at a time (first level), and tiles of C are computed in registers from both. A tile loads
- * its partial sums from C and goes on, so that blocking does not change the chain. Packing takes any strides.
- * See Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008.
+ * Blocks of columns, of k and of rows, in this nesting. A block of B is packed into panels as wide as a tile,
+ * a block of A into panels as high; a block of A stays in the second-level cache, a panel of B in the first,
+ * and tiles of C are computed in registers from two panels. A tile loads its partial sums from C and goes on,
+ * so that blocking does not change the chain. Packing takes any strides. See Goto and van de Geijn, "Anatomy
+ * of High-Performance Matrix Multiplication", 2008.
  */
 
 /*
@@ -14,36 +15,29 @@
 #if defined(ZB_LEVEL_AVX512) /* 32 registers */
 enum { TILE_ROWS = 14, TILE_VECS = 6 };
 static const unsigned char widest_tile[TILE_ROWS + 1] = { 0, 6, 6, 6, 6, 5, 4, 3, 3, 3, 2, 2, 2, 2, 2 };
-#define ZB_TILES(X)                                                                                          \
-    X(1, 1)                                                                                                  \
-    X(1, 2)                                                                                                  \
-    X(1, 3)                                                                                                  \
-    X(1, 4)                                                                                                  \
-    X(1, 5)                                                                                                  \
-    X(1, 6)                                                                                                  \
-    X(2, 1)                                                                                                  \
-    X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(2, 6) X(3, 1) X(3, 2) X(3, 3) X(3, 4) X(3, 5) X(3, 6) X(4, 1) X(4, 2)  \
-        X(4, 3) X(4, 4) X(4, 5) X(4, 6) X(5, 1) X(5, 2) X(5, 3) X(5, 4) X(5, 5) X(6, 1) X(6, 2) X(6, 3)      \
-            X(6, 4) X(7, 1) X(7, 2) X(7, 3) X(8, 1) X(8, 2) X(8, 3) X(9, 1) X(9, 2) X(9, 3) X(10, 1)         \
-                X(10, 2) X(11, 1) X(11, 2) X(12, 1) X(12, 2) X(13, 1) X(13, 2) X(14, 1) X(14, 2)
+/* clang-format off */
+#define ZB_TILES(X) \
+    X(1, 1) X(1, 2) X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(2, 6) \
+    X(3, 1) X(3, 2) X(3, 3) X(3, 4) X(3, 5) X(3, 6) X(4, 1) X(4, 2) X(4, 3) X(4, 4) X(4, 5) X(4, 6) \
+    X(5, 1) X(5, 2) X(5, 3) X(5, 4) X(5, 5) X(6, 1) X(6, 2) X(6, 3) X(6, 4) X(7, 1) X(7, 2) X(7, 3) \
+    X(8, 1) X(8, 2) X(8, 3) X(9, 1) X(9, 2) X(9, 3) X(10, 1) X(10, 2) X(11, 1) X(11, 2) X(12, 1) \
+    X(12, 2) X(13, 1) X(13, 2) X(14, 1) X(14, 2)
+/* clang-format on */
 #else /* 16 registers */
 enum { TILE_ROWS = 6, TILE_VECS = 5 };
 static const unsigned char widest_tile[TILE_ROWS + 1] = { 0, 5, 5, 3, 3, 2, 2 };
-#define ZB_TILES(X)                                                                                          \
-    X(1, 1)                                                                                                  \
-    X(1, 2)                                                                                                  \
-    X(1, 3)                                                                                                  \
-    X(1, 4)                                                                                                  \
-    X(1, 5)                                                                                                  \
-    X(2, 1)                                                                                                  \
-    X(2, 2)                                                                                                  \
-    X(2, 3) X(2, 4) X(2, 5) X(3, 1) X(3, 2) X(3, 3) X(4, 1) X(4, 2) X(4, 3) X(5, 1) X(5, 2) X(6, 1) X(6, 2)
+/* clang-format off */
+#define ZB_TILES(X) \
+    X(1, 1) X(1, 2) X(1, 3) X(1, 4) X(1, 5) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(3, 1) X(3, 2) \
+    X(3, 3) X(4, 1) X(4, 2) X(4, 3) X(5, 1) X(5, 2) X(6, 1) X(6, 2)
+/* clang-format on */
 #endif
 
-/* A block of A, 600 kB, shares the second-level cache with a panel of B; blocks of B may lie in the third. */
+/* A block of A takes 600 kB of the second-level cache, one of B 790 kB, which may lie in the third. */
 enum { K_BLOCK = 384, M_BLOCK = 392, N_BLOCK = 512, IN_PLACE_FLOATS = 16 * 1024 };
-_Static_assert(K_BLOCK *(M_BLOCK + N_BLOCK) <= ZB_SCRATCH_FLOATS, "the panels must fit into the scratch");
-_Static_assert(TILE_VECS *VL <= N_BLOCK, "a block must hold the widest tile");
+_Static_assert(ZB_SCRATCH_FLOATS >= K_BLOCK * (M_BLOCK + N_BLOCK), "the panels must fit into the scratch");
+_Static_assert(N_BLOCK >= TILE_VECS * VL, "a block must hold the widest tile");
+_Static_assert(K_BLOCK % VL == 0, "blocks of k are whole vectors");
 
 typedef struct tile_args {
     size_t k;
