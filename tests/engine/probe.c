@@ -12,6 +12,7 @@
 static zb_status count_call(probe_fault *fault, const char *what)
 {
     int64_t n = fault->calls++;
+    if (fault->fired && fault->lasting) return zb_fail(ZB_REMOTE, "probe: still broken");
     if (n != fault->fail_at) return ZB_OK;
     fault->fired = 1;
     return zb_fail(ZB_REMOTE, "probe: call %lld, %s, fails", (long long)n, what);

@@ -17,6 +17,7 @@ typedef struct probe_fault {
     int64_t calls;
     int64_t fail_at; /* -1: never */
     int fired;
+    int lasting; /* and every call after it fails as well */
 } probe_fault;
 
 enum { PROBE_STREAMS = 2, PROBE_PENDING = 64 };

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 #include <zerobit/memory.h>
 #include <zerobit/sim.h>
+#include <zerobit/verify.h>
 
 #include "tests/engine/rig.h"
 
@@ -186,6 +187,58 @@ static void pairs_agree_with_accumulation(void **state)
         }
 }
 
+/* --- against the oracle, which has its own gradients --- */
+
+static const struct oracle_case {
+    const char *name, *optimizer;
+    int accumulation, overlap;
+    uint64_t bucket;
+} oracle_cases[] = {
+    { "the oracle agrees: Adam", RIG_ADAM, 1, 0, 0 },
+    { "the oracle agrees: Adam, 3 micro-batches, small buckets", RIG_ADAM, 3, 1, 20 },
+    { "the oracle agrees: SGD with momentum", RIG_MOMENTUM, 1, 1, 1 },
+    { "the oracle agrees: SGD, 2 micro-batches", RIG_SGD, 2, 0, 20 },
+};
+
+static void check_oracle(void **state)
+{
+    const struct oracle_case *c = *state;
+    static const int stages[] = { 0, 1, 2, 3 };
+    static const zb_dtype dtype = ZB_FP32;
+    for (int m = 0; m < test_model_count; m++) {
+        rig_options o = { .model = test_model_names[m],
+                          .optimizer = c->optimizer,
+                          .accumulation = c->accumulation,
+                          .overlap = c->overlap,
+                          .bucket = c->bucket };
+        zb_config *config = rig_config(&o);
+        zb_model *model = test_model(o.model);
+        zb_dataset *dataset;
+        zb_weights weights;
+        zb_verify_case cases[COUNT(stages) * COUNT(sizes_tried)];
+        assert_int_equal(zb_dataset_synthetic(model, 23, 3, &dataset), ZB_OK);
+        assert_int_equal(zb_weights_from_seed(model, 11, &weights), ZB_OK);
+        if (zb_verify(&(zb_verify_options){ .config = config,
+                                            .model = model,
+                                            .weights = &weights,
+                                            .dataset = dataset,
+                                            .stages = stages,
+                                            .stage_count = COUNT(stages),
+                                            .worlds = sizes_tried,
+                                            .world_count = COUNT(sizes_tried),
+                                            .dtypes = &dtype,
+                                            .dtype_count = 1,
+                                            .steps = STEPS,
+                                            .workers = WORKERS },
+                      cases) != ZB_OK)
+            fail_msg("%s: %s", o.model, zb_error_message());
+        zb_weights_destroy(&weights);
+        zb_dataset_destroy(dataset);
+        zb_model_destroy(model);
+        zb_config_destroy(config);
+    }
+}
+
 /* --- failures --- */
 
 static const char *const failing_models[] = { "conv", "unused" };
@@ -253,12 +306,15 @@ static void check_failure(void **state)
 
 int main(void)
 {
-    struct CMUnitTest tests[COUNT(failures) + 2] = {
+    struct CMUnitTest tests[COUNT(failures) + COUNT(oracle_cases) + 2] = {
         cmocka_unit_test(stages_agree_in_every_world),
         cmocka_unit_test(pairs_agree_with_accumulation),
     };
     for (size_t i = 0; i < COUNT(failures); i++)
         tests[i + 2] = (struct CMUnitTest){ failures[i].name, check_failure, NULL, NULL,
                                             (void *)&failures[i] };
+    for (size_t i = 0; i < COUNT(oracle_cases); i++)
+        tests[i + 2 + COUNT(failures)] = (struct CMUnitTest){ oracle_cases[i].name, check_oracle, NULL, NULL,
+                                                              (void *)&oracle_cases[i] };
     return cmocka_run_group_tests_name("engine_worlds", tests, NULL, NULL);
 }
