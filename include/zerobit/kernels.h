@@ -12,9 +12,13 @@
  *  - exp, log: the correctly rounded fp32 result (of an exact NaN: a NaN).
  *  - NaN results compare equal to one another, whatever their payload.
  *
+ *  - `dtype` is the type of every void array of an operation: FP32, FP16 or BF16 (others give ZB_UNSUPPORTED).
+ *    16-bit operands widen exactly to fp32, the arithmetic is that of the formula in fp32, and an output element is
+ *    rounded once, when it is stored (nearest even, overflow to infinity). In fp32 that rounding is none.
+ *
  * A launch names an operation and passes its arguments by value, so that a device may queue it. Sizes count
  * elements; every array is dense and row-major unless a stride says otherwise. Arrays must not overlap unless
- * said so. Where a struct has a dtype, only ZB_FP32 is offered yet; others give ZB_UNSUPPORTED.
+ * said so.
  */
 #ifndef ZEROBIT_KERNELS_H
 #define ZEROBIT_KERNELS_H
@@ -54,39 +58,40 @@ typedef struct zb_fill_bytes_args { void *data; uint8_t value; size_t bytes; } z
 typedef struct zb_copy_args { void *to; const void *from; size_t bytes; } zb_copy_args;
 /** to[i] = from[i] in another type; narrowing rounds to nearest even, overflow gives infinity, NaN stays NaN. FP32, FP16, BF16, FP64. */
 typedef struct zb_cast_args { void *to; zb_dtype to_dtype; const void *from; zb_dtype from_dtype; size_t numel; } zb_cast_args;
-/** y[i] = y[i] + x[i] */
-typedef struct zb_add_args { float *y; const float *x; size_t numel; } zb_add_args;
+/** y[i] = y[i] + x[i], rounded to y's type */
+typedef struct zb_add_args { zb_dtype y_dtype; void *y; zb_dtype x_dtype; const void *x; size_t numel; } zb_add_args;
 /** y[i] = y[i] * factor */
-typedef struct zb_scale_args { float *y; float factor; size_t numel; } zb_scale_args;
+typedef struct zb_scale_args { zb_dtype dtype; void *y; float factor; size_t numel; } zb_scale_args;
 /** y[i] = y[i] / divisor (a true division) */
-typedef struct zb_divide_args { float *y; float divisor; size_t numel; } zb_divide_args;
+typedef struct zb_divide_args { zb_dtype dtype; void *y; float divisor; size_t numel; } zb_divide_args;
 
 /* --- matrix product --- */
 
 /**
  * c[i,j] = CHAIN over p in 0..k-1 of a[i,p], b[p,j], plus bias[j] last when bias is not NULL (one more add).
  * a[i,p] = a[i*a_row + p*a_col], b[p,j] = b[p*b_row + j*b_col], c[i,j] = c[i*c_row + j]: any layout, transposes
- * included. With `accumulate` the chain starts from the value in c in place of +0. k = 0 gives +0 (or c) + bias.
+ * included. With `accumulate` (fp32 only) the chain starts from the value in c in place of +0. k = 0 gives +0 (or c) + bias.
  */
 typedef struct zb_matmul_args {
+    zb_dtype dtype;
     size_t m, n, k;
-    const float *a; size_t a_row, a_col;
-    const float *b; size_t b_row, b_col;
-    float *c; size_t c_row;
-    const float *bias;
+    const void *a; size_t a_row, a_col;
+    const void *b; size_t b_row, b_col;
+    void *c; size_t c_row;
+    const void *bias;
     int accumulate;
 } zb_matmul_args;
 
 /* --- layers. rows = samples of the micro-batch --- */
 
 /** y[rows,out] = CHAIN over in of x, w[out,in]; then + b[out], unless b is NULL */
-typedef struct zb_linear_forward_args { size_t rows, in, out; const float *x, *w, *b; float *y; } zb_linear_forward_args;
+typedef struct zb_linear_forward_args { zb_dtype dtype; size_t rows, in, out; const void *x, *w, *b; void *y; } zb_linear_forward_args;
 /** dx[rows,in] = CHAIN over out of dy, w */
-typedef struct zb_linear_backward_input_args { size_t rows, in, out; const float *dy, *w; float *dx; } zb_linear_backward_input_args;
+typedef struct zb_linear_backward_input_args { zb_dtype dtype; size_t rows, in, out; const void *dy, *w; void *dx; } zb_linear_backward_input_args;
 /** dw[out,in] = CHAIN over rows of dy, x */
-typedef struct zb_linear_backward_weight_args { size_t rows, in, out; const float *dy, *x; float *dw; } zb_linear_backward_weight_args;
+typedef struct zb_linear_backward_weight_args { zb_dtype dtype; size_t rows, in, out; const void *dy, *x; void *dw; } zb_linear_backward_weight_args;
 /** db[out] = REDUCE over rows of dy */
-typedef struct zb_linear_backward_bias_args { size_t rows, out; const float *dy; float *db; } zb_linear_backward_bias_args;
+typedef struct zb_linear_backward_bias_args { zb_dtype dtype; size_t rows, out; const void *dy; void *db; } zb_linear_backward_bias_args;
 
 /** Geometry shared by the four convolution operations; oh = (ih + 2 padding - kernel) / stride + 1, likewise ow. */
 typedef struct zb_conv2d_shape { size_t rows, ic, ih, iw, oc, oh, ow, kernel, stride, padding; } zb_conv2d_shape;
@@ -95,17 +100,20 @@ typedef struct zb_conv2d_shape { size_t rows, ic, ih, iw, oc, oh, ow, kernel, st
  * a tap outside the image takes part as x = +0. Then + b[o], unless b is NULL.
  * workspace: zb_conv2d_workspace_numel() floats, contents undefined before and after; the same for the next two.
  */
-typedef struct zb_conv2d_forward_args { zb_conv2d_shape shape; const float *x, *w, *b; float *y; float *workspace; } zb_conv2d_forward_args;
+typedef struct zb_conv2d_forward_args { zb_dtype dtype; zb_conv2d_shape shape; const void *x, *w, *b; void *y; float *workspace; } zb_conv2d_forward_args;
 /**
  * dx[n,c,h,v] = CHAIN over (o, r, s) ascending, o slowest, of dy[n,o,p,q], w[o,c,r,s] with p*stride + r - padding = h,
  * q*stride + s - padding = v; where no such p, q exists dy takes part as +0.
  */
-typedef struct zb_conv2d_backward_input_args { zb_conv2d_shape shape; const float *dy, *w; float *dx; float *workspace; } zb_conv2d_backward_input_args;
-/** dw[o,c,r,s] = CHAIN over (n, p, q) ascending, n slowest, of dy[n,o,p,q], x[n,c,p*stride+r-padding,q*stride+s-padding]; outside: x = +0 */
-typedef struct zb_conv2d_backward_weight_args { zb_conv2d_shape shape; const float *dy, *x; float *dw; float *workspace; } zb_conv2d_backward_weight_args;
+typedef struct zb_conv2d_backward_input_args { zb_dtype dtype; zb_conv2d_shape shape; const void *dy, *w; void *dx; float *workspace; } zb_conv2d_backward_input_args;
+/**
+ * dw[o,c,r,s] = CHAIN over (n, p, q) ascending, n slowest, of dy[n,o,p,q], x[n,c,p*stride+r-padding,q*stride+s-padding];
+ * outside: x = +0. The chain stays in fp32 over all images.
+ */
+typedef struct zb_conv2d_backward_weight_args { zb_dtype dtype; zb_conv2d_shape shape; const void *dy, *x; void *dw; float *workspace; } zb_conv2d_backward_weight_args;
 /** db[o] = REDUCE over (n, p, q), n slowest, of dy[n,o,p,q] */
-typedef struct zb_conv2d_backward_bias_args { zb_conv2d_shape shape; const float *dy; float *db; } zb_conv2d_backward_bias_args;
-/** Floats of workspace that any of the operations needs for this shape (independent of rows: images are taken one by one). */
+typedef struct zb_conv2d_backward_bias_args { zb_dtype dtype; zb_conv2d_shape shape; const void *dy; void *db; } zb_conv2d_backward_bias_args;
+/** Floats of workspace that any of the operations needs for this shape and any type (independent of rows: images are taken one by one). */
 ZB_API size_t zb_conv2d_workspace_numel(const zb_conv2d_shape *shape);
 
 /** oh = (ih - kernel) / stride + 1 */
@@ -114,32 +122,33 @@ typedef struct zb_maxpool2d_shape { size_t rows, channels, ih, iw, oh, ow, kerne
  * Scans the window row by row: v replaces the maximum when v > maximum or v is NaN (as PyTorch); starts from -inf
  * with the window's first index. argmax[n,c,p,q] = h * iw + v of the element kept.
  */
-typedef struct zb_maxpool2d_forward_args { zb_maxpool2d_shape shape; const float *x; float *y; int32_t *argmax; } zb_maxpool2d_forward_args;
-/** dx = +0; then for (p, q) ascending: dx[n,c,argmax] = dx[n,c,argmax] + dy[n,c,p,q] */
-typedef struct zb_maxpool2d_backward_args { zb_maxpool2d_shape shape; const float *dy; const int32_t *argmax; float *dx; } zb_maxpool2d_backward_args;
+typedef struct zb_maxpool2d_forward_args { zb_dtype dtype; zb_maxpool2d_shape shape; const void *x; void *y; int32_t *argmax; } zb_maxpool2d_forward_args;
+/** dx = +0; then for (p, q) ascending: dx[n,c,argmax] = dx[n,c,argmax] + dy[n,c,p,q], each sum rounded to dtype */
+typedef struct zb_maxpool2d_backward_args { zb_dtype dtype; zb_maxpool2d_shape shape; const void *dy; const int32_t *argmax; void *dx; } zb_maxpool2d_backward_args;
 
 /** y = x > 0 ? x : (x is NaN ? x : +0). y may be x. */
-typedef struct zb_relu_forward_args { const float *x; float *y; size_t numel; } zb_relu_forward_args;
+typedef struct zb_relu_forward_args { zb_dtype dtype; const void *x; void *y; size_t numel; } zb_relu_forward_args;
 /** dx = y <= 0 ? +0 : dy, with y the output of forward. dx may be dy. */
-typedef struct zb_relu_backward_args { const float *y, *dy; float *dx; size_t numel; } zb_relu_backward_args;
+typedef struct zb_relu_backward_args { zb_dtype dtype; const void *y, *dy; void *dx; size_t numel; } zb_relu_backward_args;
 
 /**
  * Per row: m = maximum (NaN if any is NaN); s = REDUCE over i of exp(x_i - m); l = log(s);
  * row_loss = -((x_label - m) - l); log_probs[row,i] = (x_i - m) - l. loss[0] = (REDUCE over rows of row_loss) / (float)rows.
+ * Only x has the type dtype; the loss is fp32 whatever the model computes with.
  * Labels must lie in 0..classes-1 (the data set has checked).
  */
 typedef struct zb_cross_entropy_forward_args {
-    size_t rows, classes; const float *x; const int32_t *labels; float *log_probs; float *row_loss; float *loss;
+    zb_dtype dtype; size_t rows, classes; const void *x; const int32_t *labels; float *log_probs; float *row_loss; float *loss;
 } zb_cross_entropy_forward_args;
-/** w = seed / (float)rows; dx_i = (exp(log_probs_i) - (i == label ? 1 : 0)) * w */
+/** w = seed / (float)rows; dx_i = ((exp(log_probs_i) - (i == label ? 1 : 0)) * w) / divisor */
 typedef struct zb_cross_entropy_backward_args {
-    size_t rows, classes; const float *log_probs; const int32_t *labels; float seed; float *dx;
+    zb_dtype dtype; size_t rows, classes; const float *log_probs; const int32_t *labels; float seed, divisor; void *dx;
 } zb_cross_entropy_backward_args;
 
-/** d_i = x_i - t_i; loss[0] = (REDUCE over all i, row-major, of d_i * d_i) / (float)numel */
-typedef struct zb_mse_forward_args { size_t numel; const float *x, *t; float *loss; } zb_mse_forward_args;
-/** w = (2 * seed) / (float)numel; dx_i = (x_i - t_i) * w */
-typedef struct zb_mse_backward_args { size_t numel; const float *x, *t; float seed; float *dx; } zb_mse_backward_args;
+/** d_i = x_i - t_i; loss[0] = (REDUCE over all i, row-major, of d_i * d_i) / (float)numel. x has the type dtype. */
+typedef struct zb_mse_forward_args { zb_dtype dtype; size_t numel; const void *x; const float *t; float *loss; } zb_mse_forward_args;
+/** w = (2 * seed) / (float)numel; dx_i = ((x_i - t_i) * w) / divisor */
+typedef struct zb_mse_backward_args { zb_dtype dtype; size_t numel; const void *x; const float *t; float seed, divisor; void *dx; } zb_mse_backward_args;
 
 /* --- the exact sum of squares --- */
 
@@ -156,14 +165,17 @@ enum {
     ZB_SUM_SQUARES_WORDS = 23
 };
 /** accumulator += sum over i of x_i^2; leaves every digit in 0..2^32-1 (normalised). */
-typedef struct zb_sum_squares_args { const float *x; size_t numel; int64_t *accumulator; } zb_sum_squares_args;
+typedef struct zb_sum_squares_args { zb_dtype dtype; const void *x; size_t numel; int64_t *accumulator; } zb_sum_squares_args;
 /**
  * The value rounded once to fp64 (nearest even); then the square root in fp64. NaN if a NaN was seen, else
  * infinity if one was. The digits need not be normalised. Host function.
  */
 ZB_API double zb_sum_squares_norm(const int64_t accumulator[ZB_SUM_SQUARES_WORDS]);
 
-/* --- optimizers: all arrays [numel]; every scalar has been rounded to fp32 by the caller --- */
+/*
+ * --- optimizers: all arrays [numel]; every scalar has been rounded to fp32 by the caller. p and the states are fp32; grad
+ * has its own type and widens exactly. When param is not NULL it receives p, rounded to param_dtype, in the same pass. ---
+ */
 
 /**
  * DeepSpeed's FusedAdam in IEEE fp32 without contraction (csrc/adam/multi_tensor_adam.cu). Per element:
@@ -176,7 +188,7 @@ ZB_API double zb_sum_squares_norm(const int64_t accumulator[ZB_SUM_SQUARES_WORDS
  *   p = p - lr * u
  */
 typedef struct zb_adam_args {
-    float *p; const float *grad; float *m, *v; size_t numel;
+    float *p; zb_dtype grad_dtype; const void *grad; float *m, *v; zb_dtype param_dtype; void *param; size_t numel;
     float grad_scale, lr, beta1, beta2, one_minus_beta1, one_minus_beta2, eps, weight_decay, correction1, correction2;
     int decoupled;
 } zb_adam_args;
@@ -190,7 +202,7 @@ typedef struct zb_adam_args {
  * buf may be NULL when momentum is 0.
  */
 typedef struct zb_sgd_args {
-    float *p; const float *grad; float *buf; size_t numel;
+    float *p; zb_dtype grad_dtype; const void *grad; float *buf; zb_dtype param_dtype; void *param; size_t numel;
     float grad_scale, lr, weight_decay, momentum, one_minus_dampening;
     int nesterov, first_step;
 } zb_sgd_args;

@@ -8,6 +8,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <zerobit/loss_scaler.h>
 #include <zerobit/status.h>
 #include <zerobit/types.h>
 
@@ -62,9 +63,11 @@ typedef struct zb_plan {
     int world_size;
     int64_t micro_batch_size;  /* samples per rank and micro-batch */
     int64_t accumulation_steps; /* micro-batches per optimizer step */
-    zb_dtype param_dtype;      /* what the model computes with */
-    zb_dtype grad_dtype;       /* what gradients are accumulated in */
+    zb_dtype param_dtype;      /* what the model computes with; every tensor of a pass is rounded to it */
+    zb_dtype grad_dtype;       /* what gradients are accumulated in over micro-batches */
     zb_dtype comm_dtype;       /* what travels */
+    zb_loss_scaler_config scaler;
+    int skip_on_overflow;      /* an infinity or NaN in any reduced gradient skips the step on every rank */
     zb_reduce_when reduce_when;
     zb_average average;
     zb_order order;

@@ -26,6 +26,7 @@ extern "C" {
     X(MISMATCH, "ranks called different collectives")                                                      \
     X(DEADLOCK, "no rank can go on")                                                                       \
     X(RACE, "a buffer was touched while an operation owned it")                                            \
+    X(LOSS_SCALE, "the loss scale cannot be lowered any further")                                          \
     X(DIFFERENT, "results differ")                                                                         \
     X(INTERRUPTED, "interrupted")                                                                          \
     X(INTERNAL, "internal error")

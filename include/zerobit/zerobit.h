@@ -8,6 +8,7 @@
 #include <zerobit/device.h>
 #include <zerobit/engine.h>
 #include <zerobit/kernels.h>
+#include <zerobit/loss_scaler.h>
 #include <zerobit/memory.h>
 #include <zerobit/model.h>
 #include <zerobit/observe.h>
