@@ -3,7 +3,6 @@
 
 #include <math.h>
 
-#define BF16_ONLY "only training in bf16 uses it, which is not supported yet"
 #define ONLY_FALSE(name)                                                                                     \
     {                                                                                                        \
         .key = (name), .effect = ZB_RULE_ONLY, .type = ZB_RULE_BOOL                                          \
@@ -25,16 +24,8 @@ static const zb_config_rule bf16_rules[] = {
     ZB_HONOURED("enabled"),
     ZB_HONOURED("bf16_master_weights_and_grads"),
     ZB_HONOURED("bf16_optimizer_states"),
-    { .key = "immediate_grad_update",
-      .effect = ZB_RULE_NO_EFFECT,
-      .type = ZB_RULE_BOOL,
-      .neutral = 0,
-      .detail = BF16_ONLY },
-    { .key = "check_grad_overflow",
-      .effect = ZB_RULE_NO_EFFECT,
-      .type = ZB_RULE_BOOL,
-      .neutral = 1,
-      .detail = BF16_ONLY },
+    ZB_HONOURED("check_grad_overflow"),
+    ONLY_FALSE("immediate_grad_update"),
 };
 
 static zb_status read_bool(const zb_json_at *section, const char *key, int *out)
@@ -106,6 +97,7 @@ static zb_status read_fp16(zb_config *config, const zb_json_at *root)
 
 static zb_status read_bf16(zb_config *config, const zb_json_at *root)
 {
+    config->bf16_check_grad_overflow = 1;
     zb_json_at section = zb_json_member(root, "bf16"), legacy = zb_json_member(root, "bfloat16");
     const char *label = "bf16";
     if (!zb_json_given(&section)) {
@@ -118,6 +110,7 @@ static zb_status read_bf16(zb_config *config, const zb_json_at *root)
     ZB_TRY(zb_config_judge(config, &section, ZB_SECTION_CLOSED, label, bf16_rules,
                            sizeof bf16_rules / sizeof bf16_rules[0]));
     ZB_TRY(read_bool(&section, "enabled", &config->bf16_enabled));
+    ZB_TRY(read_bool(&section, "check_grad_overflow", &config->bf16_check_grad_overflow));
     int master = 0, states = 0;
     ZB_TRY(refuse_16bit_state(config, &section, "bf16_master_weights_and_grads", &master));
     ZB_TRY(read_bool(&section, "bf16_optimizer_states", &states));

@@ -2,6 +2,7 @@
 #include <zerobit/plan.h>
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <zerobit/config.h>
 
@@ -35,40 +36,133 @@ static int optimizer_equal(const zb_optimizer_config *a, const zb_optimizer_conf
            a->decay_mode == b->decay_mode && !a->bias_correction == !b->bias_correction;
 }
 
+/* Only what this kind of scaler looks at. */
+static int scaler_equal(const zb_loss_scaler_config *a, const zb_loss_scaler_config *b)
+{
+    if (a->kind != b->kind) return 0;
+    if (a->kind == ZB_SCALER_NONE) return 1;
+    if (a->initial_scale != b->initial_scale) return 0;
+    if (a->kind == ZB_SCALER_STATIC) return 1;
+    if (a->min_scale != b->min_scale || a->window != b->window) return 0;
+    return a->kind == ZB_SCALER_DYNAMIC_STAGE0 ||
+           (a->hysteresis == b->hysteresis && !a->consecutive_hysteresis == !b->consecutive_hysteresis);
+}
+
 int zb_plan_equal(const zb_plan *a, const zb_plan *b)
 {
     int when_matters = a->accumulation_steps != 1;
     return a->semantics == b->semantics && a->world_size == b->world_size &&
            a->micro_batch_size == b->micro_batch_size && a->accumulation_steps == b->accumulation_steps &&
            a->param_dtype == b->param_dtype && a->grad_dtype == b->grad_dtype &&
-           a->comm_dtype == b->comm_dtype && (a->reduce_when == b->reduce_when || !when_matters) &&
-           a->average == b->average && a->order == b->order && a->norm == b->norm &&
-           a->clip_norm == b->clip_norm && optimizer_equal(&a->optimizer, &b->optimizer);
+           a->comm_dtype == b->comm_dtype && scaler_equal(&a->scaler, &b->scaler) &&
+           !a->skip_on_overflow == !b->skip_on_overflow &&
+           (a->reduce_when == b->reduce_when || !when_matters) && a->average == b->average &&
+           a->order == b->order && a->norm == b->norm && a->clip_norm == b->clip_norm &&
+           optimizer_equal(&a->optimizer, &b->optimizer);
+}
+
+static void describe_scaler(const zb_loss_scaler_config *scaler, char *text, size_t text_bytes)
+{
+    switch (scaler->kind) {
+    case ZB_SCALER_NONE:
+        snprintf(text, text_bytes, "none");
+        return;
+    case ZB_SCALER_STATIC:
+        snprintf(text, text_bytes, "%.17g", scaler->initial_scale);
+        return;
+    case ZB_SCALER_DYNAMIC:
+        snprintf(text, text_bytes, "dynamic:%.17g/%" PRId64 "/%" PRId64 "%s/%.17g", scaler->initial_scale,
+                 scaler->window, scaler->hysteresis, scaler->consecutive_hysteresis ? "-consecutive" : "",
+                 scaler->min_scale);
+        return;
+    case ZB_SCALER_DYNAMIC_STAGE0:
+        snprintf(text, text_bytes, "stage0:%.17g/%" PRId64 "/%.17g", scaler->initial_scale, scaler->window,
+                 scaler->min_scale);
+        return;
+    }
+    snprintf(text, text_bytes, "?");
 }
 
 void zb_plan_describe(const zb_plan *plan, char *text, size_t text_bytes)
 {
+    char scale[160];
+    describe_scaler(&plan->scaler, scale, sizeof scale);
     snprintf(text, text_bytes,
-             "%s %s world %d micro %" PRId64 " x %" PRId64 " reduce=%s average=%s order=%s norm=exact",
+             "%s %s world %d micro %" PRId64 " x %" PRId64
+             " reduce=%s average=%s order=%s norm=exact grad=%s comm=%s scale=%s overflow=%s",
              semantics_name(plan->semantics), zb_dtype_name(plan->param_dtype), plan->world_size,
              plan->micro_batch_size, plan->accumulation_steps,
              plan->reduce_when == ZB_REDUCE_AT_BOUNDARY ? "boundary" : "micro-batch",
-             plan->average == ZB_AVERAGE_INSIDE ? "inside" : "sum", zb_order_name(plan->order));
+             plan->average == ZB_AVERAGE_INSIDE ? "inside" : "sum", zb_order_name(plan->order),
+             zb_dtype_name(plan->grad_dtype), zb_dtype_name(plan->comm_dtype), scale,
+             plan->skip_on_overflow ? "skip" : "apply");
 }
 
-static zb_status check_runnable(const zb_config *config, int stage, zb_dtype dtype)
+static zb_status check_arguments(int stage, zb_dtype dtype)
 {
     if (stage < 0 || stage >= ZB_STAGE_COUNT)
         return zb_fail(ZB_INVALID_ARGUMENT, "stage is %d, want 0 to %d", stage, ZB_STAGE_COUNT - 1);
+    if (dtype != ZB_FP32 && dtype != ZB_FP16 && dtype != ZB_BF16)
+        return zb_fail(ZB_INVALID_ARGUMENT, "dtype is %s, want fp32, fp16 or bf16", zb_dtype_name(dtype));
+    return ZB_OK;
+}
+
+/* Only fp16 scales. Its range is checked here, since the config's parser leaves values alone that are not in
+ * use. */
+zb_status zb_scaler_derive(const zb_config *config, int stage, zb_dtype dtype, zb_loss_scaler_config *scaler)
+{
+    ZB_TRY(check_arguments(stage, dtype));
+    const zb_fp16_config *fp16 = &config->fp16;
+    zb_loss_scaler_config derived = { .kind = ZB_SCALER_NONE, .initial_scale = 1.0 };
+    if (dtype == ZB_FP16 && fp16->loss_scale > 0) {
+        derived.kind = ZB_SCALER_STATIC;
+        derived.initial_scale = fp16->loss_scale;
+    } else if (dtype == ZB_FP16) {
+        int stage0_rule = config->semantics == ZB_SEMANTICS_DEEPSPEED_0_19_6 && stage == 0;
+        derived = (zb_loss_scaler_config){
+            .kind = stage0_rule ? ZB_SCALER_DYNAMIC_STAGE0 : ZB_SCALER_DYNAMIC,
+            .initial_scale = ldexp(1.0, fp16->initial_scale_power),
+            .min_scale = (double)fp16->min_loss_scale,
+            .window = fp16->loss_scale_window,
+            .hysteresis = fp16->hysteresis,
+            .consecutive_hysteresis = fp16->consecutive_hysteresis,
+        };
+    }
+    zb_loss_scaler probe;
+    if (zb_loss_scaler_init(&probe, &derived) != ZB_OK) return zb_fail_context("%s: fp16", config->path);
+    *scaler = derived;
+    return ZB_OK;
+}
+
+/* Gradients are accumulated and sent in the model's type, or in fp32; what is accumulated is what is sent. */
+static zb_status derive_dtypes(const zb_config *config, zb_dtype dtype, zb_plan *plan)
+{
+    plan->param_dtype = dtype;
+    plan->grad_dtype = config->grad_accum_dtype >= 0 ? (zb_dtype)config->grad_accum_dtype : dtype;
+    plan->comm_dtype = config->comm_dtype >= 0 ? (zb_dtype)config->comm_dtype : plan->grad_dtype;
+    if (plan->grad_dtype != dtype && plan->grad_dtype != ZB_FP32)
+        return zb_fail(ZB_INVALID_CONFIG,
+                       "%s: data_types.grad_accum_dtype: is %s, want fp32, or %s, which the model runs in",
+                       config->path, zb_dtype_name(plan->grad_dtype), zb_dtype_name(dtype));
+    if (plan->comm_dtype != plan->grad_dtype)
+        return zb_fail(ZB_UNSUPPORTED,
+                       "%s: communication_data_type: is %s, want %s, in which gradients are accumulated "
+                       "(data_types.grad_accum_dtype): sending them in another type is not supported yet",
+                       config->path, zb_dtype_name(plan->comm_dtype), zb_dtype_name(plan->grad_dtype));
+    return ZB_OK;
+}
+
+static int skips_on_overflow(const zb_config *config, zb_dtype dtype)
+{
+    return dtype == ZB_FP16 || (dtype == ZB_BF16 && config->bf16_check_grad_overflow);
+}
+
+static zb_status check_runnable(const zb_config *config, int stage)
+{
     if (config->semantics != ZB_SEMANTICS_STANDARD)
         return zb_fail(ZB_UNSUPPORTED,
                        "%s: zerobit.semantics: is \"%s\", want \"standard\": not supported yet", config->path,
                        semantics_name(config->semantics));
-    if (dtype == ZB_FP16 || dtype == ZB_BF16)
-        return zb_fail(ZB_UNSUPPORTED,
-                       "%s: training in %s is not supported yet; --dtypes fp32 runs this config in fp32",
-                       config->path, zb_dtype_name(dtype));
-    if (dtype != ZB_FP32) return zb_fail(ZB_INVALID_ARGUMENT, "dtype is %s, want fp32", zb_dtype_name(dtype));
     if (!config->optimizer_given)
         return zb_fail(ZB_INVALID_CONFIG, "%s: optimizer: is missing, want an object with type and params",
                        config->path);
@@ -82,18 +176,17 @@ static zb_status check_runnable(const zb_config *config, int stage, zb_dtype dty
 
 zb_status zb_plan_derive(const zb_config *config, int stage, zb_dtype dtype, int world_size, zb_plan *plan)
 {
-    ZB_TRY(check_runnable(config, stage, dtype));
+    ZB_TRY(check_arguments(stage, dtype));
+    ZB_TRY(check_runnable(config, stage));
     zb_batch_triangle batch;
     if (zb_batch_resolve(&config->batch, world_size, &batch) != ZB_OK)
         return zb_fail_context("%s", config->path);
-    *plan = (zb_plan){
+    zb_plan derived = {
         .semantics = config->semantics,
         .world_size = world_size,
         .micro_batch_size = batch.micro_batch_size,
         .accumulation_steps = batch.accumulation_steps,
-        .param_dtype = dtype,
-        .grad_dtype = dtype,
-        .comm_dtype = dtype,
+        .skip_on_overflow = skips_on_overflow(config, dtype),
         .reduce_when = stage < 2 ? ZB_REDUCE_AT_BOUNDARY : ZB_REDUCE_EVERY_MICRO_BATCH,
         .average = config->average,
         .order = ZB_ORDER_RANK,
@@ -101,5 +194,8 @@ zb_status zb_plan_derive(const zb_config *config, int stage, zb_dtype dtype, int
         .clip_norm = config->gradient_clipping,
         .optimizer = config->optimizer,
     };
+    ZB_TRY(derive_dtypes(config, dtype, &derived));
+    ZB_TRY(zb_scaler_derive(config, stage, dtype, &derived.scaler));
+    *plan = derived;
     return ZB_OK;
 }

@@ -51,6 +51,8 @@ typedef struct zb_config {
     zb_dtype dtype;              /* from the fp16/bf16 sections */
     zb_fp16_config fp16;
     int bf16_enabled;
+    int bf16_check_grad_overflow; /* skip a step whose gradients overflow; 1 when not given */
+    int comm_dtype, grad_accum_dtype; /* a zb_dtype, or -1: not given */
     zb_zero_config zero;
     double gradient_clipping;    /* DeepSpeed's default: 1.0 */
     zb_average average;          /* gradient_allreduce_op */
@@ -76,8 +78,14 @@ ZB_API void zb_config_destroy(zb_config *config);
 ZB_API zb_status zb_batch_resolve(const zb_batch_triangle *given, int world_size, zb_batch_triangle *resolved);
 
 /**
- * The plan that this config means at a stage, precision and world size. ZB_UNSUPPORTED for a precision or
- * semantics that this version does not run yet.
+ * The loss scaling that this config means at a stage and precision. For a precision other than the config's own, the
+ * values of its section hold all the same, or their defaults. ZB_INVALID_CONFIG for values that cannot scale.
+ */
+ZB_API zb_status zb_scaler_derive(const zb_config *config, int stage, zb_dtype dtype, zb_loss_scaler_config *scaler);
+
+/**
+ * The plan that this config means at a stage, precision (likewise) and world size. ZB_UNSUPPORTED for semantics, or a
+ * combination of types, that this version does not run yet.
  */
 ZB_API zb_status zb_plan_derive(const zb_config *config, int stage, zb_dtype dtype, int world_size, zb_plan *plan);
 

@@ -78,7 +78,10 @@ typedef struct zb_plan {
 
 /** True when the two plans demand equal bits at every step. With one micro-batch per step, when to reduce makes no difference. */
 ZB_API int zb_plan_equal(const zb_plan *a, const zb_plan *b);
-/** One line of text, e.g. "standard fp32 world 4 micro 4 x 1 reduce=boundary average=inside order=rank norm=exact". */
+/**
+ * One line of text, e.g. "standard fp32 world 4 micro 4 x 1 reduce=boundary average=inside order=rank norm=exact grad=fp32
+ * comm=fp32 scale=none overflow=apply". A dynamic scale reads scale=dynamic:INITIAL/WINDOW/HYSTERESIS/MINIMUM.
+ */
 ZB_API void zb_plan_describe(const zb_plan *plan, char *text, size_t text_bytes);
 
 #ifdef __cplusplus

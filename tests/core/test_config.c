@@ -77,10 +77,14 @@ static const struct bad_case {
     { "{\"dataloader_drop_last\": 1}", ZB_INVALID_CONFIG, "dataloader_drop_last: is 1, want true or false" },
     { "{\"communication_data_type\": \"fp64\"}", ZB_INVALID_CONFIG,
       "communication_data_type: is \"fp64\", want fp32, fp16" },
-    { "{\"communication_data_type\": \"BF16\"}", ZB_UNSUPPORTED,
-      "communication_data_type: is \"BF16\", want \"fp32\"" },
-    { "{\"data_types\": {\"grad_accum_dtype\": \"fp16\"}}", ZB_UNSUPPORTED,
-      "data_types.grad_accum_dtype: is \"fp16\", want" },
+    { "{\"seq_parallel_communication_data_type\": 32}", ZB_INVALID_CONFIG,
+      "seq_parallel_communication_data_type: is 32, want a string" },
+    { "{\"data_types\": {\"grad_accum_dtype\": \"fp64\"}}", ZB_INVALID_CONFIG,
+      "data_types.grad_accum_dtype: is \"fp64\", want fp32, fp16 or bf16" },
+    { "{\"data_types\": {\"param_dtype\": \"fp16\"}, \"bf16\": {\"enabled\": true}}", ZB_INVALID_CONFIG,
+      "data_types.param_dtype: is \"fp16\", want bf16 or null, since that is what fp16 and bf16 say" },
+    { "{\"data_types\": {\"buffer_dtype\": 7}}", ZB_INVALID_CONFIG,
+      "data_types.buffer_dtype: is 7, want a string" },
     { "{\"data_types\": {\"param_dtype\": \"int32\"}}", ZB_INVALID_CONFIG,
       "data_types.param_dtype: is \"int32\", want fp32" },
     { "{\"data_types\": 5}", ZB_INVALID_CONFIG, "data_types: is 5, want an object" },
@@ -202,6 +206,8 @@ static const struct bad_case {
     { "{\"fp16\": null}", ZB_INVALID_CONFIG, "fp16: is null, want an object" },
     { "{\"fp16\": {\"enabled\": true}, \"bf16\": {\"enabled\": true}}", ZB_INVALID_CONFIG,
       "fp16.enabled: is true, want either fp16 or bf16" },
+    { "{\"bf16\": {\"immediate_grad_update\": true}}", ZB_UNSUPPORTED,
+      "bf16.immediate_grad_update: is true, want false: the other value is not supported yet" },
     { "{\"bf16\": {\"check_overflow\": true}}", ZB_INVALID_CONFIG,
       "bf16.check_overflow: is true, want a key that bf16 knows" },
     { "{\"bf16\": null, \"bfloat16\": {\"x\": 1}}", ZB_INVALID_CONFIG,
@@ -320,7 +326,13 @@ static const struct note_case {
       NULL },
     { "{\"tensor_parallel\": {}, \"sparse_attention\": null}", NULL },
     { "{\"communication_data_type\": null, \"seq_parallel_communication_data_type\": \"fp32\"}", NULL },
-    { "{\"communication_data_type\": \"FP32\"}", NULL },
+    { "{\"communication_data_type\": \"BF16\"}", NULL },
+    { "{\"seq_parallel_communication_data_type\": \"fp16\"}",
+      "seq_parallel_communication_data_type: no effect: there is no sequence parallelism" },
+    { "{\"data_types\": {\"buffer_dtype\": \"bf16\"}}", "data_types.buffer_dtype: no effect" },
+    { "{\"data_types\": {\"param_dtype\": \"half\", \"grad_accum_dtype\": \"bf16\"}, \"fp16\": {\"enabled\": "
+      "true}}",
+      NULL },
     { "{\"data_types\": {\"grad_accum_dtype\": null, \"param_dtype\": \"torch.float32\"}}", NULL },
     { "{\"data_types\": {\"other\": 1}}", "data_types.other: no effect" },
     { "{\"checkpoint\": {\"tag_validation\": \"ignore\"}}", "checkpoint: no effect" },
@@ -347,8 +359,7 @@ static const struct note_case {
     { ZERO("\"allgather_bucket_size\": 7"), "allgather_bucket_size: no effect" },
     { ZERO("\"round_robin_gradients\": \"off\", \"mics_shard_size\": -1, \"zenflow\": null"), NULL },
     { ZERO("\"legacy_stage1\": false, \"contiguous_gradients\": 1, \"reduce_scatter\": \"Yes\""), NULL },
-    { "{\"bf16\": {\"check_grad_overflow\": false}}",
-      "bf16.check_grad_overflow: no effect: only training in bf16" },
+    { "{\"bf16\": {\"check_grad_overflow\": false, \"immediate_grad_update\": \"off\"}}", NULL },
     { "{\"bf16\": {}, \"bfloat16\": {\"nonsense\": 1}}",
       "bfloat16: no effect: bf16 is given as well and wins" },
     { FP16("\"loss_scale\": \"128\", \"hysteresis\": 0, \"min_loss_scale\": -3, \"loss_scale_window\": 0"),
@@ -397,6 +408,9 @@ static void defaults_are_deepspeeds(void **state)
     assert_int_equal(config->zero.contiguous_gradients, 1);
     assert_int_equal(config->zero.reduce_scatter, 1);
     assert_int_equal(config->zero.reduce_bucket_numel, 500000000);
+    assert_int_equal(config->comm_dtype, -1);
+    assert_int_equal(config->grad_accum_dtype, -1);
+    assert_int_equal(config->bf16_check_grad_overflow, 1);
     assert_int_equal(config->fp16.initial_scale_power, 16);
     assert_int_equal(config->fp16.loss_scale_window, 1000);
     assert_int_equal(config->fp16.hysteresis, 2);
@@ -424,7 +438,8 @@ static void values_arrive(void **state)
         "\"dataloader_drop_last\": true,"
         "\"zero_allow_untested_optimizer\": true, \"zerobit\": {\"semantics\": \"deepspeed-0.19.6\"},"
         "\"zero_optimization\": {\"stage\": \"2\", \"reduce_bucket_size\": 5e3, \"overlap_comm\": \"on\"},"
-        "\"bfloat16\": {\"enabled\": \"TRUE\"},"
+        "\"bfloat16\": {\"enabled\": \"TRUE\", \"check_grad_overflow\": 0},"
+        "\"communication_data_type\": \"FP16\", \"data_types\": {\"grad_accum_dtype\": \"torch.float32\"},"
         "\"optimizer\": {\"type\": \"SGD\", \"params\": {\"lr\": 0.5, \"momentum\": 0.9, \"weight_decay\": "
         "0.1, \"nesterov\": true}},"
         "\"scheduler\": {\"type\": \"WarmupLR\", \"params\": {\"warmup_min_lr\": [0.25], "
@@ -442,7 +457,10 @@ static void values_arrive(void **state)
     assert_int_equal(config->zero.reduce_bucket_numel, 5000);
     assert_int_equal(config->zero.overlap_comm, 1);
     assert_int_equal(config->bf16_enabled, 1);
+    assert_int_equal(config->bf16_check_grad_overflow, 0);
     assert_int_equal(config->dtype, ZB_BF16);
+    assert_int_equal(config->comm_dtype, ZB_FP16);
+    assert_int_equal(config->grad_accum_dtype, ZB_FP32);
     assert_int_equal(config->optimizer_given, 1);
     assert_int_equal(config->optimizer.kind, ZB_OPTIMIZER_SGD);
     assert_int_equal(config->optimizer.decay_mode, ZB_DECAY_L2);
@@ -497,7 +515,10 @@ static void cifar10_example(void **state)
             assert_int_equal(plan.accumulation_steps, 1);
         }
     }
-    assert_int_equal(zb_plan_derive(config, 0, config->dtype, 1, &plan), ZB_UNSUPPORTED);
+    assert_int_equal(zb_plan_derive(config, 0, config->dtype, 1, &plan), ZB_OK);
+    assert_int_equal(plan.param_dtype, ZB_FP16);
+    assert_int_equal(plan.scaler.kind, ZB_SCALER_DYNAMIC);
+    assert_true(plan.scaler.initial_scale == 32768);
     for (size_t i = 0; i < COUNT(others); i++)
         assert_int_equal(zb_plan_derive(config, 0, ZB_FP32, others[i], &plan), ZB_INVALID_CONFIG);
 

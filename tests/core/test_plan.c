@@ -74,6 +74,7 @@ static zb_config *parse(const char *text)
     return config;
 }
 
+#define SUFFIX    " grad=fp32 comm=fp32 scale=none overflow=apply"
 #define OPTIMIZER "\"optimizer\": {\"type\": \"Adam\", \"params\": {\"lr\": 0.01}}"
 
 static void standard_plan_of_each_stage(void **state)
@@ -82,10 +83,10 @@ static void standard_plan_of_each_stage(void **state)
     zb_config *config = parse("{\"train_batch_size\": 32, \"train_micro_batch_size_per_gpu\": 4, " OPTIMIZER
                               ", \"gradient_clipping\": 0.25}");
     static const char *const want[ZB_STAGE_COUNT] = {
-        "standard fp32 world 4 micro 4 x 2 reduce=boundary average=inside order=rank norm=exact",
-        "standard fp32 world 4 micro 4 x 2 reduce=boundary average=inside order=rank norm=exact",
-        "standard fp32 world 4 micro 4 x 2 reduce=micro-batch average=inside order=rank norm=exact",
-        "standard fp32 world 4 micro 4 x 2 reduce=micro-batch average=inside order=rank norm=exact",
+        "standard fp32 world 4 micro 4 x 2 reduce=boundary average=inside order=rank norm=exact" SUFFIX,
+        "standard fp32 world 4 micro 4 x 2 reduce=boundary average=inside order=rank norm=exact" SUFFIX,
+        "standard fp32 world 4 micro 4 x 2 reduce=micro-batch average=inside order=rank norm=exact" SUFFIX,
+        "standard fp32 world 4 micro 4 x 2 reduce=micro-batch average=inside order=rank norm=exact" SUFFIX,
     };
     zb_plan plans[ZB_STAGE_COUNT];
     for (int stage = 0; stage < ZB_STAGE_COUNT; stage++) {
@@ -97,6 +98,9 @@ static void standard_plan_of_each_stage(void **state)
         assert_true(plans[stage].optimizer.lr == 0.01);
         assert_int_equal(plans[stage].grad_dtype, ZB_FP32);
         assert_int_equal(plans[stage].comm_dtype, ZB_FP32);
+        assert_int_equal(plans[stage].scaler.kind, ZB_SCALER_NONE);
+        assert_true(plans[stage].scaler.initial_scale == 1);
+        assert_int_equal(plans[stage].skip_on_overflow, 0);
     }
     assert_true(zb_plan_equal(&plans[0], &plans[1]));
     assert_true(zb_plan_equal(&plans[2], &plans[3]));
@@ -111,6 +115,83 @@ static void standard_plan_of_each_stage(void **state)
     zb_plan_describe(&plans[0], cut, sizeof cut);
     assert_string_equal(cut, "standard fp32 w");
     zb_config_destroy(config);
+}
+
+/* What a config says about precision, at every stage alike: the end of the plan's line. */
+static const struct precision_case {
+    const char *members;
+    zb_dtype dtype;
+    const char *want;
+} precision_cases[] = {
+    { "", ZB_FP16, "grad=fp16 comm=fp16 scale=dynamic:65536/1000/2/1 overflow=skip" },
+    { "", ZB_BF16, "grad=bf16 comm=bf16 scale=none overflow=skip" },
+    { "\"fp16\": {\"enabled\": true},", ZB_BF16, "grad=bf16 comm=bf16 scale=none overflow=skip" },
+    { "\"fp16\": {\"enabled\": true},", ZB_FP32, "grad=fp32 comm=fp32 scale=none overflow=apply" },
+    { "\"fp16\": {\"enabled\": false, \"initial_scale_power\": -3, \"loss_scale_window\": 7, \"hysteresis\": "
+      "0, "
+      "\"consecutive_hysteresis\": true, \"min_loss_scale\": 4},",
+      ZB_FP16, "grad=fp16 comm=fp16 scale=dynamic:0.125/7/0-consecutive/4 overflow=skip" },
+    { "\"fp16\": {\"enabled\": true, \"loss_scale\": 0.1, \"loss_scale_window\": 0},", ZB_FP16,
+      "grad=fp16 comm=fp16 scale=0.10000000000000001 overflow=skip" },
+    { "\"bf16\": {\"enabled\": true, \"check_grad_overflow\": false},", ZB_BF16,
+      "grad=bf16 comm=bf16 scale=none overflow=apply" },
+    { "\"bf16\": {\"check_grad_overflow\": false},", ZB_FP16,
+      "grad=fp16 comm=fp16 scale=dynamic:65536/1000/2/1 overflow=skip" },
+    { "\"data_types\": {\"grad_accum_dtype\": \"float32\"},", ZB_BF16,
+      "grad=fp32 comm=fp32 scale=none overflow=skip" },
+    { "\"data_types\": {\"grad_accum_dtype\": \"fp32\"}, \"communication_data_type\": \"fp32\",", ZB_FP16,
+      "grad=fp32 comm=fp32 scale=dynamic:65536/1000/2/1 overflow=skip" },
+    { "\"data_types\": {\"grad_accum_dtype\": \"half\"}, \"communication_data_type\": \"FP16\",", ZB_FP16,
+      "grad=fp16 comm=fp16 scale=dynamic:65536/1000/2/1 overflow=skip" },
+};
+
+static void plan_of_each_precision(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < COUNT(precision_cases); i++) {
+        const struct precision_case *c = &precision_cases[i];
+        char text[1024];
+        snprintf(text, sizeof text, "{\"train_batch_size\": 8, %s " OPTIMIZER "}", c->members);
+        zb_config *config = parse(text);
+        for (int stage = 0; stage < ZB_STAGE_COUNT; stage++) {
+            zb_plan plan;
+            if (zb_plan_derive(config, stage, c->dtype, 2, &plan) != ZB_OK)
+                fail_msg("row %zu: %s", i, zb_error_message());
+            assert_int_equal(plan.param_dtype, c->dtype);
+            zb_plan_describe(&plan, text, sizeof text);
+            const char *end = strstr(text, "grad=");
+            assert_non_null(end);
+            if (strcmp(end, c->want) != 0) fail_msg("row %zu gives: %s\n  want: %s", i, end, c->want);
+        }
+        zb_config_destroy(config);
+    }
+}
+
+/* DeepSpeed's stage 0 has its own rule; the standard one is the same everywhere. */
+static void scaler_rule_of_each_stage(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        zb_scaler_kind stage0, others;
+    } rules[] = {
+        { "{}", ZB_SCALER_DYNAMIC, ZB_SCALER_DYNAMIC },
+        { "{\"zerobit\": {\"semantics\": \"deepspeed-0.19.6\"}}", ZB_SCALER_DYNAMIC_STAGE0,
+          ZB_SCALER_DYNAMIC },
+        { "{\"zerobit\": {\"semantics\": \"deepspeed-0.19.6\"}, \"fp16\": {\"loss_scale\": 8}}",
+          ZB_SCALER_STATIC, ZB_SCALER_STATIC },
+    };
+    for (size_t i = 0; i < COUNT(rules); i++) {
+        zb_config *config = parse(rules[i].text);
+        for (int stage = 0; stage < ZB_STAGE_COUNT; stage++) {
+            zb_loss_scaler_config scaler;
+            assert_int_equal(zb_scaler_derive(config, stage, ZB_FP16, &scaler), ZB_OK);
+            assert_int_equal(scaler.kind, stage == 0 ? rules[i].stage0 : rules[i].others);
+            assert_int_equal(zb_scaler_derive(config, stage, ZB_BF16, &scaler), ZB_OK);
+            assert_int_equal(scaler.kind, ZB_SCALER_NONE);
+        }
+        zb_config_destroy(config);
+    }
 }
 
 static const struct derive_case {
@@ -128,11 +209,21 @@ static const struct derive_case {
       "f.json: world size is 0, want at least 1" },
     { "{\"train_batch_size\": 8, " OPTIMIZER "}", 0, 3, ZB_FP32, ZB_INVALID_CONFIG,
       "f.json: batch sizes do not fit: train_batch_size 8" },
-    { "{\"train_batch_size\": 8, " OPTIMIZER "}", 0, 1, ZB_FP16, ZB_UNSUPPORTED, "--dtypes fp32" },
-    { "{\"train_batch_size\": 8, " OPTIMIZER "}", 0, 1, ZB_BF16, ZB_UNSUPPORTED,
-      "training in bf16 is not supported yet" },
     { "{\"train_batch_size\": 8, " OPTIMIZER "}", 0, 1, ZB_INT32, ZB_INVALID_ARGUMENT,
-      "dtype is int32, want fp32" },
+      "dtype is int32, want fp32, fp16 or bf16" },
+    { "{\"train_batch_size\": 8, \"communication_data_type\": \"fp32\", " OPTIMIZER "}", 2, 1, ZB_BF16,
+      ZB_UNSUPPORTED,
+      "f.json: communication_data_type: is fp32, want bf16, in which gradients are accumulated "
+      "(data_types.grad_accum_dtype): sending them in another type is not supported yet" },
+    { "{\"train_batch_size\": 8, \"data_types\": {\"grad_accum_dtype\": \"fp16\"}, " OPTIMIZER "}", 0, 1,
+      ZB_BF16, ZB_INVALID_CONFIG,
+      "f.json: data_types.grad_accum_dtype: is fp16, want fp32, or bf16, which the model runs in" },
+    { "{\"train_batch_size\": 8, \"data_types\": {\"grad_accum_dtype\": \"fp16\"}, " OPTIMIZER "}", 0, 1,
+      ZB_FP32, ZB_INVALID_CONFIG, "f.json: data_types.grad_accum_dtype: is fp16, want fp32" },
+    { "{\"train_batch_size\": 8, \"fp16\": {\"loss_scale_window\": 0}, " OPTIMIZER "}", 1, 1, ZB_FP16,
+      ZB_INVALID_CONFIG, "f.json: fp16: loss_scale_window is 0, want at least 1" },
+    { "{\"train_batch_size\": 8, \"fp16\": {\"min_loss_scale\": 0}, " OPTIMIZER "}", 1, 1, ZB_FP16,
+      ZB_INVALID_CONFIG, "f.json: fp16: min_loss_scale is 0, want a finite number above 0" },
     { "{\"train_batch_size\": 8}", 0, 1, ZB_FP32, ZB_INVALID_CONFIG, "f.json: optimizer: is missing" },
     { "{\"train_batch_size\": 8, \"gradient_allreduce_op\": \"SUM\", " OPTIMIZER "}", 3, 1, ZB_FP32,
       ZB_INVALID_CONFIG, "f.json: gradient_allreduce_op: is \"sum\", want \"mean\" at stage 3" },
@@ -207,6 +298,35 @@ static void every_field_counts(void **state)
     DIFFERS(sgd, optimizer.nesterov, 1);
     DIFFERS(sgd, optimizer.weight_decay, 0.2);
     SAME(sgd, optimizer.beta1, 0.2);
+
+    /* Only what the scaler's kind looks at. */
+    DIFFERS(adam, scaler.kind, ZB_SCALER_STATIC);
+    SAME(adam, scaler.initial_scale, 8);
+    DIFFERS(adam, skip_on_overflow, 1);
+    zb_plan scaled = adam, stage0 = adam, fixed = adam;
+    scaled.scaler.kind = ZB_SCALER_DYNAMIC;
+    stage0.scaler.kind = ZB_SCALER_DYNAMIC_STAGE0;
+    fixed.scaler.kind = ZB_SCALER_STATIC;
+    DIFFERS(fixed, scaler.initial_scale, 8);
+    SAME(fixed, scaler.min_scale, 8);
+    SAME(fixed, scaler.window, 8);
+    DIFFERS(scaled, scaler.kind, ZB_SCALER_DYNAMIC_STAGE0);
+    DIFFERS(scaled, scaler.initial_scale, 8);
+    DIFFERS(scaled, scaler.min_scale, 8);
+    DIFFERS(scaled, scaler.window, 8);
+    DIFFERS(scaled, scaler.hysteresis, 8);
+    DIFFERS(scaled, scaler.consecutive_hysteresis, 1);
+    DIFFERS(stage0, scaler.min_scale, 8);
+    DIFFERS(stage0, scaler.window, 8);
+    SAME(stage0, scaler.hysteresis, 8);
+
+    char text[256];
+    zb_plan_describe(&stage0, text, sizeof text);
+    assert_non_null(strstr(text, "scale=stage0:0/0/0 overflow=apply"));
+    stage0.scaler.kind = (zb_scaler_kind)9;
+    zb_plan_describe(&stage0, text, sizeof text);
+    assert_non_null(strstr(text, "scale=? "));
+
     zb_plan one = adam;
     one.accumulation_steps = 1;
     SAME(one, reduce_when, ZB_REDUCE_EVERY_MICRO_BATCH);
@@ -217,10 +337,9 @@ static void every_field_counts(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(batch_triangle),
-        cmocka_unit_test(standard_plan_of_each_stage),
-        cmocka_unit_test(underivable_plans),
-        cmocka_unit_test(every_field_counts),
+        cmocka_unit_test(batch_triangle),         cmocka_unit_test(standard_plan_of_each_stage),
+        cmocka_unit_test(plan_of_each_precision), cmocka_unit_test(scaler_rule_of_each_stage),
+        cmocka_unit_test(underivable_plans),      cmocka_unit_test(every_field_counts),
     };
     return cmocka_run_group_tests_name("plan", tests, NULL, NULL);
 }
