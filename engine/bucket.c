@@ -28,15 +28,17 @@ static size_t buffer_numel(const zb_layout *layout, const int *params, int count
     return numel;
 }
 
-size_t zb_buckets_capacity(const zb_layout *layout, const int *order, int order_count, uint64_t limit_numel)
+zb_bucket_measure zb_buckets_measure(const zb_layout *layout, const int *order, int order_count,
+                                     uint64_t limit_numel)
 {
-    size_t capacity = 0;
+    zb_bucket_measure measure = { 0 };
     for (int first = 0, end; first < order_count; first = end) {
         end = bucket_end(layout, order, order_count, limit_numel, first);
         size_t numel = buffer_numel(layout, order + first, end - first);
-        if (numel > capacity) capacity = numel;
+        if (numel > measure.capacity) measure.capacity = numel;
+        measure.bucket_count++;
     }
-    return capacity;
+    return measure;
 }
 
 static void sort_by_offset(const zb_layout *layout, int *params, int count)

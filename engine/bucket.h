@@ -41,7 +41,12 @@ zb_status zb_buckets_create(const zb_layout *layout, const int *order, int order
                             int rank, zb_buckets *buckets);
 void zb_buckets_destroy(zb_buckets *buckets);
 
-/* Elements of the largest bucket, without making the plan: for the memory formula. */
-size_t zb_buckets_capacity(const zb_layout *layout, const int *order, int order_count, uint64_t limit_numel);
+/* What a plan would have, without making it: for the formulas. */
+typedef struct zb_bucket_measure {
+    uint64_t bucket_count;
+    size_t capacity;
+} zb_bucket_measure;
+zb_bucket_measure zb_buckets_measure(const zb_layout *layout, const int *order, int order_count,
+                                     uint64_t limit_numel);
 
 #endif

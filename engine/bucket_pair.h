@@ -13,11 +13,11 @@
 #include "engine/stage.h"
 
 /* Take this rank's share of a reduced bucket: `share` points at bucket->share_numel elements. */
-typedef zb_status zb_bucket_settle_fn(zb_stage *stage, const zb_bucket *bucket, const float *share);
+typedef zb_status zb_bucket_settle_fn(zb_stage *stage, const zb_bucket *bucket, const void *share);
 
 typedef struct zb_bucket_buffer {
-    float *data; /* [plan.capacity] */
-    int bucket;  /* that it carries, or -1 */
+    void *data; /* [plan.capacity] */
+    int bucket; /* that it carries, or -1 */
     zb_work work;
 } zb_bucket_buffer;
 
@@ -36,11 +36,13 @@ zb_status zb_bucket_pair_create(zb_engine *engine, zb_bucket_settle_fn *settle, 
 void zb_bucket_pair_destroy(zb_engine *engine, zb_bucket_pair *pair);
 /* The buffer in which the parameter's bucket is filled; opens the bucket if it is not. Gradients come in the
  * graph's ready order, so that one bucket at most is open. */
-zb_status zb_bucket_pair_buffer(zb_stage *stage, zb_bucket_pair *pair, int param, float **data_p);
+zb_status zb_bucket_pair_buffer(zb_stage *stage, zb_bucket_pair *pair, int param, void **data_p);
 /* The parameter is in its buffer; launches the reduction when it was the last. */
 zb_status zb_bucket_pair_filled(zb_stage *stage, zb_bucket_pair *pair, int param);
 /* Settles whatever still travels. */
 zb_status zb_bucket_pair_finish(zb_stage *stage, zb_bucket_pair *pair);
 uint64_t zb_bucket_pair_bytes(const zb_stage_facts *facts);
+/* Buckets per micro-batch. */
+uint64_t zb_bucket_pair_count(const zb_stage_facts *facts);
 
 #endif

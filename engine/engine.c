@@ -13,24 +13,63 @@
 
 #include "core/model_parts.h"
 #include "engine/state.h"
+#include "kernels/kernels.h"
 
 /* --- services for stages --- */
 
-zb_status zb_engine_load_initial(zb_engine *e, int param, size_t first, size_t numel, float *to)
+/* Between host types, in the second half of the staging buffer. */
+static zb_status convert_staged(const zb_engine *e, zb_dtype to_dtype, zb_dtype from_dtype, size_t numel,
+                                const void **converted)
 {
+    void *to = e->staging + ZB_STAGING_NUMEL;
+    *converted = e->staging;
+    if (to_dtype == from_dtype) return ZB_OK;
+    *converted = to;
+    return zb_cpu_cast(&(zb_cast_args){
+        .to = to, .to_dtype = to_dtype, .from = e->staging, .from_dtype = from_dtype, .numel = numel });
+}
+
+zb_status zb_engine_load_initial(zb_engine *e, int param, size_t first, size_t numel, void *to)
+{
+    zb_dtype dtype = e->plan.param_dtype;
     while (numel > 0) {
         size_t chunk = numel < ZB_STAGING_NUMEL ? numel : ZB_STAGING_NUMEL;
+        const void *rounded;
         if (e->weights != NULL)
             memcpy(e->staging, e->weights->values[param] + first, chunk * sizeof(float));
         else
             zb_model_init_param(e->model, param, e->init_seed, first, chunk, e->staging);
-        ZB_TRY(zb_copy_in(e->compute, to, e->staging, chunk * sizeof(float)));
+        ZB_TRY(convert_staged(e, dtype, ZB_FP32, chunk, &rounded));
+        ZB_TRY(zb_copy_in(e->compute, to, rounded, chunk * zb_dtype_bytes(dtype)));
         ZB_TRY(zb_stream_wait_idle(e->compute)); /* staging is used again */
         first += chunk;
-        to += chunk;
+        to = zb_at(to, chunk, dtype);
         numel -= chunk;
     }
     return ZB_OK;
+}
+
+zb_status zb_engine_save_widened(zb_engine *e, float *to, const void *from, size_t numel)
+{
+    zb_dtype dtype = e->plan.param_dtype;
+    while (numel > 0) {
+        size_t chunk = numel < ZB_STAGING_NUMEL ? numel : ZB_STAGING_NUMEL;
+        const void *widened;
+        ZB_TRY(zb_copy_out(e->compute, e->staging, from, chunk * zb_dtype_bytes(dtype)));
+        ZB_TRY(zb_stream_wait_idle(e->compute));
+        ZB_TRY(convert_staged(e, ZB_FP32, dtype, chunk, &widened));
+        memcpy(to, widened, chunk * sizeof(float));
+        to += chunk;
+        from = zb_at(from, chunk, dtype);
+        numel -= chunk;
+    }
+    return ZB_OK;
+}
+
+zb_status zb_engine_take_gradient(zb_engine *e, void *to, const void *from, zb_dtype from_dtype, size_t numel)
+{
+    if (e->micro_index == 0) return zb_store(e->compute, to, e->plan.grad_dtype, from, from_dtype, numel);
+    return zb_accumulate(e->compute, to, e->plan.grad_dtype, from, from_dtype, numel);
 }
 
 static zb_status order_after(zb_engine *e, zb_event *event, zb_stream *earlier, zb_stream *later)
@@ -132,9 +171,10 @@ static zb_status create_loader(zb_engine *e, const zb_engine_options *options)
 static void note_traffic(zb_engine *e)
 {
     for (int kind = 0; kind < ZB_COLLECTIVE_COUNT; kind++) {
-        uint64_t bytes = e->comm->traffic[kind].bytes;
-        e->bytes_sent[kind] = bytes - e->traffic_before[kind];
-        e->traffic_before[kind] = bytes;
+        zb_traffic now = e->comm->traffic[kind], *before = &e->traffic_before[kind];
+        e->traffic[kind] = (zb_traffic){ .calls = now.calls - before->calls,
+                                         .bytes = now.bytes - before->bytes };
+        *before = now;
     }
 }
 
@@ -147,14 +187,15 @@ static zb_status set_up(zb_engine *e, const zb_engine_options *options, int stag
     if (e->layout.numel == 0)
         return zb_fail(ZB_INVALID_ARGUMENT, "model %s has no trainable element: nothing to optimize",
                        e->model->name);
-    if ((e->staging = zb_alloc_array(ZB_STAGING_NUMEL, sizeof *e->staging)) == NULL) return ZB_NO_MEMORY;
+    if ((e->staging = zb_alloc_array(2 * ZB_STAGING_NUMEL, sizeof *e->staging)) == NULL) return ZB_NO_MEMORY;
     ZB_TRY(create_streams(e));
     ZB_TRY(create_loader(e, options));
-    ZB_TRY(
-        zb_executor_create(&e->graph, e->device, e->compute, (size_t)e->plan.micro_batch_size, &e->executor));
+    ZB_TRY(zb_executor_create(&e->graph, e->device, e->compute, e->plan.param_dtype,
+                              (size_t)e->plan.micro_batch_size, &e->executor));
     ZB_TRY(zb_stage_find(stage)->create(e, &e->stage));
-    ZB_TRY(zb_optimizer_create(&e->plan.optimizer, e->device, e->stage->ops->shard(e->stage).numel,
-                               &e->optimizer));
+    zb_shard shard = e->stage->ops->shard(e->stage);
+    ZB_TRY(zb_optimizer_create(&e->plan, e->compute, &shard, &e->optimizer));
+    ZB_TRY(zb_loss_scaler_init(&e->scaler, &e->plan.scaler));
     void *accumulator;
     ZB_TRY(
         zb_device_alloc(e->device, ZB_MEM_WORKSPACE, ZB_SUM_SQUARES_WORDS * sizeof(int64_t), &accumulator));
@@ -280,19 +321,21 @@ zb_status zb_engine_forward(zb_engine *e, const zb_batch *batch, float *loss)
 zb_status zb_engine_backward(zb_engine *e)
 {
     ZB_TRY(expect_phase(e, ZB_WANTS_BACKWARD));
-    float divisor = (float)e->plan.accumulation_steps;
-    return enter_phase(e, ZB_WANTS_STEP, zb_executor_backward(&e->executor, e->stage, divisor));
+    float seed = (float)e->scaler.scale, divisor = (float)e->plan.accumulation_steps;
+    return enter_phase(e, ZB_WANTS_STEP, zb_executor_backward(&e->executor, e->stage, seed, divisor));
 }
 
 /* --- the boundary step --- */
 
-/* Exact over all ranks' shards: fixed-point digits add without rounding, whoever owns what. */
+/* Exact over all ranks' shards: fixed-point digits add without rounding, whoever owns what. An infinity or a
+ * NaN anywhere shows in it on every rank, so that all agree on an overflow without a further collective. */
 static zb_status measure_norm(zb_engine *e, const zb_shard *shard, double *norm)
 {
     int64_t words[ZB_SUM_SQUARES_WORDS];
     ZB_TRY(zb_launch_fill_bytes(e->compute,
                                 &(zb_fill_bytes_args){ .data = e->norm_accumulator, .bytes = sizeof words }));
-    ZB_TRY(zb_launch_sum_squares(e->compute, &(zb_sum_squares_args){ .x = shard->grad,
+    ZB_TRY(zb_launch_sum_squares(e->compute, &(zb_sum_squares_args){ .dtype = e->plan.grad_dtype,
+                                                                     .x = shard->grad,
                                                                      .numel = shard->numel,
                                                                      .accumulator = e->norm_accumulator }));
     if (e->stage->ops->norm_is_partial)
@@ -308,26 +351,42 @@ static zb_status measure_norm(zb_engine *e, const zb_shard *shard, double *norm)
 
 /* One factor for unscaling and clipping, as the ZeRO optimizers form it (stage3.py, unscale_and_clip_grads),
  * in double. A norm that is no number clips nothing: the values show themselves in the weights. */
-static float grad_scale(const zb_plan *plan, double norm)
+static float grad_scale(const zb_plan *plan, double norm, double loss_scale)
 {
-    double combined = 1.0;
+    double combined = loss_scale;
     if (plan->clip_norm > 0.0 && isfinite(norm)) {
         double excess = (norm + 1e-6) / plan->clip_norm;
-        if (excess > 1.0) combined = excess;
+        if (excess > 1.0) combined = excess * loss_scale;
     }
     return (float)(1.0 / combined);
 }
 
-static zb_status boundary_step(zb_engine *e)
+static zb_status apply_step(zb_engine *e, const zb_shard *shard)
 {
-    ZB_TRY(e->stage->ops->reduce(e->stage));
-    zb_shard shard = e->stage->ops->shard(e->stage);
-    ZB_TRY(measure_norm(e, &shard, &e->grad_norm));
-    e->lr_used = zb_schedule_lr(&e->schedule);
-    ZB_TRY(
-        zb_optimizer_step(&e->optimizer, e->compute, &shard, grad_scale(&e->plan, e->grad_norm), e->lr_used));
+    float scale = grad_scale(&e->plan, e->grad_norm, e->scale_used);
+    ZB_TRY(zb_optimizer_step(&e->optimizer, e->compute, shard, scale, e->lr_used));
     ZB_TRY(e->stage->ops->publish(e->stage));
     zb_schedule_step(&e->schedule);
+    return ZB_OK;
+}
+
+static zb_status boundary_step(zb_engine *e)
+{
+    double scaled_norm;
+    ZB_TRY(e->stage->ops->reduce(e->stage));
+    zb_shard shard = e->stage->ops->shard(e->stage);
+    ZB_TRY(measure_norm(e, &shard, &scaled_norm));
+    e->scale_used = e->scaler.scale;
+    e->grad_norm = scaled_norm / e->scale_used;
+    e->lr_used = zb_schedule_lr(&e->schedule);
+    e->overflow = e->plan.skip_on_overflow && !isfinite(scaled_norm);
+    /* Skipped on every rank: weights, moments and schedule stay as they are. */
+    if (e->overflow)
+        e->counters.skipped_steps++;
+    else
+        ZB_TRY(apply_step(e, &shard));
+    /* After unscaling: the gradients were made with the scale that they are divided by. */
+    ZB_TRY(zb_loss_scaler_update(&e->scaler, e->overflow));
 
     e->counters.global_steps++;
     e->counters.global_samples += e->plan.micro_batch_size * e->plan.accumulation_steps * e->plan.world_size;

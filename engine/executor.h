@@ -24,7 +24,7 @@ typedef struct zb_executor {
 
     /* On the device. Values and gradients are per module; a flatten's value is its input's. */
     void **value, **grad;
-    int32_t **argmax; /* max-pools */
+    int32_t **argmax;  /* max-pools */
     float *input_fp32; /* as the loader gives it, where dtype is another */
     void *input;
     int32_t *labels;

@@ -36,9 +36,8 @@ zb_status zb_memory_formula(const zb_config *config, const zb_model *model, cons
     ZB_TRY(formula_open(config, model, plan, stage, &f));
     memset(bytes, 0, ZB_MEM_COUNT * sizeof *bytes);
     zb_stage_find(stage)->memory(&f.facts, bytes);
-    bytes[ZB_MEM_OPTIMIZER] = sizeof(float) * (uint64_t)f.layout.rank_numel *
-                              (uint64_t)zb_optimizer_state_count(&plan->optimizer);
-    zb_executor_memory(&f.graph, (size_t)plan->micro_batch_size, bytes);
+    bytes[ZB_MEM_OPTIMIZER] = zb_optimizer_bytes(plan, f.layout.rank_numel);
+    zb_executor_memory(&f.graph, plan->param_dtype, (size_t)plan->micro_batch_size, bytes);
     bytes[ZB_MEM_WORKSPACE] += ZB_SUM_SQUARES_WORDS * sizeof(int64_t);
     formula_close(&f);
     return ZB_OK;
@@ -50,21 +49,25 @@ void zb_memory_formula_numel(uint64_t numel, const zb_plan *plan, int stage, uin
     uint64_t padded = (numel + align - 1) / align * align;
     uint64_t part = stage == 3 ? (numel + world - 1) / world : padded / world;
     memset(bytes, 0, ZB_MEM_COUNT * sizeof *bytes);
-    bytes[ZB_MEM_PARAM] = sizeof(float) * (stage == 0 ? numel : stage == 3 ? part : padded);
-    bytes[ZB_MEM_GRAD] = sizeof(float) * (stage == 0 ? numel : stage == 1 ? padded : part);
-    bytes[ZB_MEM_OPTIMIZER] = sizeof(float) * (stage == 0 ? numel : part) *
-                              (uint64_t)zb_optimizer_state_count(&plan->optimizer);
+    bytes[ZB_MEM_PARAM] = zb_dtype_bytes(plan->param_dtype) * (stage == 0   ? numel
+                                                               : stage == 3 ? part
+                                                                            : padded);
+    bytes[ZB_MEM_GRAD] = zb_dtype_bytes(plan->grad_dtype) * (stage == 0 ? numel : stage == 1 ? padded : part);
+    bytes[ZB_MEM_OPTIMIZER] = zb_optimizer_bytes(plan, stage == 0 ? numel : part);
 }
 
 zb_status zb_traffic_formula(const zb_config *config, const zb_model *model, const zb_plan *plan, int stage,
-                             uint64_t bytes[ZB_COLLECTIVE_COUNT])
+                             zb_traffic traffic[ZB_COLLECTIVE_COUNT])
 {
     formula f;
     ZB_TRY(formula_open(config, model, plan, stage, &f));
-    memset(bytes, 0, ZB_COLLECTIVE_COUNT * sizeof *bytes);
+    memset(traffic, 0, ZB_COLLECTIVE_COUNT * sizeof *traffic);
     const zb_stage_ops *ops = zb_stage_find(stage);
-    ops->traffic(&f.facts, bytes);
-    if (ops->norm_is_partial) bytes[ZB_COLLECTIVE_ALL_REDUCE] += ZB_SUM_SQUARES_WORDS * sizeof(int64_t);
+    ops->traffic(&f.facts, traffic);
+    if (ops->norm_is_partial) {
+        traffic[ZB_COLLECTIVE_ALL_REDUCE].calls++;
+        traffic[ZB_COLLECTIVE_ALL_REDUCE].bytes += ZB_SUM_SQUARES_WORDS * sizeof(int64_t);
+    }
     formula_close(&f);
     return ZB_OK;
 }

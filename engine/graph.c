@@ -85,6 +85,9 @@ static zb_status order_gradients(zb_graph *g)
         note_use(g, model->modules[m].weight, uses);
     }
     zb_free(uses);
+    int count = 0;
+    for (int p = 0; p < model->param_count; p++)
+        if (model->params[p].requires_grad && model->params[p].numel > 0) g->trainable[count++] = p;
     for (int p = model->param_count - 1; p >= 0; p--) {
         const zb_param *param = &model->params[p];
         if (!param->requires_grad || param->numel == 0) continue;
@@ -103,8 +106,10 @@ zb_status zb_graph_create(const zb_model *model, zb_graph *graph)
     g.shares_grad = zb_alloc(modules);
     g.value_numel = zb_alloc_array(modules, sizeof *g.value_numel);
     g.ready_order = zb_alloc_array((size_t)model->param_count, sizeof *g.ready_order);
+    g.trainable = zb_alloc_array((size_t)model->param_count, sizeof *g.trainable);
     zb_status status = ZB_NO_MEMORY;
-    if (g.needs_grad == NULL || g.shares_grad == NULL || g.value_numel == NULL || g.ready_order == NULL)
+    if (g.needs_grad == NULL || g.shares_grad == NULL || g.value_numel == NULL || g.ready_order == NULL ||
+        g.trainable == NULL)
         goto fail;
     describe_activations(&g);
     status = order_gradients(&g);
@@ -122,5 +127,6 @@ void zb_graph_destroy(zb_graph *graph)
     zb_free(graph->shares_grad);
     zb_free(graph->value_numel);
     zb_free(graph->ready_order);
+    zb_free(graph->trainable);
     memset(graph, 0, sizeof *graph);
 }

@@ -21,7 +21,8 @@ typedef struct zb_graph {
     /* Trainable parameters with elements, in the order in which backward completes their gradients:
      * modules backwards, bias before weight, a tied one at its last contribution, unused ones at the end. */
     int *ready_order;
-    int ready_count;
+    int *trainable;              /* the same ones in parameter order */
+    int ready_count;             /* of both                          */
     size_t max_param_numel;      /* of a trainable parameter                        */
     size_t tied_numel;           /* over trainable parameters used more than once   */
     size_t max_activation_numel; /* per sample                                      */

@@ -7,27 +7,22 @@
 
 static zb_status create_windows(zb_engine *engine, zb_local_stage *s)
 {
-    int count = engine->graph.ready_count, next = 0;
-    int *forward_order = zb_alloc_array((size_t)count, sizeof *forward_order);
-    if (forward_order == NULL) return ZB_NO_MEMORY;
-    for (int p = 0; p < engine->model->param_count; p++)
-        if (engine->model->params[p].requires_grad && engine->model->params[p].numel > 0)
-            forward_order[next++] = p;
-    ZB_ASSERT(next == count);
-    zb_status status = zb_buckets_create(&engine->layout, forward_order, count,
-                                         engine->config->zero.reduce_bucket_numel, engine->comm->rank,
-                                         &s->windows);
-    zb_free(forward_order);
-    if (status != ZB_OK) return status;
+    ZB_TRY(zb_buckets_create(&engine->layout, engine->graph.trainable, engine->graph.ready_count,
+                             engine->config->zero.reduce_bucket_numel, engine->comm->rank, &s->windows));
     s->works = zb_alloc_array((size_t)s->windows.bucket_count, sizeof *s->works);
     return s->works != NULL ? ZB_OK : ZB_NO_MEMORY;
+}
+
+static size_t grad_bytes(const zb_layout *layout, const zb_plan *plan)
+{
+    return layout->padded_numel * zb_dtype_bytes(plan->grad_dtype);
 }
 
 static zb_status allocate(zb_engine *engine, zb_local_stage *s)
 {
     void *grad;
     ZB_TRY(zb_replica_create(engine, &s->replica));
-    ZB_TRY(zb_device_alloc(engine->device, ZB_MEM_GRAD, engine->layout.padded_numel * sizeof(float), &grad));
+    ZB_TRY(zb_device_alloc(engine->device, ZB_MEM_GRAD, grad_bytes(&engine->layout, &engine->plan), &grad));
     s->grad = grad;
     return create_windows(engine, s);
 }
@@ -54,12 +49,12 @@ void zb_local_stage_destroy(zb_stage *stage)
         zb_engine_collective_abandon(engine, &s->works[w]);
     zb_free(s->works);
     zb_buckets_destroy(&s->windows);
-    zb_device_free(engine->device, ZB_MEM_GRAD, engine->layout.padded_numel * sizeof(float), s->grad);
+    zb_device_free(engine->device, ZB_MEM_GRAD, grad_bytes(&engine->layout, &engine->plan), s->grad);
     zb_replica_destroy(engine, &s->replica);
     zb_free(s);
 }
 
-const float *zb_local_stage_param(zb_stage *stage, int param)
+const void *zb_local_stage_param(zb_stage *stage, int param)
 {
     return zb_replica_param(stage->engine, &zb_local_stage_of(stage)->replica, param);
 }
@@ -69,48 +64,47 @@ zb_held zb_local_stage_held(zb_stage *stage, int param)
     return zb_replica_held(stage->engine, &zb_local_stage_of(stage)->replica, param);
 }
 
-zb_status zb_local_stage_gather(zb_stage *stage, int param, const float **full_p)
+zb_status zb_local_stage_gather(zb_stage *stage, int param, const void **full_p)
 {
     *full_p = zb_local_stage_param(stage, param);
     return ZB_OK;
 }
 
-static float *grad_of(zb_stage *stage, int param)
+static void *grad_of(zb_stage *stage, int param)
 {
-    return zb_local_stage_of(stage)->grad + stage->engine->layout.offset[param];
+    const zb_engine *engine = stage->engine;
+    return zb_at(zb_local_stage_of(stage)->grad, engine->layout.offset[param], engine->plan.grad_dtype);
 }
 
-zb_status zb_local_stage_grad_target(zb_stage *stage, int param, float **target_p)
+zb_status zb_local_stage_grad_target(zb_stage *stage, int param, void **target_p)
 {
-    *target_p = stage->engine->micro_index == 0 ? grad_of(stage, param) : NULL;
+    const zb_engine *engine = stage->engine;
+    int direct = engine->micro_index == 0 && engine->plan.grad_dtype == engine->plan.param_dtype;
+    *target_p = direct ? grad_of(stage, param) : NULL;
     return ZB_OK;
 }
 
-zb_status zb_local_stage_grad_ready(zb_stage *stage, int param, const float *grad)
+zb_status zb_local_stage_grad_ready(zb_stage *stage, int param, const void *grad)
 {
     zb_engine *engine = stage->engine;
-    float *to = grad_of(stage, param);
-    size_t numel = engine->model->params[param].numel;
-    if (grad == to) return ZB_OK;
-    if (engine->micro_index > 0)
-        return zb_launch_add(engine->compute, &(zb_add_args){ .y = to, .x = grad, .numel = numel });
-    return zb_launch_copy(engine->compute,
-                          &(zb_copy_args){ .to = to, .from = grad, .bytes = numel * sizeof(float) });
+    return zb_engine_take_gradient(engine, grad_of(stage, param), grad, engine->plan.param_dtype,
+                                   engine->model->params[param].numel);
 }
 
 static zb_status reduce_window(zb_local_stage *s, const zb_bucket *window, zb_work *work)
 {
     zb_engine *engine = s->base.engine;
-    float *send = s->grad + window->flat_offset;
+    zb_dtype dtype = engine->plan.comm_dtype; /* which is grad_dtype: zb_plan_derive sees to it */
+    void *send = zb_at(s->grad, window->flat_offset, dtype);
     zb_redop op = zb_engine_grad_op(engine);
     if (window->counts == NULL)
-        return zb_engine_collective_run(
-            engine, work, .kind = ZB_COLLECTIVE_ALL_REDUCE, .send = send, .recv = send,
-            .numel = window->numel, .dtype = engine->plan.comm_dtype, .op = op, .order = engine->plan.order,
-            .what = "average gradients, all of them");
+        return zb_engine_collective_run(engine, work, .kind = ZB_COLLECTIVE_ALL_REDUCE, .send = send,
+                                        .recv = send, .numel = window->numel, .dtype = dtype, .op = op,
+                                        .order = engine->plan.order,
+                                        .what = "average gradients, all of them");
     return zb_engine_collective_run(engine, work, .kind = ZB_COLLECTIVE_REDUCE_SCATTER_V, .send = send,
-                                    .recv = send + window->share_begin, .counts = window->counts,
-                                    .dtype = engine->plan.comm_dtype, .op = op, .order = engine->plan.order,
+                                    .recv = zb_at(send, window->share_begin, dtype), .counts = window->counts,
+                                    .dtype = dtype, .op = op, .order = engine->plan.order,
                                     .what = "average gradients, each rank its share");
 }
 
@@ -123,4 +117,16 @@ zb_status zb_local_stage_reduce(zb_stage *stage)
     for (int w = 0; w < s->windows.bucket_count; w++)
         ZB_TRY(zb_engine_collective_wait(stage->engine, &s->works[w]));
     return ZB_OK;
+}
+
+uint64_t zb_local_stage_grad_bytes(const zb_stage_facts *facts)
+{
+    return grad_bytes(facts->layout, facts->plan);
+}
+
+uint64_t zb_local_stage_window_count(const zb_stage_facts *facts)
+{
+    return zb_buckets_measure(facts->layout, facts->graph->trainable, facts->graph->ready_count,
+                              facts->config->zero.reduce_bucket_numel)
+        .bucket_count;
 }

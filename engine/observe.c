@@ -23,24 +23,24 @@ static zb_status show_values(const view *v, zb_quantity quantity, zb_dtype dtype
 }
 
 /* A range of a parameter-shaped quantity that lies on the device, in pieces that fit the staging buffer. */
-static zb_status show_range(const view *v, zb_quantity quantity, int param, const float *device, size_t first,
-                            size_t numel)
+static zb_status show_range(const view *v, zb_quantity quantity, int param, zb_dtype dtype,
+                            const void *device, size_t first, size_t numel)
 {
     zb_engine *e = v->engine;
     while (numel > 0) {
         size_t chunk = numel < ZB_STAGING_NUMEL ? numel : ZB_STAGING_NUMEL;
-        ZB_TRY(zb_copy_out(e->compute, e->staging, device, chunk * sizeof(float)));
+        ZB_TRY(zb_copy_out(e->compute, e->staging, device, chunk * zb_dtype_bytes(dtype)));
         ZB_TRY(zb_stream_wait_idle(e->compute));
         ZB_TRY(v->observer->observe(v->observer->user, &(zb_observation){ .quantity = quantity,
                                                                           .step = v->step,
                                                                           .micro = -1,
                                                                           .rank = e->comm->rank,
                                                                           .param = param,
-                                                                          .dtype = ZB_FP32,
+                                                                          .dtype = dtype,
                                                                           .first = first,
                                                                           .numel = chunk,
                                                                           .data = e->staging }));
-        device += chunk;
+        device = zb_at(device, chunk, dtype);
         first += chunk;
         numel -= chunk;
     }
@@ -48,13 +48,14 @@ static zb_status show_range(const view *v, zb_quantity quantity, int param, cons
 }
 
 /* `flat` is laid out as the shard; NULL when the optimizer keeps no such state. */
-static zb_status show_shard(const view *v, zb_quantity quantity, const float *flat)
+static zb_status show_shard(const view *v, zb_quantity quantity, zb_dtype dtype, const void *flat)
 {
     zb_engine *e = v->engine;
     for (int p = 0; flat != NULL && p < e->model->param_count; p++) {
         if (!e->model->params[p].requires_grad) continue;
         zb_slice slice = zb_layout_slice(&e->layout, p, e->comm->rank);
-        ZB_TRY(show_range(v, quantity, p, flat + slice.shard_offset, slice.first, slice.numel));
+        ZB_TRY(show_range(v, quantity, p, dtype, zb_at(flat, slice.shard_offset, dtype), slice.first,
+                          slice.numel));
     }
     return ZB_OK;
 }
@@ -64,7 +65,7 @@ static zb_status show_held(const view *v)
     zb_engine *e = v->engine;
     for (int p = 0; p < e->model->param_count; p++) {
         zb_held held = e->stage->ops->held(e->stage, p);
-        ZB_TRY(show_range(v, ZB_Q_PARAM, p, held.data, held.first, held.numel));
+        ZB_TRY(show_range(v, ZB_Q_PARAM, p, e->plan.param_dtype, held.data, held.first, held.numel));
     }
     return ZB_OK;
 }
@@ -72,11 +73,10 @@ static zb_status show_held(const view *v)
 static zb_status show_scalars(const view *v)
 {
     const zb_engine *e = v->engine;
-    const int64_t overflow = 0; /* fp32 has no overflow check, in DeepSpeed as here */
-    const double loss_scale = 1.0;
+    const int64_t overflow = e->overflow;
     ZB_TRY(show_values(v, ZB_Q_NORM, ZB_FP64, 1, &e->grad_norm));
     ZB_TRY(show_values(v, ZB_Q_OVERFLOW, ZB_INT64, 1, &overflow));
-    ZB_TRY(show_values(v, ZB_Q_LOSS_SCALE, ZB_FP64, 1, &loss_scale));
+    ZB_TRY(show_values(v, ZB_Q_LOSS_SCALE, ZB_FP64, 1, &e->scale_used));
     return show_values(v, ZB_Q_LR, ZB_FP64, 1, &e->lr_used);
 }
 
@@ -85,12 +85,16 @@ static zb_status show_accounts(const view *v)
     const zb_engine *e = v->engine;
     int64_t counters[4] = { e->counters.micro_steps, e->counters.global_steps, e->counters.global_samples,
                             e->counters.skipped_steps };
-    int64_t held[ZB_MEM_COUNT], sent[ZB_COLLECTIVE_COUNT];
+    int64_t held[ZB_MEM_COUNT], calls[ZB_COLLECTIVE_COUNT], sent[ZB_COLLECTIVE_COUNT];
     for (int i = 0; i < ZB_MEM_COUNT; i++) held[i] = (int64_t)e->device->held_bytes[i];
-    for (int i = 0; i < ZB_COLLECTIVE_COUNT; i++) sent[i] = (int64_t)e->bytes_sent[i];
+    for (int i = 0; i < ZB_COLLECTIVE_COUNT; i++) {
+        calls[i] = (int64_t)e->traffic[i].calls;
+        sent[i] = (int64_t)e->traffic[i].bytes;
+    }
     if (v->step >= 0) ZB_TRY(show_values(v, ZB_Q_COUNTERS, ZB_INT64, 4, counters));
     ZB_TRY(show_values(v, ZB_Q_BYTES_HELD, ZB_INT64, ZB_MEM_COUNT, held));
     if (v->step < 0) return ZB_OK;
+    ZB_TRY(show_values(v, ZB_Q_CALLS, ZB_INT64, ZB_COLLECTIVE_COUNT, calls));
     return show_values(v, ZB_Q_BYTES_SENT, ZB_INT64, ZB_COLLECTIVE_COUNT, sent);
 }
 
@@ -101,13 +105,13 @@ zb_status zb_engine_observe(zb_engine *e, const zb_observer *observer)
     const view v = { .engine = e, .observer = observer, .step = e->counters.global_steps - 1 };
     zb_shard shard = e->stage->ops->shard(e->stage);
     if (v.step >= 0) {
-        ZB_TRY(show_shard(&v, ZB_Q_GRAD, shard.grad));
+        ZB_TRY(show_shard(&v, ZB_Q_GRAD, e->plan.grad_dtype, shard.grad));
         ZB_TRY(show_scalars(&v));
     }
-    ZB_TRY(show_shard(&v, ZB_Q_MASTER, shard.master));
+    ZB_TRY(show_shard(&v, ZB_Q_MASTER, ZB_FP32, e->optimizer.master));
     if (v.step >= 0) {
-        ZB_TRY(show_shard(&v, ZB_Q_EXP_AVG, e->optimizer.exp_avg));
-        ZB_TRY(show_shard(&v, ZB_Q_EXP_AVG_SQ, e->optimizer.exp_avg_sq));
+        ZB_TRY(show_shard(&v, ZB_Q_EXP_AVG, ZB_FP32, e->optimizer.exp_avg));
+        ZB_TRY(show_shard(&v, ZB_Q_EXP_AVG_SQ, ZB_FP32, e->optimizer.exp_avg_sq));
     }
     ZB_TRY(show_held(&v));
     return show_accounts(&v);
@@ -115,20 +119,21 @@ zb_status zb_engine_observe(zb_engine *e, const zb_observer *observer)
 
 zb_status zb_engine_gather_weights(zb_engine *e, float *const *out)
 {
-    uint64_t before[ZB_COLLECTIVE_COUNT];
+    zb_traffic before[ZB_COLLECTIVE_COUNT];
     ZB_TRY(zb_engine_check_whole(e, "gather_weights"));
-    for (int kind = 0; kind < ZB_COLLECTIVE_COUNT; kind++) before[kind] = e->comm->traffic[kind].bytes;
+    memcpy(before, e->comm->traffic, sizeof before);
     for (int p = 0; p < e->model->param_count; p++) {
-        const float *full;
+        const void *full;
         size_t numel = e->model->params[p].numel;
         if (numel == 0) continue;
         ZB_TRY(e->stage->ops->gather(e->stage, p, &full));
-        ZB_TRY(zb_copy_out(e->compute, out[p], full, numel * sizeof(float)));
-        ZB_TRY(zb_stream_wait_idle(e->compute));
+        ZB_TRY(zb_engine_save_widened(e, out[p], full, numel));
         ZB_TRY(e->stage->ops->release(e->stage));
     }
     /* Looking is no part of a training step's traffic. */
-    for (int kind = 0; kind < ZB_COLLECTIVE_COUNT; kind++)
-        e->traffic_before[kind] += e->comm->traffic[kind].bytes - before[kind];
+    for (int kind = 0; kind < ZB_COLLECTIVE_COUNT; kind++) {
+        e->traffic_before[kind].calls += e->comm->traffic[kind].calls - before[kind].calls;
+        e->traffic_before[kind].bytes += e->comm->traffic[kind].bytes - before[kind].bytes;
+    }
     return ZB_OK;
 }

@@ -2,33 +2,62 @@
  */
 #include "engine/optimizer.h"
 
+#include "engine/tensor.h"
+
 #include <math.h>
 #include <string.h>
 
-int zb_optimizer_state_count(const zb_optimizer_config *config)
+static int moment_count(const zb_optimizer_config *config)
 {
     if (config->kind == ZB_OPTIMIZER_ADAM) return 2;
     return config->momentum != 0.0 ? 1 : 0;
 }
 
-zb_status zb_optimizer_create(const zb_optimizer_config *config, zb_device *device, size_t numel,
-                              zb_optimizer *optimizer)
+uint64_t zb_optimizer_bytes(const zb_plan *plan, uint64_t numel)
 {
-    *optimizer = (zb_optimizer){ .config = *config, .numel = numel };
-    float **arrays[2] = { &optimizer->exp_avg, &optimizer->exp_avg_sq };
-    for (int i = 0; i < zb_optimizer_state_count(config); i++) {
-        void *array;
-        ZB_TRY(zb_device_alloc(device, ZB_MEM_OPTIMIZER, numel * sizeof(float), &array));
-        *arrays[i] = array;
-    }
+    int masters = plan->param_dtype != ZB_FP32;
+    return sizeof(float) * numel * (uint64_t)(moment_count(&plan->optimizer) + masters);
+}
+
+static zb_status create_array(zb_optimizer *o, zb_device *device, float **array)
+{
+    void *memory;
+    ZB_TRY(zb_device_alloc(device, ZB_MEM_OPTIMIZER, o->numel * sizeof(float), &memory));
+    *array = memory;
     return ZB_OK;
 }
 
-void zb_optimizer_destroy(zb_optimizer *optimizer, zb_device *device)
+zb_status zb_optimizer_create(const zb_plan *plan, zb_stream *stream, const zb_shard *shard,
+                              zb_optimizer *optimizer)
 {
-    zb_device_free(device, ZB_MEM_OPTIMIZER, optimizer->numel * sizeof(float), optimizer->exp_avg);
-    zb_device_free(device, ZB_MEM_OPTIMIZER, optimizer->numel * sizeof(float), optimizer->exp_avg_sq);
-    memset(optimizer, 0, sizeof *optimizer);
+    zb_optimizer *o = optimizer;
+    *o = (zb_optimizer){ .config = plan->optimizer,
+                         .param_dtype = plan->param_dtype,
+                         .grad_dtype = plan->grad_dtype,
+                         .master = shard->param,
+                         .numel = shard->numel };
+    float **moments[2] = { &o->exp_avg, &o->exp_avg_sq };
+    for (int i = 0; i < moment_count(&o->config); i++) ZB_TRY(create_array(o, stream->device, moments[i]));
+    if (plan->param_dtype == ZB_FP32) return ZB_OK;
+    ZB_TRY(create_array(o, stream->device, &o->master));
+    o->owns_master = 1;
+    /* From the rounded weights, not from the initial values: as DeepSpeed, which casts the model first. */
+    return zb_store(stream, o->master, ZB_FP32, shard->param, plan->param_dtype, shard->numel);
+}
+
+void zb_optimizer_destroy(zb_optimizer *o, zb_device *device)
+{
+    size_t bytes = o->numel * sizeof(float);
+    zb_device_free(device, ZB_MEM_OPTIMIZER, bytes, o->exp_avg);
+    zb_device_free(device, ZB_MEM_OPTIMIZER, bytes, o->exp_avg_sq);
+    if (o->owns_master) zb_device_free(device, ZB_MEM_OPTIMIZER, bytes, o->master);
+    memset(o, 0, sizeof *o);
+}
+
+/* What the kernel writes beside the master; NULL where they are one. */
+static void *rounded_copy(const zb_optimizer *o, const zb_shard *shard)
+{
+    return o->owns_master ? shard->param : NULL;
 }
 
 /* 1 - beta^step with the power in double of the fp32-rounded beta. Source: csrc/adam/multi_tensor_adam.cu. */
@@ -42,7 +71,10 @@ static zb_status adam_step(zb_optimizer *o, zb_stream *stream, const zb_shard *s
 {
     float beta1 = (float)o->config.beta1, beta2 = (float)o->config.beta2;
     return zb_launch_adam(stream, &(zb_adam_args){
-                                      .p = shard->master,
+                                      .p = o->master,
+                                      .param_dtype = o->param_dtype,
+                                      .param = rounded_copy(o, shard),
+                                      .grad_dtype = o->grad_dtype,
                                       .grad = shard->grad,
                                       .m = o->exp_avg,
                                       .v = o->exp_avg_sq,
@@ -65,7 +97,10 @@ static zb_status sgd_step(zb_optimizer *o, zb_stream *stream, const zb_shard *sh
                           double lr)
 {
     return zb_launch_sgd(stream, &(zb_sgd_args){
-                                     .p = shard->master,
+                                     .p = o->master,
+                                     .param_dtype = o->param_dtype,
+                                     .param = rounded_copy(o, shard),
+                                     .grad_dtype = o->grad_dtype,
                                      .grad = shard->grad,
                                      .buf = o->exp_avg,
                                      .numel = shard->numel,

@@ -1,4 +1,8 @@
-/* The optimizer over a rank's shard: moments, step count, and one kernel launch per step. */
+/*
+ * The optimizer over a rank's shard: fp32 master weights, moments, step count, and one kernel launch per
+ * step. In fp32 the weights that the model computes with are the masters; in 16 bit the optimizer keeps a
+ * copy of its own, made from the rounded weights, and every step rounds it back.
+ */
 #ifndef ZEROBIT_ENGINE_OPTIMIZER_H
 #define ZEROBIT_ENGINE_OPTIMIZER_H
 
@@ -12,18 +16,22 @@
 
 typedef struct zb_optimizer {
     zb_optimizer_config config;
+    zb_dtype param_dtype, grad_dtype;
+    float *master; /* the shard's own weights in fp32                             */
+    int owns_master;
     float *exp_avg;    /* Adam: first moment; SGD with momentum: its buffer; else NULL */
     float *exp_avg_sq; /* Adam only                                                   */
     size_t numel;
     int64_t step_count; /* steps applied */
 } zb_optimizer;
 
-/* How many arrays of state the optimizer keeps beside the weights: 0, 1 or 2. */
-int zb_optimizer_state_count(const zb_optimizer_config *config);
-zb_status zb_optimizer_create(const zb_optimizer_config *config, zb_device *device, size_t numel,
+/* Bytes of OPTIMIZER for a shard: moments, and in 16 bit the masters. */
+uint64_t zb_optimizer_bytes(const zb_plan *plan, uint64_t numel);
+/* `shard` holds the initial weights. */
+zb_status zb_optimizer_create(const zb_plan *plan, zb_stream *stream, const zb_shard *shard,
                               zb_optimizer *optimizer);
 void zb_optimizer_destroy(zb_optimizer *optimizer, zb_device *device);
-/* Every gradient is multiplied by grad_scale first. */
+/* Every gradient is multiplied by grad_scale first. Writes the shard's weights. */
 zb_status zb_optimizer_step(zb_optimizer *optimizer, zb_stream *stream, const zb_shard *shard,
                             float grad_scale, double lr);
 

@@ -6,20 +6,21 @@
 #include "engine/stage.h"
 
 typedef struct zb_replica {
-    float *trainable; /* [layout.padded_numel]      */
-    float *frozen;    /* [layout.frozen_rank_numel] */
+    void *trainable; /* [layout.padded_numel], param_dtype like the next */
+    void *frozen;    /* [layout.frozen_rank_numel] */
 } zb_replica;
 
 /* With the initial weights in place and zero padding. */
 zb_status zb_replica_create(zb_engine *engine, zb_replica *replica);
 void zb_replica_destroy(zb_engine *engine, zb_replica *replica);
-const float *zb_replica_param(const zb_engine *engine, const zb_replica *replica, int param);
+const void *zb_replica_param(const zb_engine *engine, const zb_replica *replica, int param);
 zb_held zb_replica_held(const zb_engine *engine, const zb_replica *replica, int param);
 /* Where this rank's share of the flat parameters begins (stages 1, 2). */
 size_t zb_replica_own_begin(const zb_engine *engine);
 /* All-gather the ranks' shares into everyone's flat parameters (stages 1, 2). */
 zb_status zb_replica_publish(zb_engine *engine, zb_replica *replica, const char *what);
-uint64_t zb_replica_bytes(const zb_layout *layout);
+zb_traffic zb_replica_publish_traffic(const zb_stage_facts *facts);
+uint64_t zb_replica_bytes(const zb_stage_facts *facts);
 
 /* For the slots of the table in which a stage with full parameters has nothing to do. */
 zb_status zb_stage_module_nothing(zb_stage *stage, int module);

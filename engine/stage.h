@@ -29,15 +29,16 @@ typedef struct zb_stage {
     zb_engine *engine;
 } zb_stage;
 
-/* What this rank optimizes: flat fp32 arrays on the device, padding (always zero) included. */
+/* What this rank optimizes: flat arrays on the device, padding (always zero) included. param has the plan's
+ * param_dtype, grad its grad_dtype. */
 typedef struct zb_shard {
-    float *master, *grad;
+    void *param, *grad;
     size_t numel;
 } zb_shard;
 
 /* Elements [first, first + numel) of a parameter as they lie on this rank between two steps. */
 typedef struct zb_held {
-    const float *data;
+    const void *data; /* param_dtype */
     size_t first, numel;
 } zb_held;
 
@@ -57,21 +58,21 @@ typedef struct zb_stage_ops {
     zb_status (*after_forward)(zb_stage *stage, int module);
     zb_status (*before_backward)(zb_stage *stage, int module);
     zb_status (*after_backward)(zb_stage *stage, int module);
-    const float *(*param)(zb_stage *stage, int param);
+    const void *(*param)(zb_stage *stage, int param);
 
-    /* Where the kernel may write this micro-batch's gradient of the parameter (all of it); NULL: into
-     * scratch. */
-    zb_status (*grad_target)(zb_stage *stage, int param, float **target_p);
+    /* Where the kernel may write, in param_dtype, this micro-batch's gradient of the parameter (all of it);
+     * NULL: into scratch. */
+    zb_status (*grad_target)(zb_stage *stage, int param, void **target_p);
     /* The micro-batch's local gradient is complete: at the target just given, or elsewhere, valid during the
      * call. */
-    zb_status (*grad_ready)(zb_stage *stage, int param, const float *grad);
+    zb_status (*grad_ready)(zb_stage *stage, int param, const void *grad);
     zb_status (*end_backward)(zb_stage *stage);
     zb_status (*reduce)(zb_stage *stage);
     zb_status (*publish)(zb_stage *stage);
 
     /* For inspection, outside forward and backward; collective. The whole parameter is readable until
      * release. */
-    zb_status (*gather)(zb_stage *stage, int param, const float **full_p);
+    zb_status (*gather)(zb_stage *stage, int param, const void **full_p);
     zb_status (*release)(zb_stage *stage);
 
     zb_shard (*shard)(zb_stage *stage);
@@ -80,7 +81,7 @@ typedef struct zb_stage_ops {
     /* By formula, on every rank alike: bytes of PARAM, GRAD, GATHER and BUCKET (the rest is the engine's),
      * and payload bytes per optimizer step without the norm. */
     void (*memory)(const struct zb_stage_facts *facts, uint64_t bytes[ZB_MEM_COUNT]);
-    void (*traffic)(const struct zb_stage_facts *facts, uint64_t bytes[ZB_COLLECTIVE_COUNT]);
+    void (*traffic)(const struct zb_stage_facts *facts, zb_traffic traffic[ZB_COLLECTIVE_COUNT]);
 } zb_stage_ops;
 
 /* What the formulas are made from. */

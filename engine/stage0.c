@@ -13,20 +13,23 @@ static zb_status stage0_create(zb_engine *engine, zb_stage **stage_p)
 static zb_shard stage0_shard(zb_stage *stage)
 {
     zb_local_stage *s = zb_local_stage_of(stage);
-    return (zb_shard){ .master = s->replica.trainable,
+    return (zb_shard){ .param = s->replica.trainable,
                        .grad = s->grad,
                        .numel = stage->engine->layout.rank_numel };
 }
 
 static void stage0_memory(const zb_stage_facts *facts, uint64_t bytes[ZB_MEM_COUNT])
 {
-    bytes[ZB_MEM_PARAM] = zb_replica_bytes(facts->layout);
-    bytes[ZB_MEM_GRAD] = sizeof(float) * (uint64_t)facts->layout->numel;
+    bytes[ZB_MEM_PARAM] = zb_replica_bytes(facts);
+    bytes[ZB_MEM_GRAD] = zb_local_stage_grad_bytes(facts);
 }
 
-static void stage0_traffic(const zb_stage_facts *facts, uint64_t bytes[ZB_COLLECTIVE_COUNT])
+static void stage0_traffic(const zb_stage_facts *facts, zb_traffic traffic[ZB_COLLECTIVE_COUNT])
 {
-    bytes[ZB_COLLECTIVE_ALL_REDUCE] = sizeof(float) * (uint64_t)facts->layout->numel;
+    traffic[ZB_COLLECTIVE_ALL_REDUCE] = (zb_traffic){
+        .calls = zb_local_stage_window_count(facts),
+        .bytes = zb_dtype_bytes(facts->plan->comm_dtype) * (uint64_t)facts->layout->numel,
+    };
 }
 
 const zb_stage_ops zb_stage0 = {

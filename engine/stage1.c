@@ -24,21 +24,24 @@ static zb_shard stage1_shard(zb_stage *stage)
 {
     zb_local_stage *s = zb_local_stage_of(stage);
     size_t begin = zb_replica_own_begin(stage->engine);
-    return (zb_shard){ .master = s->replica.trainable + begin,
-                       .grad = s->grad + begin,
+    return (zb_shard){ .param = zb_at(s->replica.trainable, begin, stage->engine->plan.param_dtype),
+                       .grad = zb_at(s->grad, begin, stage->engine->plan.grad_dtype),
                        .numel = stage->engine->layout.rank_numel };
 }
 
 static void stage1_memory(const zb_stage_facts *facts, uint64_t bytes[ZB_MEM_COUNT])
 {
-    bytes[ZB_MEM_PARAM] = zb_replica_bytes(facts->layout);
-    bytes[ZB_MEM_GRAD] = sizeof(float) * (uint64_t)facts->layout->padded_numel;
+    bytes[ZB_MEM_PARAM] = zb_replica_bytes(facts);
+    bytes[ZB_MEM_GRAD] = zb_local_stage_grad_bytes(facts);
 }
 
-static void stage1_traffic(const zb_stage_facts *facts, uint64_t bytes[ZB_COLLECTIVE_COUNT])
+static void stage1_traffic(const zb_stage_facts *facts, zb_traffic traffic[ZB_COLLECTIVE_COUNT])
 {
-    bytes[ZB_COLLECTIVE_REDUCE_SCATTER_V] = sizeof(float) * (uint64_t)facts->layout->numel;
-    bytes[ZB_COLLECTIVE_ALL_GATHER] = sizeof(float) * (uint64_t)facts->layout->padded_numel;
+    traffic[ZB_COLLECTIVE_REDUCE_SCATTER_V] = (zb_traffic){
+        .calls = zb_local_stage_window_count(facts),
+        .bytes = zb_dtype_bytes(facts->plan->comm_dtype) * (uint64_t)facts->layout->numel,
+    };
+    traffic[ZB_COLLECTIVE_ALL_GATHER] = zb_replica_publish_traffic(facts);
 }
 
 const zb_stage_ops zb_stage1 = {

@@ -12,7 +12,7 @@
 typedef struct stage2 {
     zb_stage base;
     zb_replica replica;
-    float *grad; /* [rank_numel], padding zero */
+    void *grad; /* [rank_numel] grad_dtype, padding zero */
     zb_bucket_pair buckets;
 } stage2;
 
@@ -21,31 +21,31 @@ static stage2 *self(zb_stage *stage)
     return (stage2 *)stage;
 }
 
+static size_t grad_bytes(const zb_layout *layout, const zb_plan *plan)
+{
+    return layout->rank_numel * zb_dtype_bytes(plan->grad_dtype);
+}
+
 static void stage2_destroy(zb_stage *stage)
 {
     zb_engine *engine = stage->engine;
     zb_bucket_pair_destroy(engine, &self(stage)->buckets);
-    zb_device_free(engine->device, ZB_MEM_GRAD, engine->layout.rank_numel * sizeof(float), self(stage)->grad);
+    zb_device_free(engine->device, ZB_MEM_GRAD, grad_bytes(&engine->layout, &engine->plan),
+                   self(stage)->grad);
     zb_replica_destroy(engine, &self(stage)->replica);
     zb_free(stage);
 }
 
 /* The share of a bucket holds, by ascending flat offset, this rank's slices of the bucket's parameters. */
-static zb_status settle(zb_stage *stage, const zb_bucket *bucket, const float *share)
+static zb_status settle(zb_stage *stage, const zb_bucket *bucket, const void *share)
 {
     zb_engine *engine = stage->engine;
     for (int i = 0; i < bucket->param_count; i++) {
         zb_slice slice = zb_layout_slice(&engine->layout, bucket->params[i], engine->comm->rank);
-        float *to = self(stage)->grad + slice.shard_offset;
+        void *to = zb_at(self(stage)->grad, slice.shard_offset, engine->plan.grad_dtype);
         if (slice.numel == 0) continue;
-        if (engine->micro_index == 0)
-            ZB_TRY(zb_launch_copy(
-                engine->compute,
-                &(zb_copy_args){ .to = to, .from = share, .bytes = slice.numel * sizeof(float) }));
-        else
-            ZB_TRY(
-                zb_launch_add(engine->compute, &(zb_add_args){ .y = to, .x = share, .numel = slice.numel }));
-        share += slice.numel;
+        ZB_TRY(zb_engine_take_gradient(engine, to, share, engine->plan.comm_dtype, slice.numel));
+        share = zb_at(share, slice.numel, engine->plan.comm_dtype);
     }
     return ZB_OK;
 }
@@ -54,7 +54,7 @@ static zb_status allocate(zb_engine *engine, stage2 *s)
 {
     void *grad;
     ZB_TRY(zb_replica_create(engine, &s->replica));
-    ZB_TRY(zb_device_alloc(engine->device, ZB_MEM_GRAD, engine->layout.rank_numel * sizeof(float), &grad));
+    ZB_TRY(zb_device_alloc(engine->device, ZB_MEM_GRAD, grad_bytes(&engine->layout, &engine->plan), &grad));
     s->grad = grad;
     return zb_bucket_pair_create(engine, settle, "stage 2: average gradients", &s->buckets);
 }
@@ -73,7 +73,7 @@ static zb_status stage2_create(zb_engine *engine, zb_stage **stage_p)
     return ZB_OK;
 }
 
-static const float *stage2_param(zb_stage *stage, int param)
+static const void *stage2_param(zb_stage *stage, int param)
 {
     return zb_replica_param(stage->engine, &self(stage)->replica, param);
 }
@@ -83,30 +83,34 @@ static zb_held stage2_held(zb_stage *stage, int param)
     return zb_replica_held(stage->engine, &self(stage)->replica, param);
 }
 
-static zb_status stage2_gather(zb_stage *stage, int param, const float **full_p)
+static zb_status stage2_gather(zb_stage *stage, int param, const void **full_p)
 {
     *full_p = stage2_param(stage, param);
     return ZB_OK;
 }
 
-static zb_status stage2_grad_target(zb_stage *stage, int param, float **target_p)
+static zb_status slot_of(zb_stage *stage, int param, void **slot)
 {
-    float *buffer;
+    void *buffer;
     ZB_TRY(zb_bucket_pair_buffer(stage, &self(stage)->buckets, param, &buffer));
-    *target_p = buffer + self(stage)->buckets.plan.slot[param];
+    *slot = zb_at(buffer, self(stage)->buckets.plan.slot[param], stage->engine->plan.comm_dtype);
     return ZB_OK;
 }
 
-static zb_status stage2_grad_ready(zb_stage *stage, int param, const float *grad)
+static zb_status stage2_grad_target(zb_stage *stage, int param, void **target_p)
+{
+    *target_p = NULL;
+    if (stage->engine->plan.comm_dtype != stage->engine->plan.param_dtype) return ZB_OK;
+    return slot_of(stage, param, target_p);
+}
+
+static zb_status stage2_grad_ready(zb_stage *stage, int param, const void *grad)
 {
     zb_engine *engine = stage->engine;
-    float *to;
-    ZB_TRY(stage2_grad_target(stage, param, &to));
-    if (grad != to)
-        ZB_TRY(zb_launch_copy(
-            engine->compute, &(zb_copy_args){ .to = to,
-                                              .from = grad,
-                                              .bytes = engine->model->params[param].numel * sizeof(float) }));
+    void *to;
+    ZB_TRY(slot_of(stage, param, &to));
+    ZB_TRY(zb_store(engine->compute, to, engine->plan.comm_dtype, grad, engine->plan.param_dtype,
+                    engine->model->params[param].numel));
     return zb_bucket_pair_filled(stage, &self(stage)->buckets, param);
 }
 
@@ -122,23 +126,28 @@ static zb_status stage2_publish(zb_stage *stage)
 
 static zb_shard stage2_shard(zb_stage *stage)
 {
-    return (zb_shard){ .master = self(stage)->replica.trainable + zb_replica_own_begin(stage->engine),
+    const zb_engine *engine = stage->engine;
+    return (zb_shard){ .param = zb_at(self(stage)->replica.trainable, zb_replica_own_begin(engine),
+                                      engine->plan.param_dtype),
                        .grad = self(stage)->grad,
-                       .numel = stage->engine->layout.rank_numel };
+                       .numel = engine->layout.rank_numel };
 }
 
 static void stage2_memory(const zb_stage_facts *facts, uint64_t bytes[ZB_MEM_COUNT])
 {
-    bytes[ZB_MEM_PARAM] = zb_replica_bytes(facts->layout);
-    bytes[ZB_MEM_GRAD] = sizeof(float) * (uint64_t)facts->layout->rank_numel;
+    bytes[ZB_MEM_PARAM] = zb_replica_bytes(facts);
+    bytes[ZB_MEM_GRAD] = grad_bytes(facts->layout, facts->plan);
     bytes[ZB_MEM_BUCKET] = zb_bucket_pair_bytes(facts);
 }
 
-static void stage2_traffic(const zb_stage_facts *facts, uint64_t bytes[ZB_COLLECTIVE_COUNT])
+static void stage2_traffic(const zb_stage_facts *facts, zb_traffic traffic[ZB_COLLECTIVE_COUNT])
 {
-    bytes[ZB_COLLECTIVE_REDUCE_SCATTER_V] = sizeof(float) * (uint64_t)facts->layout->numel *
-                                            (uint64_t)facts->plan->accumulation_steps;
-    bytes[ZB_COLLECTIVE_ALL_GATHER] = sizeof(float) * (uint64_t)facts->layout->padded_numel;
+    uint64_t micro_batches = (uint64_t)facts->plan->accumulation_steps;
+    traffic[ZB_COLLECTIVE_REDUCE_SCATTER_V] = (zb_traffic){
+        .calls = zb_bucket_pair_count(facts) * micro_batches,
+        .bytes = zb_dtype_bytes(facts->plan->comm_dtype) * (uint64_t)facts->layout->numel * micro_batches,
+    };
+    traffic[ZB_COLLECTIVE_ALL_GATHER] = zb_replica_publish_traffic(facts);
 }
 
 const zb_stage_ops zb_stage2 = {

@@ -17,16 +17,16 @@ enum { GATHERED_MAX = 2 };
 
 typedef struct gathered {
     int param; /* or ZB_NO_PARAM */
-    float *data;
+    void *data;
     zb_work work;
 } gathered;
 
 typedef struct stage3 {
     zb_stage base;
-    float *trainable; /* [rank_numel]        */
-    float *frozen;    /* [frozen_rank_numel] */
-    float *grad;      /* [rank_numel]        */
-    float *gather;    /* [gather_numel] the parameters of the module that runs, whole */
+    void *trainable; /* [rank_numel] param_dtype, like the next */
+    void *frozen;    /* [frozen_rank_numel] */
+    void *grad;      /* [rank_numel] grad_dtype */
+    void *gather;    /* [gather_numel] the parameters of the module that runs, whole */
     size_t gather_numel;
     gathered now[GATHERED_MAX];
     zb_bucket_pair buckets;
@@ -55,44 +55,50 @@ static size_t largest_module(const zb_layout *layout)
     return largest;
 }
 
-static float *own_part(const stage3 *s, int param)
+static size_t param_bytes(const zb_plan *plan, size_t numel)
+{
+    return numel * zb_dtype_bytes(plan->param_dtype);
+}
+
+static size_t grad_bytes(const zb_plan *plan, size_t numel)
+{
+    return numel * zb_dtype_bytes(plan->grad_dtype);
+}
+
+static void *own_part(const stage3 *s, int param)
 {
     const zb_engine *engine = s->base.engine;
-    return (engine->model->params[param].requires_grad ? s->trainable : s->frozen) +
-           engine->layout.offset[param];
+    const void *shard = engine->model->params[param].requires_grad ? s->trainable : s->frozen;
+    return zb_at(shard, engine->layout.offset[param], engine->plan.param_dtype);
 }
 
 static void stage3_destroy(zb_stage *stage)
 {
     zb_engine *engine = stage->engine;
     stage3 *s = self(stage);
-    size_t rank_bytes = engine->layout.rank_numel * sizeof(float);
+    const zb_plan *plan = &engine->plan;
+    const zb_layout *layout = &engine->layout;
     for (int i = 0; i < GATHERED_MAX; i++) zb_engine_collective_abandon(engine, &s->now[i].work);
     zb_bucket_pair_destroy(engine, &s->buckets);
-    zb_device_free(engine->device, ZB_MEM_GATHER, s->gather_numel * sizeof(float), s->gather);
-    zb_device_free(engine->device, ZB_MEM_GRAD, rank_bytes, s->grad);
-    zb_device_free(engine->device, ZB_MEM_PARAM, engine->layout.frozen_rank_numel * sizeof(float), s->frozen);
-    zb_device_free(engine->device, ZB_MEM_PARAM, rank_bytes, s->trainable);
+    zb_device_free(engine->device, ZB_MEM_GATHER, param_bytes(plan, s->gather_numel), s->gather);
+    zb_device_free(engine->device, ZB_MEM_GRAD, grad_bytes(plan, layout->rank_numel), s->grad);
+    zb_device_free(engine->device, ZB_MEM_PARAM, param_bytes(plan, layout->frozen_rank_numel), s->frozen);
+    zb_device_free(engine->device, ZB_MEM_PARAM, param_bytes(plan, layout->rank_numel), s->trainable);
     zb_free(stage);
 }
 
 /* The share of a bucket holds the parts of its parameters in bucket order, padding included. */
-static zb_status settle(zb_stage *stage, const zb_bucket *bucket, const float *share)
+static zb_status settle(zb_stage *stage, const zb_bucket *bucket, const void *share)
 {
     zb_engine *engine = stage->engine;
+    const zb_plan *plan = &engine->plan;
     for (int i = 0; i < bucket->param_count; i++) {
         int param = bucket->params[i];
         zb_slice slice = zb_layout_slice(&engine->layout, param, engine->comm->rank);
-        const float *from = share + self(stage)->buckets.plan.slot[param];
-        float *to = self(stage)->grad + slice.shard_offset;
+        const void *from = zb_at(share, self(stage)->buckets.plan.slot[param], plan->comm_dtype);
+        void *to = zb_at(self(stage)->grad, slice.shard_offset, plan->grad_dtype);
         if (slice.numel == 0) continue;
-        if (engine->micro_index == 0)
-            ZB_TRY(zb_launch_copy(
-                engine->compute,
-                &(zb_copy_args){ .to = to, .from = from, .bytes = slice.numel * sizeof(float) }));
-        else
-            ZB_TRY(
-                zb_launch_add(engine->compute, &(zb_add_args){ .y = to, .x = from, .numel = slice.numel }));
+        ZB_TRY(zb_engine_take_gradient(engine, to, from, plan->comm_dtype, slice.numel));
     }
     return ZB_OK;
 }
@@ -100,16 +106,17 @@ static zb_status settle(zb_stage *stage, const zb_bucket *bucket, const float *s
 static zb_status allocate(zb_engine *engine, stage3 *s)
 {
     const zb_layout *layout = &engine->layout;
-    size_t rank_bytes = layout->rank_numel * sizeof(float);
+    const zb_plan *plan = &engine->plan;
     void *memory;
-    ZB_TRY(zb_device_alloc(engine->device, ZB_MEM_PARAM, rank_bytes, &memory));
+    ZB_TRY(zb_device_alloc(engine->device, ZB_MEM_PARAM, param_bytes(plan, layout->rank_numel), &memory));
     s->trainable = memory;
-    ZB_TRY(zb_device_alloc(engine->device, ZB_MEM_PARAM, layout->frozen_rank_numel * sizeof(float), &memory));
+    ZB_TRY(
+        zb_device_alloc(engine->device, ZB_MEM_PARAM, param_bytes(plan, layout->frozen_rank_numel), &memory));
     s->frozen = memory;
-    ZB_TRY(zb_device_alloc(engine->device, ZB_MEM_GRAD, rank_bytes, &memory));
+    ZB_TRY(zb_device_alloc(engine->device, ZB_MEM_GRAD, grad_bytes(plan, layout->rank_numel), &memory));
     s->grad = memory;
     s->gather_numel = largest_module(layout);
-    ZB_TRY(zb_device_alloc(engine->device, ZB_MEM_GATHER, s->gather_numel * sizeof(float), &memory));
+    ZB_TRY(zb_device_alloc(engine->device, ZB_MEM_GATHER, param_bytes(plan, s->gather_numel), &memory));
     s->gather = memory;
     ZB_TRY(zb_bucket_pair_create(engine, settle, "stage 3: average gradients", &s->buckets));
 
@@ -135,7 +142,7 @@ static zb_status stage3_create(zb_engine *engine, zb_stage **stage_p)
     return ZB_OK;
 }
 
-static zb_status start_gather(stage3 *s, int slot, int param, float *to)
+static zb_status start_gather(stage3 *s, int slot, int param, void *to)
 {
     zb_engine *engine = s->base.engine;
     s->now[slot] = (gathered){ .param = param, .data = to };
@@ -150,11 +157,11 @@ static zb_status gather(zb_stage *stage, int weight, int bias)
 {
     stage3 *s = self(stage);
     const int params[GATHERED_MAX] = { weight, bias };
-    float *to = s->gather;
+    void *to = s->gather;
     for (int i = 0; i < GATHERED_MAX; i++) {
         if (params[i] == ZB_NO_PARAM) continue;
         ZB_TRY(start_gather(s, i, params[i], to));
-        to += padded_numel(&stage->engine->layout, params[i]);
+        to = zb_at(to, padded_numel(&stage->engine->layout, params[i]), stage->engine->plan.param_dtype);
     }
     for (int i = 0; i < GATHERED_MAX; i++)
         if (params[i] != ZB_NO_PARAM) ZB_TRY(zb_engine_collective_wait(stage->engine, &s->now[i].work));
@@ -167,7 +174,7 @@ static zb_status stage3_release(zb_stage *stage)
     for (int i = 0; i < GATHERED_MAX; i++) {
         if (s->now[i].param == ZB_NO_PARAM) continue;
         size_t numel = padded_numel(&stage->engine->layout, s->now[i].param);
-        ZB_TRY(zb_discard(stage->engine->compute, s->now[i].data, numel * sizeof(float)));
+        ZB_TRY(zb_discard(stage->engine->compute, s->now[i].data, param_bytes(&stage->engine->plan, numel)));
         s->now[i].param = ZB_NO_PARAM;
     }
     return ZB_OK;
@@ -191,14 +198,14 @@ static zb_status stage3_after_module(zb_stage *stage, int module)
     return stage3_release(stage);
 }
 
-static zb_status stage3_gather(zb_stage *stage, int param, const float **full_p)
+static zb_status stage3_gather(zb_stage *stage, int param, const void **full_p)
 {
     ZB_TRY(gather(stage, param, ZB_NO_PARAM));
     *full_p = self(stage)->gather;
     return ZB_OK;
 }
 
-static const float *stage3_param(zb_stage *stage, int param)
+static const void *stage3_param(zb_stage *stage, int param)
 {
     for (int i = 0; i < GATHERED_MAX; i++)
         if (self(stage)->now[i].param == param) return self(stage)->now[i].data;
@@ -212,7 +219,7 @@ static zb_held stage3_held(zb_stage *stage, int param)
     return (zb_held){ .data = own_part(self(stage), param), .first = slice.first, .numel = slice.numel };
 }
 
-static zb_status stage3_grad_target(zb_stage *stage, int param, float **target_p)
+static zb_status stage3_grad_target(zb_stage *stage, int param, void **target_p)
 {
     (void)stage;
     (void)param;
@@ -221,25 +228,25 @@ static zb_status stage3_grad_target(zb_stage *stage, int param, float **target_p
 }
 
 /* Cut the gradient into the ranks' parts; what a part has beyond the parameter's end is zero. */
-static zb_status stage3_grad_ready(zb_stage *stage, int param, const float *grad)
+static zb_status stage3_grad_ready(zb_stage *stage, int param, const void *grad)
 {
     zb_engine *engine = stage->engine;
+    const zb_plan *plan = &engine->plan;
     zb_bucket_pair *buckets = &self(stage)->buckets;
-    float *buffer;
+    void *buffer;
     ZB_TRY(zb_bucket_pair_buffer(stage, buckets, param, &buffer));
     size_t part = engine->layout.part_numel[param];
     size_t share_numel = buckets->plan.buckets[buckets->plan.bucket_of[param]].share_numel;
     for (int rank = 0; rank < engine->comm->world_size; rank++) {
         zb_slice slice = zb_layout_slice(&engine->layout, param, rank);
-        float *to = buffer + (size_t)rank * share_numel + buckets->plan.slot[param];
-        if (slice.numel > 0)
-            ZB_TRY(zb_launch_copy(engine->compute, &(zb_copy_args){ .to = to,
-                                                                    .from = grad + slice.first,
-                                                                    .bytes = slice.numel * sizeof(float) }));
+        void *to = zb_at(buffer, (size_t)rank * share_numel + buckets->plan.slot[param], plan->comm_dtype);
+        ZB_TRY(zb_store(engine->compute, to, plan->comm_dtype, zb_at(grad, slice.first, plan->param_dtype),
+                        plan->param_dtype, slice.numel));
         if (slice.numel < part)
             ZB_TRY(zb_launch_fill_bytes(
-                engine->compute, &(zb_fill_bytes_args){ .data = to + slice.numel,
-                                                        .bytes = (part - slice.numel) * sizeof(float) }));
+                engine->compute,
+                &(zb_fill_bytes_args){ .data = zb_at(to, slice.numel, plan->comm_dtype),
+                                       .bytes = (part - slice.numel) * zb_dtype_bytes(plan->comm_dtype) }));
     }
     return zb_bucket_pair_filled(stage, buckets, param);
 }
@@ -251,7 +258,7 @@ static zb_status stage3_end_backward(zb_stage *stage)
 
 static zb_shard stage3_shard(zb_stage *stage)
 {
-    return (zb_shard){ .master = self(stage)->trainable,
+    return (zb_shard){ .param = self(stage)->trainable,
                        .grad = self(stage)->grad,
                        .numel = stage->engine->layout.rank_numel };
 }
@@ -259,26 +266,36 @@ static zb_shard stage3_shard(zb_stage *stage)
 static void stage3_memory(const zb_stage_facts *facts, uint64_t bytes[ZB_MEM_COUNT])
 {
     const zb_layout *layout = facts->layout;
-    bytes[ZB_MEM_PARAM] = sizeof(float) * ((uint64_t)layout->rank_numel + layout->frozen_rank_numel);
-    bytes[ZB_MEM_GRAD] = sizeof(float) * (uint64_t)layout->rank_numel;
-    bytes[ZB_MEM_GATHER] = sizeof(float) * (uint64_t)largest_module(layout);
+    bytes[ZB_MEM_PARAM] = param_bytes(facts->plan, layout->rank_numel + layout->frozen_rank_numel);
+    bytes[ZB_MEM_GRAD] = grad_bytes(facts->plan, layout->rank_numel);
+    bytes[ZB_MEM_GATHER] = param_bytes(facts->plan, largest_module(layout));
     bytes[ZB_MEM_BUCKET] = zb_bucket_pair_bytes(facts);
 }
 
-static void stage3_traffic(const zb_stage_facts *facts, uint64_t bytes[ZB_COLLECTIVE_COUNT])
+static void count_gather(const zb_stage_facts *facts, int param, zb_traffic *gathers)
+{
+    if (param == ZB_NO_PARAM) return;
+    gathers->calls += (uint64_t)facts->plan->accumulation_steps;
+    gathers->bytes += param_bytes(facts->plan, padded_numel(facts->layout, param)) *
+                      (uint64_t)facts->plan->accumulation_steps;
+}
+
+static void stage3_traffic(const zb_stage_facts *facts, zb_traffic traffic[ZB_COLLECTIVE_COUNT])
 {
     const zb_layout *layout = facts->layout;
-    uint64_t gathered_numel = 0;
     for (int m = 0; m < layout->model->module_count; m++) {
         const zb_module *module = &layout->model->modules[m];
         if (module->kind == ZB_MODULE_PARAMETER) continue;
-        gathered_numel += padded_numel(layout, module->weight) + padded_numel(layout, module->bias);
+        count_gather(facts, module->weight, &traffic[ZB_COLLECTIVE_ALL_GATHER]);
+        count_gather(facts, module->bias, &traffic[ZB_COLLECTIVE_ALL_GATHER]);
         if (facts->graph->needs_grad[m] && zb_graph_backward_reads_weight(facts->graph, m))
-            gathered_numel += padded_numel(layout, module->weight);
+            count_gather(facts, module->weight, &traffic[ZB_COLLECTIVE_ALL_GATHER]);
     }
     uint64_t micro_batches = (uint64_t)facts->plan->accumulation_steps;
-    bytes[ZB_COLLECTIVE_ALL_GATHER] = sizeof(float) * gathered_numel * micro_batches;
-    bytes[ZB_COLLECTIVE_REDUCE_SCATTER] = sizeof(float) * (uint64_t)layout->padded_numel * micro_batches;
+    traffic[ZB_COLLECTIVE_REDUCE_SCATTER] = (zb_traffic){
+        .calls = zb_bucket_pair_count(facts) * micro_batches,
+        .bytes = zb_dtype_bytes(facts->plan->comm_dtype) * (uint64_t)layout->padded_numel * micro_batches,
+    };
 }
 
 const zb_stage_ops zb_stage3 = {

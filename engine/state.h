@@ -9,6 +9,7 @@
 #include "engine/layout.h"
 #include "engine/optimizer.h"
 #include "engine/stage.h"
+#include "engine/tensor.h"
 
 enum { ZB_STAGING_NUMEL = 8192 };
 
@@ -36,15 +37,26 @@ struct zb_engine {
     int64_t micro_index; /* of the micro-batch under way, 0 .. accumulation_steps - 1 */
     enum zb_micro_phase { ZB_WANTS_FORWARD, ZB_WANTS_BACKWARD, ZB_WANTS_STEP, ZB_BROKEN } phase;
     zb_counters counters;
-    double grad_norm; /* of the last boundary step */
-    double lr_used;   /* by the last boundary step */
-    float *staging;   /* host, ZB_STAGING_NUMEL: what observers and loading pass through */
-    uint64_t traffic_before[ZB_COLLECTIVE_COUNT]; /* bytes, at the end of the step before */
-    uint64_t bytes_sent[ZB_COLLECTIVE_COUNT];     /* in the last step */
+    zb_loss_scaler scaler;
+    /* Of the last boundary step. */
+    double grad_norm; /* unscaled */
+    double lr_used;
+    double scale_used;
+    int overflow;
+    float *staging; /* host, 2 * ZB_STAGING_NUMEL: what observers, loading and saving pass through */
+    zb_traffic traffic_before[ZB_COLLECTIVE_COUNT]; /* at the end of the step before */
+    zb_traffic traffic[ZB_COLLECTIVE_COUNT];        /* in the last step */
 };
 
-/* Put elements [first, first + numel) of a parameter's initial values at `to`, on the device. */
-zb_status zb_engine_load_initial(zb_engine *engine, int param, size_t first, size_t numel, float *to);
+/* Put elements [first, first + numel) of a parameter's initial values at `to`, on the device, rounded to
+ * param_dtype. */
+zb_status zb_engine_load_initial(zb_engine *engine, int param, size_t first, size_t numel, void *to);
+/* The other way: widened to fp32, into host memory. */
+zb_status zb_engine_save_widened(zb_engine *engine, float *to, const void *from, size_t numel);
+/* A micro-batch's gradient into what is accumulated (grad_dtype): stored in the first micro-batch of a step,
+ * added in later ones. */
+zb_status zb_engine_take_gradient(zb_engine *engine, void *to, const void *from, zb_dtype from_dtype,
+                                  size_t numel);
 
 /* A collective on the transfer stream, ordered after all compute work so far. With work NULL compute work
  * that follows is ordered after it; else after zb_engine_collective_wait. */

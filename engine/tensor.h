@@ -13,7 +13,8 @@ static inline void *zb_at(const void *base, size_t index, zb_dtype dtype)
 }
 
 /* to = from, converted where the types differ. */
-zb_status zb_store(zb_stream *stream, void *to, zb_dtype to_dtype, const void *from, zb_dtype from_dtype, size_t numel);
+zb_status zb_store(zb_stream *stream, void *to, zb_dtype to_dtype, const void *from, zb_dtype from_dtype,
+                   size_t numel);
 /* to = to + from, rounded to to_dtype. */
 zb_status zb_accumulate(zb_stream *stream, void *to, zb_dtype to_dtype, const void *from, zb_dtype from_dtype,
                         size_t numel);

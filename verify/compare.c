@@ -15,6 +15,7 @@
 /* The values that one observation of the oracle, or several, gave to one tensor. */
 typedef struct slot {
     unsigned char *data;
+    zb_dtype dtype;
     size_t numel, capacity_bytes;
     int is_shown;
 } slot;
@@ -113,6 +114,7 @@ static zb_status reference_observe(void *user, const zb_observation *o)
         s->capacity_bytes = bytes;
     }
     if (o->numel > 0) memcpy(s->data + o->first * element_bytes, o->data, o->numel * element_bytes);
+    s->dtype = o->dtype;
     s->numel = o->first + o->numel;
     s->is_shown = 1;
     return ZB_OK;
@@ -135,6 +137,7 @@ struct zb_compare {
     const zb_reference *reference;
     int whole_param_on_every_rank;
     int64_t bytes_held[ZB_MEM_COUNT];
+    int64_t calls[ZB_COLLECTIVE_COUNT];
     int64_t bytes_sent[ZB_COLLECTIVE_COUNT];
     rank_tally *tallies; /* [world_size] */
 
@@ -153,7 +156,10 @@ zb_status zb_compare_create(const zb_compare_options *options, zb_compare **comp
     compare->reference = reference;
     compare->whole_param_on_every_rank = options->whole_param_on_every_rank;
     for (int i = 0; i < ZB_MEM_COUNT; i++) compare->bytes_held[i] = (int64_t)options->bytes_held[i];
-    for (int i = 0; i < ZB_COLLECTIVE_COUNT; i++) compare->bytes_sent[i] = (int64_t)options->bytes_sent[i];
+    for (int i = 0; i < ZB_COLLECTIVE_COUNT; i++) {
+        compare->calls[i] = (int64_t)options->traffic[i].calls;
+        compare->bytes_sent[i] = (int64_t)options->traffic[i].bytes;
+    }
     compare->tallies = zb_alloc_array((size_t)reference->world_size, sizeof *compare->tallies);
     compare->coverage = zb_alloc_array(reference->slot_count, sizeof *compare->coverage);
     if (compare->tallies == NULL || compare->coverage == NULL) {
@@ -197,6 +203,7 @@ static zb_disagreement disagreement_at(const zb_compare *compare, zb_quantity qu
     return (zb_disagreement){ .step = compare->reference->step,
                               .micro = micro,
                               .quantity = quantity,
+                              .dtype = zb_quantity_get(quantity)->dtype,
                               .param = param,
                               .tensor = param >= 0 ? model->params[param].name : NULL,
                               .element = element,
@@ -218,6 +225,7 @@ static void compare_values(zb_compare *compare, const zb_observation *o, const v
 
     zb_disagreement d = disagreement_at(compare, o->quantity, o->micro, o->param, o->first + equal, o->rank);
     if (equal < common) {
+        d.dtype = o->dtype;
         d.bits_a = zb_element_bits(o->dtype, expected, equal);
         d.bits_b = zb_element_bits(o->dtype, o->data, equal);
     } else {
@@ -246,6 +254,8 @@ static zb_status compare_observe(void *user, const zb_observation *o)
     if (fault == NULL && o->step != reference->step) fault = "another step than the one under way";
     slot *s = fault == NULL ? find_slot(reference, o) : NULL;
     if (fault == NULL && s == NULL) fault = "a micro-batch too many";
+    if (fault == NULL && s->is_shown && s->dtype != o->dtype)
+        fault = "another element type than the oracle's";
     if (fault != NULL)
         return zb_fail(ZB_DIFFERENT,
                        "step %" PRId64 ", rank %d: the engine shows %s with %s (its step is %" PRId64 ")",
@@ -254,9 +264,10 @@ static zb_status compare_observe(void *user, const zb_observation *o)
     compare->tallies[o->rank].shown[o->quantity] += o->numel;
     if (o->quantity == ZB_Q_BYTES_HELD) {
         compare_values(compare, o, compare->bytes_held, ZB_MEM_COUNT);
-    } else if (o->quantity == ZB_Q_BYTES_SENT) {
+    } else if (o->quantity == ZB_Q_CALLS || o->quantity == ZB_Q_BYTES_SENT) {
         /* The formula is of a training step; what initialize sends is not in it. */
-        if (o->step >= 0) compare_values(compare, o, compare->bytes_sent, ZB_COLLECTIVE_COUNT);
+        const int64_t *formula = o->quantity == ZB_Q_CALLS ? compare->calls : compare->bytes_sent;
+        if (o->step >= 0) compare_values(compare, o, formula, ZB_COLLECTIVE_COUNT);
     } else if (s->is_shown || o->step >= 0) {
         /* Before training the oracle shows weights only; an engine may show more of itself. */
         compare_values(compare, o, s->data, s->numel);
@@ -296,7 +307,8 @@ static uint64_t expected_elements(const zb_compare *compare, zb_quantity quantit
     const zb_reference *reference = compare->reference;
     const slot *slots = &reference->slots[reference->first_slot[quantity]];
     if (quantity == ZB_Q_BYTES_HELD) return ZB_MEM_COUNT;
-    if (quantity == ZB_Q_BYTES_SENT) return reference->step >= 0 ? ZB_COLLECTIVE_COUNT : UINT64_MAX;
+    if (quantity == ZB_Q_CALLS || quantity == ZB_Q_BYTES_SENT)
+        return reference->step >= 0 ? ZB_COLLECTIVE_COUNT : UINT64_MAX;
     if (quantity == ZB_Q_PARAM)
         return compare->whole_param_on_every_rank ? reference->model->param_numel : UINT64_MAX;
 

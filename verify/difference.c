@@ -24,7 +24,14 @@ static double bits_to_double(zb_dtype dtype, uint64_t bits)
         memcpy(&value, &bits, sizeof value);
         return value;
     }
-    uint32_t low = (uint32_t)bits;
+    if (dtype == ZB_FP16) { /* sign, 5 bits of exponent, 10 of significand */
+        double magnitude = (double)(bits & 0x3ff) + (bits & 0x7c00 ? 1024 : 0);
+        int exponent = (int)(bits >> 10 & 0x1f);
+        if (exponent == 0x1f) magnitude = (bits & 0x3ff) != 0 ? NAN : INFINITY;
+        magnitude = ldexp(magnitude, (exponent > 0 ? exponent : 1) - 25);
+        return bits & 0x8000 ? -magnitude : magnitude;
+    }
+    uint32_t low = (uint32_t)(dtype == ZB_BF16 ? bits << 16 : bits); /* bf16: the upper half of an fp32 */
     float value;
     memcpy(&value, &low, sizeof value);
     return value;
@@ -32,7 +39,7 @@ static double bits_to_double(zb_dtype dtype, uint64_t bits)
 
 static int is_float(zb_dtype dtype)
 {
-    return dtype == ZB_FP32 || dtype == ZB_FP64;
+    return dtype == ZB_FP32 || dtype == ZB_FP64 || dtype == ZB_FP16 || dtype == ZB_BF16;
 }
 
 static int both_nan(zb_dtype dtype, uint64_t a, uint64_t b)
@@ -114,6 +121,8 @@ static void say_value(sentence *s, zb_dtype dtype, uint64_t bits)
         say(s, "0x%08" PRIx64 " (%.9g)", bits, bits_to_double(dtype, bits));
     else if (dtype == ZB_FP64)
         say(s, "0x%016" PRIx64 " (%.17g)", bits, bits_to_double(dtype, bits));
+    else if (is_float(dtype))
+        say(s, "%s 0x%04" PRIx64 " (%.6g)", zb_dtype_name(dtype), bits, bits_to_double(dtype, bits));
     else
         say(s, "%" PRId64, (int64_t)bits);
 }
@@ -121,7 +130,7 @@ static void say_value(sentence *s, zb_dtype dtype, uint64_t bits)
 /* Sign and magnitude to a number line on which neighbouring floats are neighbouring integers. */
 static int64_t position_on_line(zb_dtype dtype, uint64_t bits)
 {
-    uint64_t sign = dtype == ZB_FP64 ? UINT64_C(1) << 63 : UINT64_C(1) << 31;
+    uint64_t sign = UINT64_C(1) << (8 * zb_dtype_bytes(dtype) - 1);
     int64_t magnitude = (int64_t)(bits & (sign - 1));
     return bits & sign ? -magnitude : magnitude;
 }
@@ -140,7 +149,7 @@ static void say_distance(sentence *s, zb_dtype dtype, uint64_t bits_a, uint64_t 
 
 void zb_difference_describe(const zb_disagreement *d, zb_difference *difference)
 {
-    zb_dtype dtype = zb_quantity_get(d->quantity)->dtype;
+    zb_dtype dtype = d->dtype;
     *difference = (zb_difference){ .found = 1,
                                    .missing = d->missing,
                                    .quantity = d->quantity,

@@ -14,6 +14,7 @@ typedef struct zb_disagreement {
     uint64_t element;
     int rank_a, rank_b;
     zb_missing missing;
+    zb_dtype dtype; /* of the two values */
     uint64_t bits_a, bits_b;
     const char *name_a, *name_b; /* who they are, for the sentence: "the oracle", "b.trace" */
 } zb_disagreement;

@@ -11,20 +11,21 @@ enum { COUNTER_COUNT = sizeof counter_names / sizeof counter_names[0] };
 const zb_quantity_facts *zb_quantity_get(zb_quantity quantity)
 {
     static const zb_quantity_facts facts[ZB_QUANTITY_COUNT] = {
-        [ZB_Q_SAMPLES] = { ZB_INT64, ZB_SCOPE_RANK, 1, 0 },
-        [ZB_Q_LOSS] = { ZB_FP32, ZB_SCOPE_RANK, 1, 1 },
-        [ZB_Q_GRAD] = { ZB_FP32, ZB_SCOPE_PARAM, 0, 0 },
-        [ZB_Q_NORM] = { ZB_FP64, ZB_SCOPE_WORLD, 0, 1 },
-        [ZB_Q_OVERFLOW] = { ZB_INT64, ZB_SCOPE_WORLD, 0, 1 },
-        [ZB_Q_LOSS_SCALE] = { ZB_FP64, ZB_SCOPE_WORLD, 0, 1 },
-        [ZB_Q_LR] = { ZB_FP64, ZB_SCOPE_WORLD, 0, 1 },
-        [ZB_Q_MASTER] = { ZB_FP32, ZB_SCOPE_PARAM, 0, 0 },
-        [ZB_Q_EXP_AVG] = { ZB_FP32, ZB_SCOPE_PARAM, 0, 0 },
-        [ZB_Q_EXP_AVG_SQ] = { ZB_FP32, ZB_SCOPE_PARAM, 0, 0 },
-        [ZB_Q_PARAM] = { ZB_FP32, ZB_SCOPE_PARAM, 0, 0 },
-        [ZB_Q_COUNTERS] = { ZB_INT64, ZB_SCOPE_WORLD, 0, COUNTER_COUNT },
-        [ZB_Q_BYTES_HELD] = { ZB_INT64, ZB_SCOPE_RANK, 0, ZB_MEM_COUNT },
-        [ZB_Q_BYTES_SENT] = { ZB_INT64, ZB_SCOPE_RANK, 0, ZB_COLLECTIVE_COUNT },
+        [ZB_Q_SAMPLES] = { ZB_INT64, ZB_SCOPE_RANK, 1, 0, 0 },
+        [ZB_Q_LOSS] = { ZB_FP32, ZB_SCOPE_RANK, 1, 1, 0 },
+        [ZB_Q_GRAD] = { ZB_FP32, ZB_SCOPE_PARAM, 0, 0, .may_be_16_bit = 1 },
+        [ZB_Q_NORM] = { ZB_FP64, ZB_SCOPE_WORLD, 0, 1, 0 },
+        [ZB_Q_OVERFLOW] = { ZB_INT64, ZB_SCOPE_WORLD, 0, 1, 0 },
+        [ZB_Q_LOSS_SCALE] = { ZB_FP64, ZB_SCOPE_WORLD, 0, 1, 0 },
+        [ZB_Q_LR] = { ZB_FP64, ZB_SCOPE_WORLD, 0, 1, 0 },
+        [ZB_Q_MASTER] = { ZB_FP32, ZB_SCOPE_PARAM, 0, 0, 0 },
+        [ZB_Q_EXP_AVG] = { ZB_FP32, ZB_SCOPE_PARAM, 0, 0, 0 },
+        [ZB_Q_EXP_AVG_SQ] = { ZB_FP32, ZB_SCOPE_PARAM, 0, 0, 0 },
+        [ZB_Q_PARAM] = { ZB_FP32, ZB_SCOPE_PARAM, 0, 0, .may_be_16_bit = 1 },
+        [ZB_Q_COUNTERS] = { ZB_INT64, ZB_SCOPE_WORLD, 0, COUNTER_COUNT, 0 },
+        [ZB_Q_BYTES_HELD] = { ZB_INT64, ZB_SCOPE_RANK, 0, ZB_MEM_COUNT, 0 },
+        [ZB_Q_CALLS] = { ZB_INT64, ZB_SCOPE_RANK, 0, ZB_COLLECTIVE_COUNT, 0 },
+        [ZB_Q_BYTES_SENT] = { ZB_INT64, ZB_SCOPE_RANK, 0, ZB_COLLECTIVE_COUNT, 0 },
     };
     ZB_ASSERT((unsigned)quantity < ZB_QUANTITY_COUNT);
     return &facts[quantity];
@@ -37,6 +38,7 @@ const char *zb_quantity_element_name(zb_quantity quantity, uint64_t element)
         return element < COUNTER_COUNT ? counter_names[element] : NULL;
     case ZB_Q_BYTES_HELD:
         return element < ZB_MEM_COUNT ? zb_memory_kind_name((zb_memory_kind)element) : NULL;
+    case ZB_Q_CALLS:
     case ZB_Q_BYTES_SENT:
         return element < ZB_COLLECTIVE_COUNT ? zb_collective_name((zb_collective_kind)element) : NULL;
     default:
@@ -49,7 +51,9 @@ const char *zb_observation_fault(const zb_observation *observation, const zb_par
 {
     if ((unsigned)observation->quantity >= ZB_QUANTITY_COUNT) return "unknown quantity";
     const zb_quantity_facts *facts = zb_quantity_get(observation->quantity);
-    if (observation->dtype != facts->dtype) return "element type does not belong to the quantity";
+    int is_16_bit = observation->dtype == ZB_FP16 || observation->dtype == ZB_BF16;
+    if (observation->dtype != facts->dtype && !(facts->may_be_16_bit && is_16_bit))
+        return "element type does not belong to the quantity";
     if (observation->step < -1) return "step below -1";
     if (facts->of_micro_batch ? observation->micro < 0 : observation->micro != -1)
         return "micro-batch does not belong to the quantity";

@@ -99,6 +99,7 @@ static void compare_overlap(const zb_observation *a, const char *name_a, const z
     zb_disagreement d = { .step = a->step,
                           .micro = a->micro,
                           .quantity = a->quantity,
+                          .dtype = a->dtype,
                           .param = a->param,
                           .element = element,
                           .rank_a = a->rank,
@@ -197,7 +198,7 @@ typedef struct diff {
 static int is_compared(const diff *d, zb_quantity quantity)
 {
     int same_world = d->info_a->world_size == d->info_b->world_size;
-    if (quantity == ZB_Q_BYTES_HELD || quantity == ZB_Q_BYTES_SENT)
+    if (quantity == ZB_Q_BYTES_HELD || quantity == ZB_Q_CALLS || quantity == ZB_Q_BYTES_SENT)
         return same_world && d->info_a->stage == d->info_b->stage;
     if (quantity == ZB_Q_COUNTERS || zb_quantity_get(quantity)->scope == ZB_SCOPE_RANK) return same_world;
     return 1;
@@ -232,9 +233,24 @@ static size_t group_numel(const diff *d, const side *a, const side *b)
     return facts->numel != 0 ? facts->numel : extent(a, b);
 }
 
+/* A tensor in two precisions has no bits in common; that is no difference in a run but two kinds of run. */
+static zb_status check_types(const zb_observation *like, const side *s)
+{
+    for (size_t i = 0; i < s->count; i++)
+        if (s->records[i].dtype != like->dtype)
+            return zb_fail(ZB_INVALID_ARGUMENT,
+                           "%s shows %s as %s where it is %s elsewhere: traces of different "
+                           "precisions cannot be compared",
+                           s->name, zb_quantity_name(like->quantity), zb_dtype_name(s->records[i].dtype),
+                           zb_dtype_name(like->dtype));
+    return ZB_OK;
+}
+
 static zb_status compare_group(const diff *d, side *a, side *b, finding *kept)
 {
     const zb_observation *like = a->count > 0 ? a->records : b->records;
+    ZB_TRY(check_types(like, a));
+    ZB_TRY(check_types(like, b));
     ZB_TRY(build_cover(a, kept));
     ZB_TRY(build_cover(b, kept));
     size_t numel = group_numel(d, a, b);

@@ -109,7 +109,7 @@ static zb_status runner_create(runner *r, const zb_reference *reference)
     ZB_TRY(zb_memory_formula(options->config, options->model, &result->plan, result->stage,
                              compare_options.bytes_held));
     ZB_TRY(zb_traffic_formula(options->config, options->model, &result->plan, result->stage,
-                              compare_options.bytes_sent));
+                              compare_options.traffic));
     ZB_TRY(zb_compare_create(&compare_options, &r->compare));
     zb_sim_options sim_options = { .world_size = result->world_size,
                                    .workers = options->workers,

@@ -74,7 +74,7 @@ ZB_API double zb_engine_global_grad_norm(const zb_engine *engine);
  */
 ZB_API zb_status zb_engine_observe(zb_engine *engine, const zb_observer *observer);
 
-/** Collective: the full fp32 weights on every rank, written to host memory. out[param] has the parameter's numel. */
+/** Collective: the model's whole weights, as forward reads them, widened to fp32, on every rank, in host memory. out[param] has the parameter's numel. */
 ZB_API zb_status zb_engine_gather_weights(zb_engine *engine, float *const *out);
 
 /* --- what a stage holds and sends, by formula --- */
@@ -97,9 +97,9 @@ ZB_API zb_status zb_memory_formula(const zb_config *config, const zb_model *mode
                                    uint64_t bytes[ZB_MEM_COUNT]);
 /** Model-state bytes (parameters, gradients, optimizer states) for a parameter count alone. */
 ZB_API void zb_memory_formula_numel(uint64_t param_numel, const zb_plan *plan, int stage, uint64_t bytes[ZB_MEM_COUNT]);
-/** Payload bytes per rank and optimizer step by collective, as the stage's formula says (all ranks alike). */
+/** Calls and payload bytes per rank and optimizer step by collective, as the stage's formula says (all ranks alike). */
 ZB_API zb_status zb_traffic_formula(const zb_config *config, const zb_model *model, const zb_plan *plan, int stage,
-                                    uint64_t bytes[ZB_COLLECTIVE_COUNT]);
+                                    zb_traffic traffic[ZB_COLLECTIVE_COUNT]);
 
 #ifdef __cplusplus
 }

@@ -18,7 +18,7 @@ extern "C" {
 #define ZB_QUANTITY_MAP(X)                                                                                 \
     X(SAMPLES, "sample indices", INT64)  /* per rank and micro-batch: [rows]                            */ \
     X(LOSS, "loss", FP32)                /* per rank and micro-batch: 1, the rank's own mean            */ \
-    X(GRAD, "reduced gradient", FP32)    /* per parameter: after reduction, before clipping             */ \
+    X(GRAD, "reduced gradient", FP32)    /* per parameter, in grad_dtype: after reduction, before clipping */ \
     X(NORM, "gradient norm", FP64)       /* 1, before clipping                                          */ \
     X(OVERFLOW, "overflow", INT64)       /* 1: 0 or 1                                                   */ \
     X(LOSS_SCALE, "loss scale", FP64)    /* 1: in force at this step                                    */ \
@@ -29,6 +29,7 @@ extern "C" {
     X(PARAM, "model weight", FP32)       /* per parameter, in the model's dtype: what forward reads     */ \
     X(COUNTERS, "counters", INT64)       /* 4: micro_steps, global_steps, global_samples, skipped_steps */ \
     X(BYTES_HELD, "bytes held", INT64)   /* [ZB_MEM_COUNT], by category                                 */ \
+    X(CALLS, "collectives called", INT64) /* [ZB_COLLECTIVE_COUNT], by collective, in this step         */ \
     X(BYTES_SENT, "bytes sent", INT64)   /* [ZB_COLLECTIVE_COUNT], by collective, in this step          */
 
 typedef enum zb_quantity {
