@@ -1,7 +1,8 @@
 /*
  * Convolution as matrix products, one image at a time: the taps are laid out as a matrix in the workspace,
  * with +0 where a tap has nothing to look at, so that each product's chain over k is the chain that the
- * contract asks for.
+ * contract asks for. Arrays of 16 bits are widened into the workspace, an image at a time, and results are
+ * rounded on their way out of it.
  */
 
 /*
@@ -68,94 +69,138 @@ static void gather_output(const zb_conv2d_shape *g, const float *dy, float *taps
             }
 }
 
+/* The parts of the workspace; see zb_conv2d_workspace_numel. Without 16-bit arrays only some are used. */
+typedef struct conv_rooms {
+    float *taps;    /* of one image: of x or of dy */
+    float *weights; /* w or dw                     */
+    float *input;   /* one image of x or dx        */
+    float *output;  /* one image of y or dy        */
+} conv_rooms;
+
+static conv_rooms conv_rooms_of(const zb_conv2d_shape *s, float *workspace)
+{
+    const size_t input = s->ic * s->ih * s->iw, output = s->oc * s->oh * s->ow;
+    return (conv_rooms){ .input = workspace,
+                         .output = workspace + input,
+                         .weights = workspace + input + output,
+                         .taps = workspace + input + output + s->oc * s->ic * s->kernel * s->kernel };
+}
+
 static zb_status op_conv2d_forward(const zb_conv2d_forward_args *args)
 {
+    ZB_TRY(check_dtype("conv2d_forward", args->dtype));
     const zb_conv2d_shape *s = &args->shape;
     const size_t taps = s->ic * s->kernel * s->kernel, pixels = s->oh * s->ow;
+    const size_t input = s->ic * s->ih * s->iw, output = s->oc * pixels;
+    const conv_rooms rooms = conv_rooms_of(s, args->workspace);
+    const float *w = block_read(args->dtype, args->w, 0, s->oc * taps, rooms.weights);
     for (size_t n = 0; n < s->rows; n++) {
-        float *y = args->y + n * s->oc * pixels;
-        gather_input(s, args->x + n * s->ic * s->ih * s->iw, args->workspace);
+        float *y = block_target(args->dtype, args->y, n * output, rooms.output);
+        gather_input(s, block_read(args->dtype, args->x, n * input, input, rooms.input), rooms.taps);
         ZB_TRY(op_matmul(&(zb_matmul_args){
+            .dtype = ZB_FP32,
             .m = s->oc,
             .n = pixels,
             .k = taps,
-            .a = args->w,
+            .a = w,
             .a_row = taps,
             .a_col = 1,
-            .b = args->workspace,
+            .b = rooms.taps,
             .b_row = pixels,
             .b_col = 1,
             .c = y,
             .c_row = pixels,
         }));
         for (size_t o = 0; args->b != NULL && o < s->oc; o++) {
-            const float bias = args->b[o];
+            const float bias = load_one(args->dtype, args->b, o);
             for (size_t i = 0; i < pixels; i++) y[o * pixels + i] += bias;
         }
+        block_write(args->dtype, args->y, n * output, output, y);
     }
     return ZB_OK;
 }
 
 static zb_status op_conv2d_backward_input(const zb_conv2d_backward_input_args *args)
 {
+    ZB_TRY(check_dtype("conv2d_backward_input", args->dtype));
     const zb_conv2d_shape *s = &args->shape;
     const size_t window = s->kernel * s->kernel, taps = s->oc * window, pixels = s->ih * s->iw;
-    float *gathered = args->workspace, *w = gathered + taps * pixels; /* w[c, o, r, s] */
+    const size_t input = s->ic * pixels, output = s->oc * s->oh * s->ow;
+    const conv_rooms rooms = conv_rooms_of(s, args->workspace);
+    float *w = rooms.weights; /* w[c, o, r, s] */
     for (size_t o = 0; o < s->oc; o++)
         for (size_t c = 0; c < s->ic; c++)
-            memcpy(w + (c * s->oc + o) * window, args->w + (o * s->ic + c) * window, window * sizeof w[0]);
+            widen(args->dtype, w + (c * s->oc + o) * window,
+                  const_element(args->dtype, args->w, (o * s->ic + c) * window), window);
     for (size_t n = 0; n < s->rows; n++) {
-        gather_output(s, args->dy + n * s->oc * s->oh * s->ow, gathered);
+        float *dx = block_target(args->dtype, args->dx, n * input, rooms.input);
+        gather_output(s, block_read(args->dtype, args->dy, n * output, output, rooms.output), rooms.taps);
         ZB_TRY(op_matmul(&(zb_matmul_args){
+            .dtype = ZB_FP32,
             .m = s->ic,
             .n = pixels,
             .k = taps,
             .a = w,
             .a_row = taps,
             .a_col = 1,
-            .b = gathered,
+            .b = rooms.taps,
             .b_row = pixels,
             .b_col = 1,
-            .c = args->dx + n * s->ic * pixels,
+            .c = dx,
             .c_row = pixels,
         }));
+        block_write(args->dtype, args->dx, n * input, input, dx);
     }
     return ZB_OK;
 }
 
 static zb_status op_conv2d_backward_weight(const zb_conv2d_backward_weight_args *args)
 {
+    ZB_TRY(check_dtype("conv2d_backward_weight", args->dtype));
     const zb_conv2d_shape *s = &args->shape;
     const size_t taps = s->ic * s->kernel * s->kernel, pixels = s->oh * s->ow;
-    memset(args->dw, 0, s->oc * taps * sizeof args->dw[0]);
+    const size_t input = s->ic * s->ih * s->iw, output = s->oc * pixels;
+    const conv_rooms rooms = conv_rooms_of(s, args->workspace);
+    float *dw = block_target(args->dtype, args->dw, 0, rooms.weights);
+    memset(dw, 0, s->oc * taps * sizeof dw[0]);
     for (size_t n = 0; n < s->rows; n++) {
-        gather_input(s, args->x + n * s->ic * s->ih * s->iw, args->workspace);
+        gather_input(s, block_read(args->dtype, args->x, n * input, input, rooms.input), rooms.taps);
         ZB_TRY(op_matmul(&(zb_matmul_args){
+            .dtype = ZB_FP32,
             .m = s->oc,
             .n = taps,
             .k = pixels,
-            .a = args->dy + n * s->oc * pixels,
+            .a = block_read(args->dtype, args->dy, n * output, output, rooms.output),
             .a_row = pixels,
             .a_col = 1,
-            .b = args->workspace,
+            .b = rooms.taps,
             .b_row = 1,
             .b_col = pixels,
-            .c = args->dw,
+            .c = dw,
             .c_row = taps,
             .accumulate = 1,
         }));
     }
+    block_write(args->dtype, args->dw, 0, s->oc * taps, dw);
     return ZB_OK;
 }
 
 static zb_status op_conv2d_backward_bias(const zb_conv2d_backward_bias_args *args)
 {
+    ZB_TRY(check_dtype("conv2d_backward_bias", args->dtype));
     const zb_conv2d_shape *s = &args->shape;
     const size_t pixels = s->oh * s->ow;
+    float room[BLOCK];
     for (size_t o = 0; o < s->oc; o++) {
         reduction sum = { .numel = 0 };
-        for (size_t n = 0; n < s->rows; n++) reduction_add(&sum, args->dy + (n * s->oc + o) * pixels, pixels);
-        args->db[o] = reduction_result(&sum);
+        for (size_t n = 0; n < s->rows; n++) {
+            const void *dy = const_element(args->dtype, args->dy, (n * s->oc + o) * pixels);
+            ZB_EACH_BLOCK(first, count, pixels, block_step(args->dtype == ZB_FP32, pixels))
+            {
+                reduction_add(&sum, block_read(args->dtype, dy, first, count, room), count);
+            }
+        }
+        store_one(args->dtype, args->db, o, reduction_result(&sum));
     }
     return ZB_OK;
 }

@@ -1,5 +1,6 @@
 /* fp16 and bf16 in bit operations that a compiler can turn into vectors: widening is exact, narrowing rounds
- * once, to nearest even. */
+ * once, to nearest even. A NaN stays one, is quiet and keeps what fits of its payload, as from the
+ * instructions. */
 #ifndef ZB_KERNELS_HALF_H
 #define ZB_KERNELS_HALF_H
 
@@ -30,7 +31,7 @@ static inline uint16_t zb_bf16_from_float(float x)
     const uint32_t bits = zb_float_bits(x);
     const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >>
                              16; /* a carry may reach infinity, rightly */
-    const uint32_t quiet_nan = (bits >> 16 & 0x8000) | 0x7fc0;
+    const uint32_t quiet_nan = bits >> 16 | 0x40;
     return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded);
 }
 
@@ -40,7 +41,7 @@ static inline float zb_float_from_fp16(uint16_t x)
     /* Read as an fp32 the exponent is 112 too small; the product is exact and turns subnormals into normals.
      */
     const uint32_t finite = zb_float_bits(zb_float_from_bits(magnitude << 13) * 0x1p112f);
-    const uint32_t special = magnitude << 13 | 0x7f800000; /* infinity or NaN */
+    const uint32_t special = magnitude << 13 | (magnitude > 0x7c00 ? 0x7fc00000 : 0x7f800000);
     return zb_float_from_bits(sign | (magnitude >= 0x7c00 ? special : finite));
 }
 
@@ -53,7 +54,8 @@ static inline uint16_t zb_fp16_from_float(float x)
     /* Below 2^-14: the sum with 1/2 rounds to a multiple of 2^-24, the smallest fp16. */
     const uint32_t subnormal = zb_float_bits(zb_float_from_bits(clamped) + 0.5f) - 0x3f000000;
     const uint32_t finite = clamped < 0x38800000 ? subnormal : normal;
-    return (uint16_t)(sign | (magnitude > 0x7f800000 ? 0x7e00 : finite));
+    const uint32_t quiet_nan = 0x7e00 | (magnitude >> 13 & 0x3ff);
+    return (uint16_t)(sign | (magnitude > 0x7f800000 ? quiet_nan : finite));
 }
 
 /*

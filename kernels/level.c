@@ -1,6 +1,9 @@
 /* Which SIMD level runs: asked of the processor once, or named by ZEROBIT_SIMD, or set by a test. */
 #include "kernels/level.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,9 +15,15 @@ static int has_any(void)
     return 1;
 }
 #if defined(__x86_64__)
+/* Conversions of fp16; clang has no name for them in __builtin_cpu_supports. */
+static int has_f16c(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
+}
 static int has_avx2(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 static int has_avx512(void)
 {

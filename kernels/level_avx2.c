@@ -1,4 +1,4 @@
-/* The operations for AVX2 and FMA. */
+/* The operations for AVX2, FMA and F16C. */
 #define ZB_LEVEL_AVX2  1
 #define ZB_LEVEL_TABLE zb_cpu_level_avx2
 #define ZB_LEVEL_NAME  "avx2"

@@ -3,6 +3,7 @@
 static zb_status op_linear_forward(const zb_linear_forward_args *args)
 {
     return op_matmul(&(zb_matmul_args){
+        .dtype = args->dtype,
         .m = args->rows,
         .n = args->out,
         .k = args->in,
@@ -21,6 +22,7 @@ static zb_status op_linear_forward(const zb_linear_forward_args *args)
 static zb_status op_linear_backward_input(const zb_linear_backward_input_args *args)
 {
     return op_matmul(&(zb_matmul_args){
+        .dtype = args->dtype,
         .m = args->rows,
         .n = args->in,
         .k = args->out,
@@ -38,6 +40,7 @@ static zb_status op_linear_backward_input(const zb_linear_backward_input_args *a
 static zb_status op_linear_backward_weight(const zb_linear_backward_weight_args *args)
 {
     return op_matmul(&(zb_matmul_args){
+        .dtype = args->dtype,
         .m = args->out,
         .n = args->in,
         .k = args->rows,
@@ -54,9 +57,11 @@ static zb_status op_linear_backward_weight(const zb_linear_backward_weight_args 
 
 static zb_status op_linear_backward_bias(const zb_linear_backward_bias_args *args)
 {
-    for (size_t j = 0; j < args->out; j += COLUMN_BLOCK) {
-        const size_t width = args->out - j < COLUMN_BLOCK ? args->out - j : COLUMN_BLOCK;
-        reduce_columns(args->dy + j, args->rows, args->out, width, args->db + j);
+    ZB_TRY(check_dtype("linear_backward_bias", args->dtype));
+    ZB_EACH_BLOCK(first, count, args->out, COLUMN_BLOCK)
+    {
+        reduce_columns(args->dtype, const_element(args->dtype, args->dy, first), args->rows, args->out, count,
+                       element(args->dtype, args->db, first));
     }
     return ZB_OK;
 }

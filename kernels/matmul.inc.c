@@ -35,7 +35,8 @@ static const unsigned char widest_tile[TILE_ROWS + 1] = { 0, 5, 5, 3, 3, 2, 2 };
 
 /* A block of A takes 600 kB of the second-level cache, one of B 790 kB, which may lie in the third. */
 enum { K_BLOCK = 384, M_BLOCK = 392, N_BLOCK = 512, IN_PLACE_FLOATS = 16 * 1024 };
-_Static_assert(ZB_SCRATCH_FLOATS >= K_BLOCK * (M_BLOCK + N_BLOCK), "the panels must fit into the scratch");
+_Static_assert(ZB_SCRATCH_FLOATS >= K_BLOCK * (M_BLOCK + N_BLOCK) + M_BLOCK * N_BLOCK,
+               "the panels and a block of C must fit into the scratch");
 _Static_assert(N_BLOCK >= TILE_VECS * VL, "a block must hold the widest tile");
 _Static_assert(K_BLOCK % VL == 0, "blocks of k are whole vectors");
 
@@ -122,81 +123,111 @@ static void (*const tiles[TILE_ROWS + 1][TILE_VECS + 1])(const tile_args *) = {
 };
 #undef ZB_TILES
 
-static inline size_t smaller(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-static inline size_t divide_up(size_t a, size_t b)
-{
-    return (a + b - 1) / b;
-}
+/*
+ * Packing, for one type of element: to[p * width + i] = from[i * step + p * stride] for i < count, +0 for the
+ * rest of the width.
+ */
+#define ZB_PACK static inline __attribute__((always_inline)) void
 
-static void pack_rows(float *to, size_t width, const float *from, size_t count, size_t stride, size_t k)
+/* step 1 */
+ZB_PACK pack_rows(const zb_dtype dtype, float *to, size_t width, const void *from, size_t count,
+                  size_t stride, size_t k)
 {
-    for (size_t p = 0; p < k; p++, to += width, from += stride) {
+    for (size_t p = 0; p < k; p++, to += width, from = const_element(dtype, from, stride)) {
         size_t i = 0;
         for (; i + VL <= count; i += VL) {
-            vec_store(to + i, vec_load(from + i));
-            __builtin_prefetch(from + width + i, 0, 2); /* the next panel: rows may be a page apart */
+            vec_store(to + i, load_vec(dtype, const_element(dtype, from, i)));
+            /* the next panel: rows may be a page apart */
+            __builtin_prefetch(const_element(dtype, from, width + i), 0, 2);
         }
-        if (i < count) vec_store_part(to + i, vec_load_part(from + i, count - i), count - i);
+        if (i < count)
+            vec_store_part(to + i, load_vec_part(dtype, const_element(dtype, from, i), count - i), count - i);
         for (i = count; i < width; i++) to[i] = 0;
     }
 }
 
 /* A block of VL x VL, whole on both sides. */
-static inline void transpose_whole(float *to, size_t width, const float *from, size_t step)
+ZB_PACK transpose_whole(const zb_dtype dtype, float *to, size_t width, const void *from, size_t step)
 {
     vec rows[VL];
     ZB_UNROLL
-    for (int l = 0; l < VL; l++) rows[l] = vec_load(from + (size_t)l * step);
+    for (int l = 0; l < VL; l++) rows[l] = load_vec(dtype, const_element(dtype, from, (size_t)l * step));
     vec_transpose(rows);
     ZB_UNROLL
     for (int l = 0; l < VL; l++) vec_store(to + (size_t)l * width, rows[l]);
 }
 
 /* Only `count` rows and `k` columns of the block exist; `stored` floats of each packed row may be written. */
-static void transpose_part(float *to, size_t width, const float *from, size_t step, size_t count, size_t k,
-                           size_t stored)
+ZB_PACK transpose_part(const zb_dtype dtype, float *to, size_t width, const void *from, size_t step,
+                       size_t count, size_t k, size_t stored)
 {
     vec rows[VL];
     ZB_UNROLL
-    for (size_t l = 0; l < VL; l++) rows[l] = l < count ? vec_load_part(from + l * step, k) : vec_zero();
+    for (size_t l = 0; l < VL; l++)
+        rows[l] = l < count ? load_vec_part(dtype, const_element(dtype, from, l * step), k) : vec_zero();
     vec_transpose(rows);
     ZB_UNROLL
     for (size_t l = 0; l < VL; l++)
         if (l < k) vec_store_part(to + l * width, rows[l], stored);
 }
 
-static void pack_columns(float *to, size_t width, const float *from, size_t count, size_t step, size_t k)
+/* stride 1 */
+ZB_PACK pack_columns(const zb_dtype dtype, float *to, size_t width, const void *from, size_t count,
+                     size_t step, size_t k)
 {
     for (size_t i = 0; i < width; i += VL) {
         for (size_t p = 0; p < k; p += VL) {
             float *block_to = to + p * width + i;
-            const float *block_from = from + i * step + p;
+            const void *block_from = const_element(dtype, from, i * step + p);
             if (i + VL <= count && p + VL <= k)
-                transpose_whole(block_to, width, block_from, step);
+                transpose_whole(dtype, block_to, width, block_from, step);
             else
-                transpose_part(block_to, width, block_from, step, i < count ? smaller(VL, count - i) : 0,
-                               smaller(VL, k - p), smaller(VL, width - i));
+                transpose_part(dtype, block_to, width, block_from, step,
+                               i < count ? smaller(VL, count - i) : 0, smaller(VL, k - p),
+                               smaller(VL, width - i));
         }
     }
 }
 
-/* to[p * width + i] = from[i * step + p * stride] for i < count; +0 for the rest of the width */
-static void pack(float *to, size_t width, const float *from, size_t count, size_t step, size_t stride,
-                 size_t k)
+ZB_PACK pack_any(const zb_dtype dtype, float *to, size_t width, const void *from, size_t count, size_t step,
+                 size_t stride, size_t k)
 {
     if (step == 1) {
-        pack_rows(to, width, from, count, stride, k);
+        pack_rows(dtype, to, width, from, count, stride, k);
     } else if (stride == 1) {
-        pack_columns(to, width, from, count, step, k);
+        pack_columns(dtype, to, width, from, count, step, k);
     } else {
         for (size_t p = 0; p < k; p++)
             for (size_t i = 0; i < width; i++)
-                to[p * width + i] = i < count ? from[i * step + p * stride] : 0;
+                to[p * width + i] = i < count ? load_one(dtype, from, i * step + p * stride) : 0;
     }
 }
+#undef ZB_PACK
+
+static void pack(zb_dtype dtype, float *to, size_t width, const void *from, size_t count, size_t step,
+                 size_t stride, size_t k)
+{
+    if (dtype == ZB_FP32)
+        pack_any(ZB_FP32, to, width, from, count, step, stride, k);
+    else if (dtype == ZB_FP16)
+        pack_any(ZB_FP16, to, width, from, count, step, stride, k);
+    else
+        pack_any(ZB_BF16, to, width, from, count, step, stride, k);
+}
+
+/* A product whose result is fp32, whatever a and b are. */
+typedef struct product {
+    zb_dtype dtype; /* of a and b */
+    size_t m, n, k;
+    const void *a;
+    size_t a_row, a_col;
+    const void *b;
+    size_t b_row, b_col;
+    float *c;
+    size_t c_row;
+    const float *bias;
+    int accumulate;
+} product;
 
 /* A block of C and the part of the chains that it goes through. */
 typedef struct matmul_block {
@@ -211,32 +242,33 @@ typedef struct matmul_block {
  * How many of the block's columns of B the tiles can read where they are: panels that are used once, or so
  * small that they stay in the first-level cache, and whose rows are whole vectors.
  */
-static size_t columns_in_place(const zb_matmul_args *args, const matmul_block *block)
+static size_t columns_in_place(const product *args, const matmul_block *block)
 {
     const int used_often = args->m > block->tile_rows && args->b_row * block->k > IN_PLACE_FLOATS;
-    if (args->b_col != 1 || used_often) return 0;
+    if (args->dtype != ZB_FP32 || args->b_col != 1 || used_often) return 0;
     return block->columns % VL == 0 ? block->columns
                                     : block->columns / block->tile_columns * block->tile_columns;
 }
 
 /* The other columns, panel after panel. */
-static void pack_b(const zb_matmul_args *args, const matmul_block *block, float *packed_b)
+static void pack_b(const product *args, const matmul_block *block, float *packed_b)
 {
-    const float *b = args->b + block->column * args->b_col + block->p * args->b_row;
+    const void *b = const_element(args->dtype, args->b, block->column * args->b_col + block->p * args->b_row);
     for (size_t j = block->in_place; j < block->columns; j += block->tile_columns) {
         const size_t columns = smaller(block->tile_columns, block->columns - j);
-        pack(packed_b + j * block->k, divide_up(columns, VL) * VL, b + j * args->b_col, columns, args->b_col,
-             args->b_row, block->k);
+        pack(args->dtype, packed_b + j * block->k, divide_up(columns, VL) * VL,
+             const_element(args->dtype, b, j * args->b_col), columns, args->b_col, args->b_row, block->k);
     }
 }
 
-static void multiply_block(const zb_matmul_args *args, const matmul_block *block, float *packed_a,
+static void multiply_block(const product *args, const matmul_block *block, float *packed_a,
                            const float *packed_b)
 {
-    const float *a = args->a + block->row * args->a_row + block->p * args->a_col;
+    const void *a = const_element(args->dtype, args->a, block->row * args->a_row + block->p * args->a_col);
     for (size_t i = 0; i < block->rows; i += block->tile_rows) {
         const size_t rows = smaller(block->tile_rows, block->rows - i);
-        pack(packed_a + i * block->k, rows, a + i * args->a_row, rows, args->a_row, args->a_col, block->k);
+        pack(args->dtype, packed_a + i * block->k, rows, const_element(args->dtype, a, i * args->a_row), rows,
+             args->a_row, args->a_col, block->k);
     }
     for (size_t j = 0; j < block->columns; j += block->tile_columns) {
         const size_t columns = smaller(block->tile_columns, block->columns - j),
@@ -244,14 +276,15 @@ static void multiply_block(const zb_matmul_args *args, const matmul_block *block
         float *c = args->c + block->row * args->c_row + block->column + j;
         tile_args t = {
             .k = block->k,
-            .b = args->b + (block->column + j) * args->b_col + block->p * args->b_row,
-            .b_row = args->b_row,
             .c_row = args->c_row,
             .last_count = columns - (vecs - 1) * VL,
             .resume = block->resume,
             .bias = args->bias != NULL && block->last ? args->bias + block->column + j : NULL,
         };
-        if (j >= block->in_place) {
+        if (j < block->in_place) {
+            t.b = (const float *)args->b + (block->column + j) * args->b_col + block->p * args->b_row;
+            t.b_row = args->b_row;
+        } else {
             t.b = packed_b + j * block->k;
             t.b_row = vecs * VL;
         }
@@ -265,10 +298,8 @@ static void multiply_block(const zb_matmul_args *args, const matmul_block *block
     }
 }
 
-static zb_status op_matmul(const zb_matmul_args *args)
+static void multiply(const product *args, float *packed_a, float *packed_b)
 {
-    if (args->m == 0 || args->n == 0) return ZB_OK;
-    float *packed_a = zb_scratch_claim(), *packed_b = packed_a + K_BLOCK * M_BLOCK;
     matmul_block block = { .tile_rows = divide_up(args->m, divide_up(args->m, TILE_ROWS)) }; /* even tiles */
     block.tile_columns = (size_t)widest_tile[block.tile_rows] * VL;
     const size_t row_step = M_BLOCK / block.tile_rows * block.tile_rows;
@@ -292,6 +323,74 @@ static zb_status op_matmul(const zb_matmul_args *args)
             block.p += block.k;
         } while (block.p < args->k);
     }
-    zb_scratch_release(packed_a);
+}
+
+/* c is fp32: the chains may rest in it. */
+static void matmul_fp32(const zb_matmul_args *args, float *scratch)
+{
+    multiply(&(product){ .dtype = ZB_FP32,
+                         .m = args->m,
+                         .n = args->n,
+                         .k = args->k,
+                         .a = args->a,
+                         .a_row = args->a_row,
+                         .a_col = args->a_col,
+                         .b = args->b,
+                         .b_row = args->b_row,
+                         .b_col = args->b_col,
+                         .c = args->c,
+                         .c_row = args->c_row,
+                         .bias = args->bias,
+                         .accumulate = args->accumulate },
+             scratch, scratch + K_BLOCK * M_BLOCK);
+}
+
+/* c in blocks that fit the scratch as fp32: each is a product of its own, rounded when its chains are
+ * complete. */
+static void matmul_half(const zb_matmul_args *args, float *scratch)
+{
+    const zb_dtype dtype = args->dtype;
+    float *packed_b = scratch + K_BLOCK * M_BLOCK, *c = packed_b + K_BLOCK * N_BLOCK;
+    float bias[N_BLOCK];
+    const size_t row_step = divide_up(args->m, divide_up(args->m, M_BLOCK));
+    ZB_EACH_BLOCK(column, columns, args->n, N_BLOCK)
+    {
+        if (args->bias != NULL) widen(dtype, bias, const_element(dtype, args->bias, column), columns);
+        ZB_EACH_BLOCK(row, rows, args->m, row_step)
+        {
+            multiply(&(product){ .dtype = dtype,
+                                 .m = rows,
+                                 .n = columns,
+                                 .k = args->k,
+                                 .a = const_element(dtype, args->a, row * args->a_row),
+                                 .a_row = args->a_row,
+                                 .a_col = args->a_col,
+                                 .b = const_element(dtype, args->b, column * args->b_col),
+                                 .b_row = args->b_row,
+                                 .b_col = args->b_col,
+                                 .c = c,
+                                 .c_row = columns,
+                                 .bias = args->bias != NULL ? bias : NULL },
+                     scratch, packed_b);
+            for (size_t i = 0; i < rows; i++)
+                narrow(dtype, element(dtype, args->c, (row + i) * args->c_row + column), c + i * columns,
+                       columns);
+        }
+    }
+}
+
+static zb_status op_matmul(const zb_matmul_args *args)
+{
+    ZB_TRY(check_dtype("matmul", args->dtype));
+    if (args->accumulate && args->dtype != ZB_FP32)
+        return zb_fail(ZB_UNSUPPORTED, "matmul of %s cannot accumulate; want fp32",
+                       zb_dtype_name(args->dtype));
+    if (args->m == 0 || args->n == 0) return ZB_OK;
+    float *scratch = zb_scratch_claim();
+    if (args->dtype == ZB_FP32)
+        matmul_fp32(args, scratch);
+    else
+        matmul_half(args, scratch);
+    zb_scratch_release(scratch);
     return ZB_OK;
 }

@@ -13,6 +13,8 @@
 #include "kernels/sum_squares.h"
 #include "kernels/vec.h"
 
+#include "kernels/tensor.inc.c"
+
 #include "kernels/reduce.inc.c"
 
 #include "kernels/cast.inc.c"

@@ -51,17 +51,19 @@ static inline float reduction_result(reduction *r)
  * once. */
 enum { COLUMN_BLOCK = 64 };
 
-static void reduce_columns(const float *x, size_t rows, size_t columns, size_t width, float *sums)
+static void reduce_columns(zb_dtype dtype, const void *x, size_t rows, size_t columns, size_t width,
+                           void *sums)
 {
-    float lanes[LANES][COLUMN_BLOCK];
+    float lanes[LANES][COLUMN_BLOCK], room[COLUMN_BLOCK];
     int lane_count = rows < LANES ? (int)rows : LANES;
     memset(lanes, 0, sizeof lanes[0] * (size_t)(lane_count > 0 ? lane_count : 1));
     for (size_t i = 0; i < rows; i++) {
         float *lane = lanes[i % LANES];
-        for (size_t j = 0; j < width; j++) lane[j] += x[i * columns + j];
+        const float *row = block_read(dtype, x, i * columns, width, room);
+        for (size_t j = 0; j < width; j++) lane[j] += row[j];
     }
     for (int s = LANES / 2; s > 0; s /= 2)
         for (int l = 0; l < s && l + s < lane_count; l++)
             for (size_t j = 0; j < width; j++) lanes[l][j] += lanes[l + s][j];
-    memcpy(sums, lanes[0], width * sizeof sums[0]);
+    narrow(dtype, sums, lanes[0], width);
 }

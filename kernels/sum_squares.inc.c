@@ -24,15 +24,24 @@ static void count_special(const float *x, size_t numel, int64_t *accumulator)
     accumulator[ZB_SUM_SQUARES_NAN] += nans;
 }
 
-static void sum_squares_block(const float *x, size_t numel, int64_t *accumulator)
+static void bin_squares(uint64_t bins[SQUARE_TABLES][ZB_SQUARE_BINS], const float *x, size_t numel)
 {
-    uint64_t bins[SQUARE_TABLES][ZB_SQUARE_BINS];
-    memset(bins, 0, sizeof bins);
     size_t i = 0;
     for (; i + SQUARE_TABLES <= numel; i += SQUARE_TABLES)
         for (size_t t = 0; t < SQUARE_TABLES; t++) bin_square(bins[t], x[i + t]);
     for (; i < numel; i++) bin_square(bins[0], x[i]);
+}
 
+/* At most SQUARE_BLOCK elements. */
+static void sum_squares_block(zb_dtype dtype, const void *x, size_t numel, int64_t *accumulator)
+{
+    uint64_t bins[SQUARE_TABLES][ZB_SQUARE_BINS];
+    float room[BLOCK];
+    memset(bins, 0, sizeof bins);
+    ZB_EACH_BLOCK(first, count, numel, block_step(dtype == ZB_FP32, numel))
+    {
+        bin_squares(bins, block_read(dtype, x, first, count, room), count);
+    }
     int special = 0;
     for (size_t t = 0; t < SQUARE_TABLES; t++) {
         uint64_t subnormals[ZB_SQUARE_BINS] = { [1] = bins[t][0] };
@@ -40,15 +49,20 @@ static void sum_squares_block(const float *x, size_t numel, int64_t *accumulator
         if (bins[t][0] != 0) zb_sum_squares_add_bins(accumulator, subnormals);
         special |= bins[t][255] != 0;
     }
-    if (special) count_special(x, numel, accumulator);
+    if (!special) return;
+    ZB_EACH_BLOCK(first, count, numel, block_step(dtype == ZB_FP32, numel))
+    {
+        count_special(block_read(dtype, x, first, count, room), count, accumulator);
+    }
 }
 
 static zb_status op_sum_squares(const zb_sum_squares_args *args)
 {
+    ZB_TRY(check_dtype("sum_squares", args->dtype));
     zb_sum_squares_normalise(args->accumulator);
-    for (size_t first = 0; first < args->numel; first += SQUARE_BLOCK) {
-        const size_t numel = args->numel - first < SQUARE_BLOCK ? args->numel - first : SQUARE_BLOCK;
-        sum_squares_block(args->x + first, numel, args->accumulator);
+    ZB_EACH_BLOCK(first, count, args->numel, SQUARE_BLOCK)
+    {
+        sum_squares_block(args->dtype, const_element(args->dtype, args->x, first), count, args->accumulator);
     }
     return ZB_OK;
 }

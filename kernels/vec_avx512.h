@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 #include <stddef.h>
+#include <stdint.h>
 
 enum { VL = 16 };
 typedef __m512 vec;
@@ -42,6 +43,41 @@ static inline vec vec_add(vec a, vec b)
 static inline vec vec_fma(vec a, vec b, vec c)
 {
     return _mm512_fmadd_ps(a, b, c);
+}
+
+static inline vec vec_widen_bf16(__m256i x)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+static inline vec vec_load_fp16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline vec vec_load_bf16(const uint16_t *p)
+{
+    return vec_widen_bf16(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline vec vec_load_part_fp16(const uint16_t *p, size_t count)
+{
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(vec_mask(count), p));
+}
+static inline vec vec_load_part_bf16(const uint16_t *p, size_t count)
+{
+    return vec_widen_bf16(_mm256_maskz_loadu_epi16(vec_mask(count), p));
+}
+static inline void vec_store_fp16(uint16_t *p, vec x)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+/* Not by VCVTNEPS2BF16, which takes subnormals for zeros. */
+static inline void vec_store_bf16(uint16_t *p, vec x)
+{
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i quieted = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits,
+                                                 _mm512_set1_epi32(0x00400000));
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(quieted, 16)));
 }
 
 /* rows[i] lane j  <->  rows[j] lane i */

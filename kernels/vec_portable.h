@@ -5,6 +5,8 @@
 
 #include <stddef.h>
 
+#include "kernels/half.h"
+
 enum { VL = 4 };
 typedef float vec __attribute__((vector_size(16)));
 static inline vec vec_zero(void)
@@ -39,6 +41,36 @@ static inline vec vec_fma(vec a, vec b, vec c)
 {
     return (vec){ __builtin_fmaf(a[0], b[0], c[0]), __builtin_fmaf(a[1], b[1], c[1]),
                   __builtin_fmaf(a[2], b[2], c[2]), __builtin_fmaf(a[3], b[3], c[3]) };
+}
+static inline vec vec_load_fp16(const uint16_t *p)
+{
+    return (vec){ zb_float_from_fp16(p[0]), zb_float_from_fp16(p[1]), zb_float_from_fp16(p[2]),
+                  zb_float_from_fp16(p[3]) };
+}
+static inline vec vec_load_bf16(const uint16_t *p)
+{
+    return (vec){ zb_float_from_bf16(p[0]), zb_float_from_bf16(p[1]), zb_float_from_bf16(p[2]),
+                  zb_float_from_bf16(p[3]) };
+}
+static inline vec vec_load_part_fp16(const uint16_t *p, size_t count)
+{
+    vec x = vec_zero();
+    for (size_t i = 0; i < count; i++) x[i] = zb_float_from_fp16(p[i]);
+    return x;
+}
+static inline vec vec_load_part_bf16(const uint16_t *p, size_t count)
+{
+    vec x = vec_zero();
+    for (size_t i = 0; i < count; i++) x[i] = zb_float_from_bf16(p[i]);
+    return x;
+}
+static inline void vec_store_fp16(uint16_t *p, vec x)
+{
+    for (int i = 0; i < VL; i++) p[i] = zb_fp16_from_float(x[i]);
+}
+static inline void vec_store_bf16(uint16_t *p, vec x)
+{
+    for (int i = 0; i < VL; i++) p[i] = zb_bf16_from_float(x[i]);
 }
 static inline void vec_transpose(vec rows[4])
 {

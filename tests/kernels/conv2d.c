@@ -119,40 +119,45 @@ static void plain_backward_bias(const zb_conv2d_shape *g, const float *dy, float
     guarded_free(channel);
 }
 
-static void check_conv2d(rng *r, const struct conv_case *t, fill_kind kind)
+static void check_conv2d(rng *r, const struct conv_case *t, zb_dtype dtype, fill_kind kind)
 {
     const zb_conv2d_shape g = conv_shape(t);
     const size_t x_numel = g.rows * g.ic * g.ih * g.iw, y_numel = g.rows * g.oc * g.oh * g.ow;
     const size_t w_numel = g.oc * g.ic * g.kernel * g.kernel;
-    float *x = guarded_floats(x_numel, 1), *w = guarded_floats(w_numel, 2), *b = guarded_floats(g.oc, 3);
-    float *dy = guarded_floats(y_numel, 1), *workspace = guarded_floats(zb_conv2d_workspace_numel(&g), 1);
-    float *y = guarded_floats(y_numel, 2), *dx = guarded_floats(x_numel, 3), *dw = guarded_floats(w_numel, 1);
-    float *db = guarded_floats(g.oc, 1), *want = guarded_floats(x_numel + y_numel + w_numel + g.oc, 0);
-    fill(r, kind, x, x_numel), fill(r, kind, w, w_numel), fill(r, kind, b, g.oc), fill(r, kind, dy, y_numel);
+    tensor x = tensor_random(r, dtype, kind, x_numel), w = tensor_random(r, dtype, kind, w_numel);
+    tensor b = tensor_random(r, dtype, kind, g.oc), dy = tensor_random(r, dtype, kind, y_numel);
+    tensor y = tensor_random(r, dtype, kind, y_numel), dx = tensor_random(r, dtype, kind, x_numel);
+    tensor dw = tensor_random(r, dtype, kind, w_numel), db = tensor_random(r, dtype, kind, g.oc);
+    float *workspace = guarded_floats(zb_conv2d_workspace_numel(&g), 1);
 
-    plain_forward(&g, x, w, b, want);
-    assert_ok(zb_cpu_conv2d_forward(&(zb_conv2d_forward_args){ g, x, w, b, y, workspace }));
-    assert_same_floats(y, want, y_numel, "conv2d_forward, %s, %s", t->name, fill_name(kind));
+    plain_forward(&g, x.values, w.values, b.values, y.values);
+    assert_ok(zb_cpu_conv2d_forward(
+        &(zb_conv2d_forward_args){ dtype, g, x.data, w.data, b.data, y.data, workspace }));
+    assert_tensor(&y, "conv2d_forward, %s, %s", t->name, fill_name(kind));
 
-    for (size_t o = 0; o < g.oc; o++) b[o] = -0.0f; /* changes no sum: the same as no bias */
-    plain_forward(&g, x, w, b, want);
-    assert_ok(zb_cpu_conv2d_forward(&(zb_conv2d_forward_args){ g, x, w, NULL, y, workspace }));
-    assert_same_floats(y, want, y_numel, "conv2d_forward without bias, %s, %s", t->name, fill_name(kind));
+    for (size_t o = 0; o < g.oc; o++) b.values[o] = -0.0f; /* changes no sum: the same as no bias */
+    plain_forward(&g, x.values, w.values, b.values, y.values);
+    assert_ok(zb_cpu_conv2d_forward(
+        &(zb_conv2d_forward_args){ dtype, g, x.data, w.data, NULL, y.data, workspace }));
+    assert_tensor(&y, "conv2d_forward without bias, %s, %s", t->name, fill_name(kind));
 
-    plain_backward_input(&g, dy, w, want);
-    assert_ok(zb_cpu_conv2d_backward_input(&(zb_conv2d_backward_input_args){ g, dy, w, dx, workspace }));
-    assert_same_floats(dx, want, x_numel, "conv2d_backward_input, %s, %s", t->name, fill_name(kind));
+    plain_backward_input(&g, dy.values, w.values, dx.values);
+    assert_ok(zb_cpu_conv2d_backward_input(
+        &(zb_conv2d_backward_input_args){ dtype, g, dy.data, w.data, dx.data, workspace }));
+    assert_tensor(&dx, "conv2d_backward_input, %s, %s", t->name, fill_name(kind));
 
-    plain_backward_weight(&g, dy, x, want);
-    assert_ok(zb_cpu_conv2d_backward_weight(&(zb_conv2d_backward_weight_args){ g, dy, x, dw, workspace }));
-    assert_same_floats(dw, want, w_numel, "conv2d_backward_weight, %s, %s", t->name, fill_name(kind));
+    plain_backward_weight(&g, dy.values, x.values, dw.values);
+    assert_ok(zb_cpu_conv2d_backward_weight(
+        &(zb_conv2d_backward_weight_args){ dtype, g, dy.data, x.data, dw.data, workspace }));
+    assert_tensor(&dw, "conv2d_backward_weight, %s, %s", t->name, fill_name(kind));
 
-    plain_backward_bias(&g, dy, want);
-    assert_ok(zb_cpu_conv2d_backward_bias(&(zb_conv2d_backward_bias_args){ g, dy, db }));
-    assert_same_floats(db, want, g.oc, "conv2d_backward_bias, %s, %s", t->name, fill_name(kind));
+    plain_backward_bias(&g, dy.values, db.values);
+    assert_ok(zb_cpu_conv2d_backward_bias(&(zb_conv2d_backward_bias_args){ dtype, g, dy.data, db.data }));
+    assert_tensor(&db, "conv2d_backward_bias, %s, %s", t->name, fill_name(kind));
 
-    guarded_free(x), guarded_free(w), guarded_free(b), guarded_free(dy), guarded_free(workspace);
-    guarded_free(y), guarded_free(dx), guarded_free(dw), guarded_free(db), guarded_free(want);
+    tensor_free(&x), tensor_free(&w), tensor_free(&b), tensor_free(&dy);
+    tensor_free(&y), tensor_free(&dx), tensor_free(&dw), tensor_free(&db);
+    guarded_free(workspace);
 }
 
 static void convolution(void **state)
@@ -163,7 +168,7 @@ static void convolution(void **state)
         const struct conv_case *t = &conv_cases[i];
         const int large = t->rows * t->ic * t->oc * t->size * t->size > 5000;
         for (int kind = 0; kind < (large ? FILL_UNIFORM + 1 : FILL_KINDS); kind++)
-            check_conv2d(&r, t, (fill_kind)kind);
+            for (int d = 0; d < TENSOR_DTYPES; d++) check_conv2d(&r, t, tensor_dtypes[d], (fill_kind)kind);
     }
 }
 
@@ -181,7 +186,7 @@ static const struct pool_case {
     { "no images", 0, 2, 4, 4, 2, 2 },
 };
 
-static void check_maxpool(rng *r, const struct pool_case *t, fill_kind kind)
+static void check_maxpool(rng *r, const struct pool_case *t, zb_dtype dtype, fill_kind kind)
 {
     const zb_maxpool2d_shape g = { .rows = t->rows,
                                    .channels = t->channels,
@@ -192,33 +197,30 @@ static void check_maxpool(rng *r, const struct pool_case *t, fill_kind kind)
                                    .kernel = t->kernel,
                                    .stride = t->stride };
     const size_t planes = g.rows * g.channels, in = g.ih * g.iw, out = g.oh * g.ow;
-    float *x = guarded_floats(planes * in, 1), *y = guarded_floats(planes * out, 1),
-          *dy = guarded_floats(planes * out, 2);
-    float *dx = guarded_floats(planes * in, 3), *want_y = guarded_floats(planes * out, 0),
-          *want_dx = guarded_floats(planes * in, 0);
+    tensor x = tensor_random(r, dtype, kind, planes * in), y = tensor_random(r, dtype, kind, planes * out);
+    tensor dy = tensor_random(r, dtype, kind, planes * out), dx = tensor_random(r, dtype, kind, planes * in);
     int32_t *argmax = guarded(planes * out, sizeof(int32_t), 1),
             *want_argmax = guarded(planes * out, sizeof(int32_t), 0);
-    fill(r, kind, x, planes * in), fill(r, kind, dy, planes * out);
-    for (size_t i = 0; i < planes * in; i++) want_dx[i] = 0;
+    for (size_t i = 0; i < planes * in; i++) dx.values[i] = 0;
     for (size_t i = 0; i < planes * out; i++) {
         const size_t plane = i / out, p = i % out / g.ow, q = i % g.ow;
         float best = -INFINITY;
         size_t kept = p * g.stride * g.iw + q * g.stride;
         for (size_t w = 0; w < g.kernel * g.kernel; w++) {
             const size_t index = (p * g.stride + w / g.kernel) * g.iw + q * g.stride + w % g.kernel;
-            const float v = x[plane * in + index];
+            const float v = x.values[plane * in + index];
             if (v > best || isnan(v)) best = v, kept = index;
         }
-        want_y[i] = best, want_argmax[i] = (int32_t)kept;
-        want_dx[plane * in + kept] += dy[i];
+        y.values[i] = best, want_argmax[i] = (int32_t)kept;
+        float *sum = &dx.values[plane * in + kept];
+        *sum = plain_rounded(dtype, *sum + dy.values[i]);
     }
-    assert_ok(zb_cpu_maxpool2d_forward(&(zb_maxpool2d_forward_args){ g, x, y, argmax }));
-    assert_same_floats(y, want_y, planes * out, "maxpool2d_forward, %s, %s", t->name, fill_name(kind));
+    assert_ok(zb_cpu_maxpool2d_forward(&(zb_maxpool2d_forward_args){ dtype, g, x.data, y.data, argmax }));
+    assert_tensor(&y, "maxpool2d_forward, %s, %s", t->name, fill_name(kind));
     assert_memory_equal(argmax, want_argmax, planes * out * sizeof *argmax);
-    assert_ok(zb_cpu_maxpool2d_backward(&(zb_maxpool2d_backward_args){ g, dy, argmax, dx }));
-    assert_same_floats(dx, want_dx, planes * in, "maxpool2d_backward, %s, %s", t->name, fill_name(kind));
-    guarded_free(x), guarded_free(y), guarded_free(dy), guarded_free(dx), guarded_free(want_y),
-        guarded_free(want_dx);
+    assert_ok(zb_cpu_maxpool2d_backward(&(zb_maxpool2d_backward_args){ dtype, g, dy.data, argmax, dx.data }));
+    assert_tensor(&dx, "maxpool2d_backward, %s, %s", t->name, fill_name(kind));
+    tensor_free(&x), tensor_free(&y), tensor_free(&dy), tensor_free(&dx);
     guarded_free(argmax), guarded_free(want_argmax);
 }
 
@@ -227,7 +229,9 @@ static void pooling(void **state)
     use_level(state);
     rng r = { 12 };
     for (size_t i = 0; i < sizeof pool_cases / sizeof pool_cases[0]; i++)
-        for (int kind = 0; kind < FILL_KINDS; kind++) check_maxpool(&r, &pool_cases[i], (fill_kind)kind);
+        for (int kind = 0; kind < FILL_KINDS; kind++)
+            for (int d = 0; d < TENSOR_DTYPES; d++)
+                check_maxpool(&r, &pool_cases[i], tensor_dtypes[d], (fill_kind)kind);
 }
 
 /* Equal values: the first is kept. A NaN is kept, a later NaN replaces it, and nothing else does. All -inf:
@@ -251,7 +255,8 @@ static void pooling_choices(void **state)
         float y;
         int32_t argmax;
         const zb_maxpool2d_shape g = { 1, 1, 2, 2, 1, 1, 2, 2 };
-        assert_ok(zb_cpu_maxpool2d_forward(&(zb_maxpool2d_forward_args){ g, cases[i].x, &y, &argmax }));
+        assert_ok(
+            zb_cpu_maxpool2d_forward(&(zb_maxpool2d_forward_args){ ZB_FP32, g, cases[i].x, &y, &argmax }));
         assert_int_equal(argmax, cases[i].argmax);
         assert_same_floats(&y, &cases[i].x[argmax], 1, "case %zu", i);
     }

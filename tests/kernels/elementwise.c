@@ -32,58 +32,59 @@ static float root(float a)
     return r;
 }
 
-/* --- two arrays in, one out --- */
+/* --- two arrays in, one of them changed --- */
 
 typedef struct elementwise_case {
     const char *name;
-    void (*run)(float *y, const float *x, float scalar, size_t numel);
+    zb_status (*run)(const tensor *y, const tensor *x, float scalar);
     float (*plain)(float y, float x, float scalar);
+    int mixes_types; /* x may have a type of its own */
 } elementwise_case;
 
-static void run_add(float *y, const float *x, float s, size_t n)
+static zb_status run_add(const tensor *y, const tensor *x, float s)
 {
     (void)s;
-    assert_ok(zb_cpu_add(&(zb_add_args){ y, x, n }));
+    return zb_cpu_add(&(zb_add_args){ y->dtype, y->data, x->dtype, x->data, y->numel });
 }
 static float plain_add(float y, float x, float s)
 {
     (void)s;
     return plus(y, x);
 }
-static void run_scale(float *y, const float *x, float s, size_t n)
+static zb_status run_scale(const tensor *y, const tensor *x, float s)
 {
     (void)x;
-    assert_ok(zb_cpu_scale(&(zb_scale_args){ y, s, n }));
+    return zb_cpu_scale(&(zb_scale_args){ y->dtype, y->data, s, y->numel });
 }
 static float plain_scale(float y, float x, float s)
 {
     (void)x;
     return times(y, s);
 }
-static void run_divide(float *y, const float *x, float s, size_t n)
+static zb_status run_divide(const tensor *y, const tensor *x, float s)
 {
     (void)x;
-    assert_ok(zb_cpu_divide(&(zb_divide_args){ y, s, n }));
+    return zb_cpu_divide(&(zb_divide_args){ y->dtype, y->data, s, y->numel });
 }
 static float plain_divide(float y, float x, float s)
 {
     (void)x;
     return over(y, s);
 }
-static void run_relu(float *y, const float *x, float s, size_t n)
+static zb_status run_relu(const tensor *y, const tensor *x, float s)
 {
     (void)s;
-    assert_ok(zb_cpu_relu_forward(&(zb_relu_forward_args){ x, y, n }));
+    return zb_cpu_relu_forward(&(zb_relu_forward_args){ y->dtype, x->data, y->data, y->numel });
 }
 static float plain_relu(float y, float x, float s)
 {
     (void)y, (void)s;
     return x > 0 || isnan(x) ? x : 0.0f;
 }
-static void run_relu_in_place(float *y, const float *x, float s, size_t n)
+static zb_status run_relu_in_place(const tensor *y, const tensor *x, float s)
 {
     (void)x, (void)s;
-    assert_ok(zb_cpu_relu_forward(&(zb_relu_forward_args){ y, y, n }));
+    return zb_cpu_relu_forward(&(zb_relu_forward_args){ y->dtype, y->data, y->data, y->numel });
 }
 static float plain_relu_in_place(float y, float x, float s)
 {
@@ -91,59 +92,125 @@ static float plain_relu_in_place(float y, float x, float s)
     return y > 0 || isnan(y) ? y : 0.0f;
 }
 /* y is the output of forward, dy the gradient that comes in */
-static void run_relu_backward(float *dy, const float *y, float s, size_t n)
+static zb_status run_relu_backward(const tensor *dy, const tensor *y, float s)
 {
     (void)s;
-    assert_ok(zb_cpu_relu_backward(&(zb_relu_backward_args){ y, dy, dy, n }));
+    return zb_cpu_relu_backward(&(zb_relu_backward_args){ y->dtype, y->data, dy->data, dy->data, y->numel });
 }
 static float plain_relu_backward(float dy, float y, float s)
 {
     (void)s;
     return y <= 0 ? 0.0f : dy;
 }
-static void run_mse_backward(float *dx, const float *x, float s, size_t n)
+/* The targets are what dx held before. */
+static zb_status run_mse_backward(const tensor *dx, const tensor *x, float s)
 {
+    const size_t n = dx->numel;
     float *t = guarded_floats(n, 1);
-    if (n > 0) memcpy(t, dx, n * sizeof *t);
-    assert_ok(zb_cpu_mse_backward(&(zb_mse_backward_args){ n, x, t, s * (float)n, dx }));
+    const zb_cast_args widen = { t, ZB_FP32, dx->data, dx->dtype, n };
+    const zb_status status = zb_cpu_cast(&widen);
+    const zb_mse_backward_args args = { dx->dtype, n, x->data, t, s * (float)n, 3, dx->data };
+    const zb_status backward = status == ZB_OK ? zb_cpu_mse_backward(&args) : status;
     guarded_free(t);
+    return backward;
 }
 static float mse_numel; /* how many elements the array has: the formula needs it */
 static float plain_mse_backward(float t, float x, float s)
 {
-    return times(minus(x, t), over(times(2, s * mse_numel), mse_numel));
+    return over(times(minus(x, t), over(times(2, s * mse_numel), mse_numel)), 3);
 }
 
 static const elementwise_case elementwise_cases[] = {
-    { "add", run_add, plain_add },
-    { "scale", run_scale, plain_scale },
-    { "divide", run_divide, plain_divide },
-    { "relu_forward", run_relu, plain_relu },
-    { "relu_forward in place", run_relu_in_place, plain_relu_in_place },
-    { "relu_backward", run_relu_backward, plain_relu_backward },
-    { "mse_backward", run_mse_backward, plain_mse_backward },
+    { "add", run_add, plain_add, 1 },
+    { "scale", run_scale, plain_scale, 0 },
+    { "divide", run_divide, plain_divide, 0 },
+    { "relu_forward", run_relu, plain_relu, 0 },
+    { "relu_forward in place", run_relu_in_place, plain_relu_in_place, 0 },
+    { "relu_backward", run_relu_backward, plain_relu_backward, 0 },
+    { "mse_backward", run_mse_backward, plain_mse_backward, 0 },
 };
+enum { ELEMENTWISE_CASES = sizeof elementwise_cases / sizeof elementwise_cases[0] };
+
+static void check_elementwise(rng *r, const elementwise_case *t, zb_dtype y_dtype, zb_dtype x_dtype, size_t n,
+                              fill_kind kind)
+{
+    tensor x = tensor_random(r, x_dtype, kind, n), y = tensor_random(r, y_dtype, kind, n);
+    const float scalar = n % 3 == 0 ? 4.0f : rng_float(r, kind);
+    mse_numel = (float)n;
+    for (size_t i = 0; i < n; i++) y.values[i] = t->plain(y.values[i], x.values[i], scalar);
+    assert_ok(t->run(&y, &x, scalar));
+    assert_tensor(&y, "%s, %s of %s, scalar %.9g", t->name, fill_name(kind), zb_dtype_name(x_dtype),
+                  (double)scalar);
+    tensor_free(&x), tensor_free(&y);
+}
 
 static void elementwise(void **state)
 {
     use_level(state);
     rng r = { 21 };
-    for (size_t c = 0; c < sizeof elementwise_cases / sizeof elementwise_cases[0]; c++)
+    for (size_t c = 0; c < ELEMENTWISE_CASES; c++)
         for (size_t s = 0; s < edge_size_count; s++)
-            for (int kind = 0; kind < FILL_KINDS; kind++) {
-                const elementwise_case *t = &elementwise_cases[c];
-                const size_t n = edge_sizes[s];
-                float *x = guarded_floats(n, rng_below(&r, 16)), *y = guarded_floats(n, rng_below(&r, 16));
-                float *want = guarded_floats(n, 0);
-                const float scalar = s % 3 == 0 ? 4.0f : rng_float(&r, (fill_kind)kind);
-                fill(&r, (fill_kind)kind, x, n), fill(&r, (fill_kind)kind, y, n);
-                mse_numel = (float)n;
-                for (size_t i = 0; i < n; i++) want[i] = t->plain(y[i], x[i], scalar);
-                t->run(y, x, scalar, n);
-                assert_same_floats(y, want, n, "%s, %s, scalar %.9g", t->name, fill_name((fill_kind)kind),
-                                   (double)scalar);
-                guarded_free(x), guarded_free(y), guarded_free(want);
-            }
+            for (int kind = 0; kind < FILL_KINDS; kind++)
+                for (int d = 0; d < TENSOR_DTYPES * TENSOR_DTYPES; d++) {
+                    const elementwise_case *t = &elementwise_cases[c];
+                    const zb_dtype y = tensor_dtypes[d % TENSOR_DTYPES], x = tensor_dtypes[d / TENSOR_DTYPES];
+                    if (x == y || t->mixes_types)
+                        check_elementwise(&r, t, y, x, edge_sizes[s], (fill_kind)kind);
+                }
+}
+
+/* Every operation with a type refuses the others, by its name, and writes nothing. */
+static void other_types(void **state)
+{
+    use_level(state);
+    double data[2] = { 1, 2 };
+    const int32_t label = 0;
+    int64_t accumulator[ZB_SUM_SQUARES_WORDS] = { 0 };
+    const zb_dtype t = ZB_FP64;
+    const zb_conv2d_shape conv = { 1, 1, 1, 1, 1, 1, 1, 1, 1, 0 };
+    const zb_maxpool2d_shape pool = { 1, 1, 1, 1, 1, 1, 1, 1 };
+    float f = 3;
+    int32_t argmax = 4;
+    const struct {
+        const char *name;
+        zb_kernel kernel;
+        const void *args;
+        size_t bytes;
+    } cases[] = {
+#define REFUSED(operation, ...)                                                                              \
+    { #operation, ZB_KERNEL_##operation, &(zb_##operation##_args){ __VA_ARGS__ },                            \
+      sizeof(zb_##operation##_args) }
+        REFUSED(add, t, data, ZB_FP32, &f, 1),
+        REFUSED(add, ZB_FP32, &f, t, data, 1),
+        REFUSED(scale, t, data, 2, 1),
+        REFUSED(divide, t, data, 2, 1),
+        REFUSED(matmul, .dtype = t, .m = 1, .n = 1, .k = 1, .a = data, .b = data, .c = data),
+        REFUSED(linear_backward_bias, t, 1, 1, data, data),
+        REFUSED(conv2d_forward, t, conv, data, data, data, data, &f),
+        REFUSED(conv2d_backward_input, t, conv, data, data, data, &f),
+        REFUSED(conv2d_backward_weight, t, conv, data, data, data, &f),
+        REFUSED(conv2d_backward_bias, t, conv, data, data),
+        REFUSED(maxpool2d_forward, t, pool, data, data, &argmax),
+        REFUSED(maxpool2d_backward, t, pool, data, &argmax, data),
+        REFUSED(relu_forward, t, data, data, 1),
+        REFUSED(relu_backward, t, data, data, data, 1),
+        REFUSED(cross_entropy_forward, t, 1, 1, data, &label, &f, &f, &f),
+        REFUSED(cross_entropy_backward, t, 1, 1, &f, &label, 1, 1, data),
+        REFUSED(mse_forward, t, 1, data, &f, &f),
+        REFUSED(mse_backward, t, 1, data, &f, 1, 1, data),
+        REFUSED(sum_squares, t, data, 1, accumulator),
+        REFUSED(adam, .p = &f, .grad_dtype = t, .grad = data, .m = &f, .v = &f, .numel = 1),
+        REFUSED(adam, .p = &f, .grad = &f, .m = &f, .v = &f, .param_dtype = t, .param = data, .numel = 1),
+        REFUSED(sgd, .p = &f, .grad_dtype = t, .grad = data, .numel = 1),
+        REFUSED(sgd, .p = &f, .grad = &f, .param_dtype = t, .param = data, .numel = 1),
+#undef REFUSED
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        assert_int_equal(zb_cpu_launch(cases[i].kernel, cases[i].args, cases[i].bytes), ZB_UNSUPPORTED);
+        if (strstr(zb_error_message(), cases[i].name) == NULL || strstr(zb_error_message(), "fp64") == NULL)
+            fail_msg("case %zu: \"%s\" does not name %s and fp64", i, zb_error_message(), cases[i].name);
+        assert_true(data[0] == 1 && data[1] == 2 && f == 3 && argmax == 4);
+    }
 }
 
 static void bytes(void **state)
@@ -191,34 +258,52 @@ static zb_adam_args adam_scalars(int step, int decoupled)
                            .correction2 = (float)(1 - pow((double)beta2, step)) };
 }
 
+/* Types of the gradient and of the rounded copy of the parameters; has_param is 0 where there is no copy. */
+typedef struct optimizer_types {
+    zb_dtype grad, param;
+    int has_param;
+} optimizer_types;
+
+enum { OPTIMIZER_TYPES = TENSOR_DTYPES * (TENSOR_DTYPES + 1) };
+static optimizer_types optimizer_types_of(size_t i)
+{
+    const size_t param = i / TENSOR_DTYPES % (TENSOR_DTYPES + 1);
+    return (optimizer_types){ tensor_dtypes[i % TENSOR_DTYPES], tensor_dtypes[param % TENSOR_DTYPES],
+                              param < TENSOR_DTYPES };
+}
+
+static void check_adam(rng *r, zb_adam_args args, optimizer_types types, size_t n, fill_kind kind)
+{
+    tensor p = tensor_random(r, ZB_FP32, kind, n), m = tensor_random(r, ZB_FP32, kind, n);
+    tensor v = tensor_random(r, ZB_FP32, kind, n), grad = tensor_random(r, types.grad, kind, n);
+    tensor param = tensor_random(r, types.param, kind, n);
+    for (size_t i = 0; i < n && kind != FILL_BITS; i++) /* as it is in a real run */
+        ((float *)v.data)[i] = v.values[i] = fabsf(v.values[i]);
+    for (size_t i = 0; i < n; i++) {
+        plain_adam(&args, &p.values[i], &m.values[i], &v.values[i], grad.values[i]);
+        if (types.has_param) param.values[i] = p.values[i];
+    }
+    args.p = p.data, args.m = m.data, args.v = v.data, args.numel = n;
+    args.grad = grad.data, args.grad_dtype = types.grad;
+    args.param = types.has_param ? param.data : NULL, args.param_dtype = types.param;
+    assert_ok(zb_cpu_adam(&args));
+    const tensor *const arrays[] = { &p, &m, &v, &grad, &param };
+    static const char *const names[] = { "p", "m", "v", "grad", "param" };
+    for (int i = 0; i < 5; i++)
+        assert_tensor(arrays[i], "adam %s, decoupled %d, %s, gradients of %s", names[i], args.decoupled,
+                      fill_name(kind), zb_dtype_name(types.grad));
+    tensor_free(&p), tensor_free(&m), tensor_free(&v), tensor_free(&grad), tensor_free(&param);
+}
+
 static void adam(void **state)
 {
     use_level(state);
     rng r = { 22 };
-    for (size_t c = 0; c < edge_size_count * FILL_KINDS * 2; c++) {
-        const size_t n = edge_sizes[c / (FILL_KINDS * 2)];
-        const fill_kind kind = (fill_kind)(c / 2 % FILL_KINDS);
+    for (size_t c = 0; c < edge_size_count * FILL_KINDS * 2 * OPTIMIZER_TYPES; c++) {
         zb_adam_args args = adam_scalars((int)c % 5 + 1, (int)(c % 2));
         if (c % 3 == 0) args.grad_scale = 0.37f;
-        float *a[4], *want[3];
-        for (int i = 0; i < 4; i++) {
-            a[i] = guarded_floats(n, rng_below(&r, 16));
-            fill(&r, kind, a[i], n);
-        }
-        for (size_t i = 0; i < n && kind != FILL_BITS; i++)
-            a[2][i] = fabsf(a[2][i]); /* v, as it is in a real run */
-        for (int i = 0; i < 3; i++) {
-            want[i] = guarded_floats(n, 0);
-            if (n > 0) memcpy(want[i], a[i], n * sizeof(float));
-        }
-        for (size_t i = 0; i < n; i++) plain_adam(&args, &want[0][i], &want[1][i], &want[2][i], a[3][i]);
-        args.p = a[0], args.m = a[1], args.v = a[2], args.grad = a[3], args.numel = n;
-        assert_ok(zb_cpu_adam(&args));
-        for (int i = 0; i < 3; i++)
-            assert_same_floats(a[i], want[i], n, "adam %c, decoupled %d, %s", "pmv"[i], args.decoupled,
-                               fill_name(kind));
-        for (int i = 0; i < 4; i++) guarded_free(a[i]);
-        for (int i = 0; i < 3; i++) guarded_free(want[i]);
+        check_adam(&r, args, optimizer_types_of(c / 2), edge_sizes[c / (FILL_KINDS * 2 * OPTIMIZER_TYPES)],
+                   (fill_kind)(c / (2 * OPTIMIZER_TYPES) % FILL_KINDS));
     }
 }
 
@@ -267,36 +352,43 @@ static void plain_sgd(const zb_sgd_args *s, float *p, float *buf, float grad)
     *p = minus(*p, times(s->lr, g));
 }
 
+static void check_sgd(rng *r, zb_sgd_args args, optimizer_types types, fill_kind kind, int options)
+{
+    const size_t n = args.numel;
+    tensor p = tensor_random(r, ZB_FP32, kind, n), buf = tensor_random(r, ZB_FP32, kind, n);
+    tensor grad = tensor_random(r, types.grad, kind, n), param = tensor_random(r, types.param, kind, n);
+    for (size_t i = 0; i < n; i++) {
+        plain_sgd(&args, &p.values[i], &buf.values[i], grad.values[i]);
+        if (types.has_param) param.values[i] = p.values[i];
+    }
+    args.p = p.data, args.buf = args.momentum != 0 ? buf.data : NULL;
+    args.grad = grad.data, args.grad_dtype = types.grad;
+    args.param = types.has_param ? param.data : NULL, args.param_dtype = types.param;
+    assert_ok(zb_cpu_sgd(&args));
+    const tensor *const arrays[] = { &p, &buf, &grad, &param };
+    static const char *const names[] = { "p", "buf", "grad", "param" };
+    for (int i = 0; i < 4; i++)
+        assert_tensor(arrays[i], "sgd %s, options %d, %s, gradients of %s", names[i], options,
+                      fill_name(kind), zb_dtype_name(types.grad));
+    tensor_free(&p), tensor_free(&buf), tensor_free(&grad), tensor_free(&param);
+}
+
 static void sgd(void **state)
 {
     use_level(state);
     rng r = { 23 };
     for (size_t s = 0; s < edge_size_count; s++)
-        for (int bits = 0; bits < 16 * FILL_KINDS; bits++) {
-            const size_t n = edge_sizes[s];
-            const fill_kind kind = (fill_kind)(bits / 16);
-            zb_sgd_args args = { .numel = n,
-                                 .grad_scale = bits % 3 == 0 ? 1 : 0.77f,
-                                 .lr = 0.1f,
-                                 .weight_decay = bits & 1 ? 0.01f : 0,
-                                 .momentum = bits & 2 ? 0.9f : 0,
-                                 .one_minus_dampening = bits % 5 == 0 ? 0.5f : 1,
-                                 .nesterov = bits >> 2 & 1,
-                                 .first_step = bits >> 3 & 1 };
-            float *p = guarded_floats(n, rng_below(&r, 16)), *grad = guarded_floats(n, rng_below(&r, 16));
-            float *buf = guarded_floats(n, rng_below(&r, 16)), *want_p = guarded_floats(n, 0),
-                  *want_buf = guarded_floats(n, 0);
-            fill(&r, kind, p, n), fill(&r, kind, grad, n), fill(&r, kind, buf, n);
-            for (size_t i = 0; i < n; i++) {
-                want_p[i] = p[i], want_buf[i] = buf[i];
-                plain_sgd(&args, &want_p[i], &want_buf[i], grad[i]);
-            }
-            args.p = p, args.grad = grad, args.buf = args.momentum != 0 ? buf : NULL;
-            assert_ok(zb_cpu_sgd(&args));
-            assert_same_floats(p, want_p, n, "sgd p, options %d, %s", bits % 16, fill_name(kind));
-            assert_same_floats(buf, want_buf, n, "sgd buf, options %d, %s", bits % 16, fill_name(kind));
-            guarded_free(p), guarded_free(grad), guarded_free(buf), guarded_free(want_p),
-                guarded_free(want_buf);
+        for (int options = 0; options < 16 * FILL_KINDS; options++) {
+            const zb_sgd_args args = { .numel = edge_sizes[s],
+                                       .grad_scale = options % 3 == 0 ? 1 : 0.77f,
+                                       .lr = 0.1f,
+                                       .weight_decay = options & 1 ? 0.01f : 0,
+                                       .momentum = options & 2 ? 0.9f : 0,
+                                       .one_minus_dampening = options % 5 == 0 ? 0.5f : 1,
+                                       .nesterov = options >> 2 & 1,
+                                       .first_step = options >> 3 & 1 };
+            check_sgd(&r, args, optimizer_types_of(rng_below(&r, OPTIMIZER_TYPES)), (fill_kind)(options / 16),
+                      options % 16);
         }
 }
 
@@ -339,8 +431,9 @@ static void sgd_golden(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        AT_EACH_LEVEL(elementwise), AT_EACH_LEVEL(bytes), AT_EACH_LEVEL(adam),
-        AT_EACH_LEVEL(adam_golden), AT_EACH_LEVEL(sgd),   AT_EACH_LEVEL(sgd_golden),
+        AT_EACH_LEVEL(elementwise), AT_EACH_LEVEL(other_types), AT_EACH_LEVEL(bytes),
+        AT_EACH_LEVEL(adam),        AT_EACH_LEVEL(adam_golden), AT_EACH_LEVEL(sgd),
+        AT_EACH_LEVEL(sgd_golden),
     };
     return cmocka_run_group_tests_name("elementwise", tests, NULL, NULL);
 }

@@ -41,7 +41,7 @@ static int refuses(void)
     if (zb_simd_level() != NULL) return 1;
     if (strstr(zb_error_message(), "ZEROBIT_SIMD") == NULL || strstr(zb_error_message(), "\"sse9\"") == NULL)
         return 2;
-    return zb_cpu_scale(&(zb_scale_args){ &y, 2, 1 }) == ZB_INVALID_ARGUMENT && y == 1 ? 0 : 3;
+    return zb_cpu_scale(&(zb_scale_args){ ZB_FP32, &y, 2, 1 }) == ZB_INVALID_ARGUMENT && y == 1 ? 0 : 3;
 }
 
 static void environment(void **state)
@@ -66,7 +66,7 @@ static void launch(void **state)
 {
     use_level(state);
     float y = 3;
-    zb_scale_args args = { &y, 2, 1 };
+    zb_scale_args args = { ZB_FP32, &y, 2, 1 };
     assert_ok(zb_cpu_launch(ZB_KERNEL_scale, &args, sizeof args));
     assert_true(y == 6);
     assert_int_equal(zb_cpu_launch(ZB_KERNEL_scale, &args, sizeof args - 1), ZB_INVALID_ARGUMENT);

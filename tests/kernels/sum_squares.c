@@ -97,22 +97,21 @@ static void assert_norm(const int64_t *accumulator, const big *exact, const char
     fail_msg("%s: norm %a has no square near the sum", name, norm);
 }
 
-static void against_plain(void **state)
+static void check_against_plain(zb_dtype dtype)
 {
-    use_level(state);
     rng r = { 61 };
     for (size_t s = 0; s < edge_size_count; s++)
         for (int kind = 0; kind < FILL_KINDS; kind++) {
             const size_t n = edge_sizes[s];
-            float *x = guarded_floats(n, 1 + rng_below(&r, 3));
+            tensor random = tensor_random(&r, dtype, (fill_kind)kind, n);
+            const float *x = random.values;
             int64_t accumulator[ZB_SUM_SQUARES_WORDS] = { 0 }, infinities = 0, nans = 0;
             big want = { { 0 } };
-            fill(&r, (fill_kind)kind, x, n);
             for (size_t i = 0; i < n; i++) {
                 infinities += isinf(x[i]) != 0, nans += isnan(x[i]) != 0;
                 if (isfinite(x[i])) big_add_square(&want, x[i]);
             }
-            assert_ok(zb_cpu_sum_squares(&(zb_sum_squares_args){ x, n, accumulator }));
+            assert_ok(zb_cpu_sum_squares(&(zb_sum_squares_args){ dtype, random.data, n, accumulator }));
             assert_digits(accumulator, &want, fill_name((fill_kind)kind));
             assert_int_equal(accumulator[ZB_SUM_SQUARES_INF], infinities);
             assert_int_equal(accumulator[ZB_SUM_SQUARES_NAN], nans);
@@ -124,8 +123,14 @@ static void against_plain(void **state)
                 assert_true(zb_sum_squares_norm(accumulator) == 0);
             else
                 assert_norm(accumulator, &want, fill_name((fill_kind)kind));
-            guarded_free(x);
+            tensor_free(&random);
         }
+}
+
+static void against_plain(void **state)
+{
+    use_level(state);
+    for (int d = 0; d < TENSOR_DTYPES; d++) check_against_plain(tensor_dtypes[d]);
 }
 
 /* However the elements are split over ranks and in whatever order, the digits add up to the same. */
@@ -138,7 +143,7 @@ static void any_split(void **state)
         float x[NUMEL];
         int64_t whole[ZB_SUM_SQUARES_WORDS] = { 0 }, sum[ZB_SUM_SQUARES_WORDS] = { 0 };
         fill(&r, (fill_kind)kind, x, NUMEL);
-        assert_ok(zb_cpu_sum_squares(&(zb_sum_squares_args){ x, NUMEL, whole }));
+        assert_ok(zb_cpu_sum_squares(&(zb_sum_squares_args){ ZB_FP32, x, NUMEL, whole }));
         for (size_t i = NUMEL - 1; i > 0; i--) {
             const size_t j = rng_below(&r, i + 1);
             const float t = x[i];
@@ -147,13 +152,13 @@ static void any_split(void **state)
         for (size_t rank = 0, first = 0; rank < RANKS; rank++) {
             const size_t numel = rank == RANKS - 1 ? NUMEL - first : rng_below(&r, NUMEL - first);
             int64_t part[ZB_SUM_SQUARES_WORDS] = { 0 };
-            assert_ok(zb_cpu_sum_squares(&(zb_sum_squares_args){ x + first, numel, part }));
+            assert_ok(zb_cpu_sum_squares(&(zb_sum_squares_args){ ZB_FP32, x + first, numel, part }));
             for (int w = 0; w < ZB_SUM_SQUARES_WORDS; w++) sum[w] += part[w]; /* no carries */
             first += numel;
         }
         const double a = zb_sum_squares_norm(whole), b = zb_sum_squares_norm(sum);
         assert_true(a == b || (isnan(a) && isnan(b)));
-        assert_ok(zb_cpu_sum_squares(&(zb_sum_squares_args){ NULL, 0, sum })); /* normalises */
+        assert_ok(zb_cpu_sum_squares(&(zb_sum_squares_args){ ZB_FP32, NULL, 0, sum })); /* normalises */
         assert_memory_equal(sum, whole, sizeof sum);
     }
 }
@@ -169,7 +174,7 @@ static void many_elements(void **state)
         int64_t accumulator[ZB_SUM_SQUARES_WORDS] = { 0 };
         big one = { { 0 } }, want = { { 0 } };
         for (size_t i = 0; i < numel; i++) x[i] = i % 2 ? values[v] : -values[v];
-        assert_ok(zb_cpu_sum_squares(&(zb_sum_squares_args){ x, numel, accumulator }));
+        assert_ok(zb_cpu_sum_squares(&(zb_sum_squares_args){ ZB_FP32, x, numel, accumulator }));
         big_add_square(&one, values[v]);
         for (int l = 0; l < LIMBS; l++) big_add_shifted(&want, (uint64_t)one.limb[l] * numel, 16 * l);
         assert_digits(accumulator, &want, "many elements");
@@ -181,7 +186,7 @@ static void many_elements(void **state)
         big_add_shifted(&want, INT64_MAX, 32 * d);
     }
     assert_norm(accumulator, &want, "large digits");
-    assert_ok(zb_cpu_sum_squares(&(zb_sum_squares_args){ x, 0, accumulator }));
+    assert_ok(zb_cpu_sum_squares(&(zb_sum_squares_args){ ZB_FP32, x, 0, accumulator }));
     assert_digits(accumulator, &want, "large digits");
     guarded_free(x);
 }

@@ -193,3 +193,80 @@ uint16_t plain_to_half(zb_dtype half, double x)
     const double bits = units + (double)(exponent - f->min_exponent) * (1 << stored);
     return bits >= infinity ? sign | infinity : (uint16_t)(sign | (uint16_t)bits);
 }
+
+float plain_rounded(zb_dtype dtype, float x)
+{
+    return dtype == ZB_FP32 ? x : (float)plain_from_half(dtype, plain_to_half(dtype, (double)x));
+}
+
+/* --- arrays of a type --- */
+
+const zb_dtype tensor_dtypes[TENSOR_DTYPES] = { ZB_FP32, ZB_FP16, ZB_BF16 };
+
+static uint16_t rng_half(rng *r, zb_dtype dtype, fill_kind kind)
+{
+    static const uint16_t special_fp16[] = {
+        0x0000, 0x8000, 0x0001, 0x8001, 0x03ff, 0x0400,
+        0x8400,                                         /* zeros, subnormals, the least normal */
+        0x3c00, 0xbc00, 0x3c01, 0x1000, 0x0fff, 0x1001, /* 1, half its ulp, and beside it */
+        0x7bff, 0xfbff, 0x4c00, 0x7c00, 0xfc00, 0x7e00,
+        0x7c01 /* the largest, half its ulp, infinities, NaNs */
+    };
+    static const uint16_t special_bf16[] = { 0x0000, 0x8000, 0x0001, 0x8001, 0x007f, 0x0080, 0x8080,
+                                             0x3f80, 0xbf80, 0x3f81, 0x3b80, 0x3b7f, 0x3b81, 0x7f7f,
+                                             0xff7f, 0x7b00, 0x7f80, 0xff80, 0x7fc0, 0x7f81 };
+    const uint32_t bits = (uint32_t)(rng_next(r) >> 32), exponent = bits >> 16 & 255;
+    const uint16_t fp16 = bits & 0x83ff;
+    if (kind == FILL_BITS) return (uint16_t)bits;
+    if (kind == FILL_SPECIAL)
+        return dtype == ZB_FP16 ? special_fp16[bits % (sizeof special_fp16 / sizeof special_fp16[0])]
+                                : special_bf16[bits % (sizeof special_bf16 / sizeof special_bf16[0])];
+    if (dtype == ZB_FP16 && kind == FILL_WIDE) return (uint16_t)(fp16 | (3 + exponent % 27) << 10);
+    if (dtype == ZB_FP16 && kind == FILL_SMALL)
+        return (uint16_t)(fp16 | (exponent % 4 == 0 ? 0 : exponent % 10) << 10);
+    return plain_to_half(dtype, (double)rng_float(r, kind));
+}
+
+tensor tensor_random(rng *r, zb_dtype dtype, fill_kind kind, size_t numel)
+{
+    tensor t = { dtype, numel, guarded(numel, zb_dtype_bytes(dtype), rng_below(r, 16)),
+                 guarded_floats(numel, 0) };
+    for (size_t i = 0; i < numel; i++) {
+        if (dtype == ZB_FP32) {
+            t.values[i] = ((float *)t.data)[i] = rng_float(r, kind);
+        } else {
+            const uint16_t half = rng_half(r, dtype, kind);
+            ((uint16_t *)t.data)[i] = half;
+            t.values[i] = (float)plain_from_half(dtype, half);
+        }
+    }
+    return t;
+}
+
+void assert_tensor(const tensor *t, const char *format, ...)
+{
+    for (size_t i = 0; i < t->numel; i++) {
+        uint32_t got, want;
+        double value;
+        if (t->dtype == ZB_FP32) {
+            value = (double)((const float *)t->data)[i];
+            got = bits_of(((const float *)t->data)[i]), want = bits_of(t->values[i]);
+        } else {
+            got = ((const uint16_t *)t->data)[i], want = plain_to_half(t->dtype, (double)t->values[i]);
+            value = plain_from_half(t->dtype, (uint16_t)got);
+        }
+        if (got == want || (isnan(value) && isnan(t->values[i]))) continue;
+        char label[256];
+        va_list list;
+        va_start(list, format);
+        vsnprintf(label, sizeof label, format, list);
+        va_end(list);
+        fail_msg("%s, %s: element %zu of %zu is %.9g (%04x), want %.9g (%04x)", label,
+                 zb_dtype_name(t->dtype), i, t->numel, value, got, (double)t->values[i], want);
+    }
+}
+
+void tensor_free(tensor *t)
+{
+    guarded_free(t->data), guarded_free(t->values);
+}

@@ -68,6 +68,28 @@ void assert_same_floats(const float *got, const float *want, size_t numel, const
     __attribute__((format(printf, 4, 5)));
 void assert_ok(zb_status status);
 
+/* --- arrays of a type --- */
+
+/* What the operations take: fp32, fp16, bf16. */
+enum { TENSOR_DTYPES = 3 };
+extern const zb_dtype tensor_dtypes[TENSOR_DTYPES];
+
+/* `data` is for the operation; `values` are the same numbers for plain loops, which leave the wanted results
+ * there. */
+typedef struct tensor {
+    zb_dtype dtype;
+    size_t numel;
+    void *data;    /* guarded */
+    float *values; /* guarded */
+} tensor;
+/** Filled with `kind` as it looks in that type: its own subnormals, extremes and ties. At a random alignment.
+ */
+tensor tensor_random(rng *r, zb_dtype dtype, fill_kind kind, size_t numel);
+/** Fails, naming the first element of `data` that is not `values` rounded to the type. */
+void assert_tensor(const tensor *t, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/** Fails when a guard has changed. */
+void tensor_free(tensor *t);
+
 /* --- the contract's sum, in the plainest form --- */
 
 float plain_reduce(const float *x, size_t numel);
@@ -76,5 +98,7 @@ float plain_reduce(const float *x, size_t numel);
 
 double plain_from_half(zb_dtype half, uint16_t x);
 uint16_t plain_to_half(zb_dtype half, double x);
+/** x after a trip through the type; x for fp32. */
+float plain_rounded(zb_dtype dtype, float x);
 
 #endif
