@@ -1,5 +1,5 @@
 /*
- * One module's formulas in plain loops.
+ * One module's formulas in plain loops, in fp32: rounding a result to 16 bits is left to who stores it.
  *
  * A chain is acc = +0, then acc = fmaf(a_k, b_k, acc) for k ascending. Many chains are independent of one
  * another, so every product here is written as: outputs = +0; for k: for each output: output = fmaf(...).
@@ -292,9 +292,9 @@ void zb_ref_maxpool2d_forward(const zb_module *module, size_t rows, const float 
             }
 }
 
-/* dx = +0; then for (p,q) ascending: dx[argmax] = dx[argmax] + dy. */
-void zb_ref_maxpool2d_backward(const zb_module *module, size_t rows, const float *dy, const size_t *argmax,
-                               float *dx)
+/* dx = +0; then for (p,q) ascending: dx[argmax] = dx[argmax] + dy. A sum is stored, so it is rounded here. */
+void zb_ref_maxpool2d_backward(const zb_module *module, zb_dtype dtype, size_t rows, const float *dy,
+                               const size_t *argmax, float *dx)
 {
     size_t in_numel = (size_t)(module->in.extent[1] * module->in.extent[2]);
     size_t out_numel = (size_t)(module->out.extent[1] * module->out.extent[2]);
@@ -303,7 +303,7 @@ void zb_ref_maxpool2d_backward(const zb_module *module, size_t rows, const float
     for (size_t image = 0; image < images; image++)
         for (size_t i = 0; i < out_numel; i++) {
             size_t from = image * out_numel + i, to = image * in_numel + argmax[from];
-            dx[to] = dx[to] + dy[from];
+            dx[to] = zb_ref_round(dtype, dx[to] + dy[from]);
         }
 }
 
@@ -350,15 +350,16 @@ float zb_ref_cross_entropy_forward(size_t rows, size_t classes, const float *x, 
     return zb_ref_sum_total(&loss) / (float)rows;
 }
 
-/* dx_i = (exp(log_probs_i) - (i == label)) * (1 / rows). */
+/* dx_i = ((exp(log_probs_i) - (i == label)) * (seed / rows)) / divisor. */
 void zb_ref_cross_entropy_backward(size_t rows, size_t classes, const float *log_probs, const int32_t *labels,
-                                   float *dx)
+                                   float seed, float divisor, float *dx)
 {
-    float weight = 1.0f / (float)rows;
+    float weight = seed / (float)rows;
     for (size_t n = 0; n < rows; n++)
         for (size_t i = 0; i < classes; i++) {
             float target = i == (size_t)labels[n] ? 1.0f : 0.0f;
-            dx[n * classes + i] = (zb_ref_exp(log_probs[n * classes + i]) - target) * weight;
+            float d = zb_ref_exp(log_probs[n * classes + i]) - target;
+            dx[n * classes + i] = (d * weight) / divisor;
         }
 }
 
@@ -373,9 +374,9 @@ float zb_ref_mse_forward(size_t numel, const float *x, const float *t)
     return zb_ref_sum_total(&sum) / (float)numel;
 }
 
-/* dx_i = (x_i - t_i) * (2 / numel). */
-void zb_ref_mse_backward(size_t numel, const float *x, const float *t, float *dx)
+/* dx_i = ((x_i - t_i) * ((2 seed) / numel)) / divisor. */
+void zb_ref_mse_backward(size_t numel, const float *x, const float *t, float seed, float divisor, float *dx)
 {
-    float weight = 2.0f / (float)numel;
-    for (size_t i = 0; i < numel; i++) dx[i] = (x[i] - t[i]) * weight;
+    float weight = (2.0f * seed) / (float)numel;
+    for (size_t i = 0; i < numel; i++) dx[i] = ((x[i] - t[i]) * weight) / divisor;
 }

@@ -1,14 +1,17 @@
-/* Clipping and the optimizers' formulas, element by element. Scalars are computed in fp64 and rounded to fp32
- * once. */
+/* Unscaling, clipping and the optimizers' formulas, element by element. Scalars are computed in fp64 and
+ * rounded to fp32 once. */
 #include "ref/oracle.h"
 
 #include <math.h>
 
-float zb_ref_clip_scale(double norm, double clip_norm)
+float zb_ref_grad_scale(double norm, double clip_norm, double loss_scale)
 {
-    if (clip_norm == 0.0 || !isfinite(norm)) return 1.0f;
-    double excess = (norm + 1e-6) / clip_norm;
-    return excess > 1.0 ? (float)(1.0 / excess) : 1.0f;
+    double divisor = loss_scale;
+    if (clip_norm > 0.0 && isfinite(norm)) {
+        const double excess = (norm + 1e-6) / clip_norm;
+        if (excess > 1.0) divisor = excess * loss_scale;
+    }
+    return (float)(1.0 / divisor);
 }
 
 /* 1 - beta^step of the beta that the formula uses: the one rounded to fp32. */

@@ -2,8 +2,11 @@
  * The parts of the oracle, in the order in which a step uses them. Only ref/ and its tests include this.
  *
  * Reading order: ref.c (the order of a step), pass.c (forward and backward through a model), layers.c (one
- * module's formulas), arithmetic.c (exp, log, the fixed shape of a sum), reduce.c (ranks and norm),
- * optimizer.c. The formulas are those of <zerobit/kernels.h>, written again.
+ * module's formulas), arithmetic.c (exp, log, rounding to 16 bits, the fixed shape of a sum), reduce.c (ranks
+ * and norm), optimizer.c. The formulas are those of <zerobit/kernels.h>, written again.
+ *
+ * Every tensor is an array of float, 16-bit types included: its elements are then numbers that the type holds
+ * exactly. layers.c computes in fp32; who stores a result rounds it with zb_ref_round.
  */
 #ifndef ZB_REF_ORACLE_H
 #define ZB_REF_ORACLE_H
@@ -14,11 +17,18 @@
 #include <zerobit/model.h>
 #include <zerobit/plan.h>
 #include <zerobit/status.h>
+#include <zerobit/types.h>
 
 /* --- arithmetic.c --- */
 
 float zb_ref_exp(float x);
 float zb_ref_log(float x);
+
+/* The nearest number of FP32, FP16 or BF16, ties to even; too large gives infinity, NaN stays NaN. */
+float zb_ref_round(zb_dtype dtype, float x);
+void zb_ref_round_all(zb_dtype dtype, float *x, size_t numel);
+/* The bit pattern of a number that FP16 or BF16 holds; a NaN becomes the quiet one. */
+uint16_t zb_ref_encode(zb_dtype dtype, float x);
 
 /* A sum in the fixed shape: 32 lanes filled in turn, then a binary tree. Start from zero bytes. */
 enum { ZB_REF_LANES = 32 };
@@ -29,7 +39,7 @@ typedef struct zb_ref_sum {
 void zb_ref_sum_add(zb_ref_sum *sum, float x);
 float zb_ref_sum_total(const zb_ref_sum *sum);
 
-/* --- layers.c: one module, or the loss. Arrays are dense, row-major, and do not overlap. --- */
+/* --- layers.c: one module, or the loss, in fp32. Arrays are dense, row-major, and do not overlap. --- */
 
 /* scratch: zb_ref_layer_scratch_numel() floats, contents undefined before and after. */
 size_t zb_ref_layer_scratch_numel(const zb_module *module);
@@ -51,21 +61,22 @@ void zb_ref_conv2d_backward_weight(const zb_module *module, size_t rows, const f
 void zb_ref_backward_bias(const zb_module *module, size_t rows, const float *dy, float *db);
 /* argmax[rows, channels, oh, ow]: where in its channel's image each maximum was found. */
 void zb_ref_maxpool2d_forward(const zb_module *module, size_t rows, const float *x, float *y, size_t *argmax);
-void zb_ref_maxpool2d_backward(const zb_module *module, size_t rows, const float *dy, const size_t *argmax,
-                               float *dx);
+/* Each sum is rounded to dtype. */
+void zb_ref_maxpool2d_backward(const zb_module *module, zb_dtype dtype, size_t rows, const float *dy,
+                               const size_t *argmax, float *dx);
 void zb_ref_relu_forward(size_t numel, const float *x, float *y);
 void zb_ref_relu_backward(size_t numel, const float *y, const float *dy, float *dx);
 
 /* Mean over the rows; log_probs[rows, classes] is kept for backward. */
 float zb_ref_cross_entropy_forward(size_t rows, size_t classes, const float *x, const int32_t *labels,
                                    float *log_probs);
-/* dx[rows, classes] for a loss gradient of 1. */
+/* dx[rows, classes] for a loss gradient of seed / divisor. */
 void zb_ref_cross_entropy_backward(size_t rows, size_t classes, const float *log_probs, const int32_t *labels,
-                                   float *dx);
+                                   float seed, float divisor, float *dx);
 float zb_ref_mse_forward(size_t numel, const float *x, const float *t);
-void zb_ref_mse_backward(size_t numel, const float *x, const float *t, float *dx);
+void zb_ref_mse_backward(size_t numel, const float *x, const float *t, float seed, float divisor, float *dx);
 
-/* --- tensors: one fp32 array per parameter of a model, dense behind one another --- */
+/* --- tensors.c: one array per parameter of a model, dense behind one another --- */
 
 typedef struct zb_ref_tensors {
     size_t numel;  /* of all */
@@ -80,6 +91,8 @@ void zb_ref_tensors_destroy(zb_ref_tensors *tensors);
 
 typedef struct zb_ref_pass {
     const zb_model *model; /* borrowed */
+    zb_dtype dtype;        /* of every tensor below but log_probs */
+    float *input;          /* [rows, in] */
     float **output;        /* [module_count], each [rows, out] */
     float **gradient;      /* [module_count], each [rows, out]: of the loss by that output */
     size_t **argmax;       /* [module_count], MAXPOOL2D only */
@@ -90,31 +103,37 @@ typedef struct zb_ref_pass {
     float *scratch;        /* of layers.c */
 } zb_ref_pass;
 /* For micro-batches of up to `rows` samples. */
-zb_status zb_ref_pass_create(const zb_model *model, size_t rows, zb_ref_pass *pass);
+zb_status zb_ref_pass_create(const zb_model *model, zb_dtype dtype, size_t rows, zb_ref_pass *pass);
 void zb_ref_pass_destroy(zb_ref_pass *pass);
 /* Returns the loss. */
 float zb_ref_forward(zb_ref_pass *pass, const zb_ref_tensors *values, const zb_batch *batch);
 /*
- * After zb_ref_forward on the same batch. The gradient at the model's output is divided by `divisor`.
- * Frozen and unused parameters get +0.
+ * After zb_ref_forward on the same batch. The loss gradient is `seed` (the loss scale), divided by `divisor`
+ * at the model's output. Frozen and unused parameters get +0.
  */
-void zb_ref_backward(zb_ref_pass *pass, const zb_ref_tensors *values, const zb_batch *batch, float divisor,
-                     zb_ref_tensors *gradients);
+void zb_ref_backward(zb_ref_pass *pass, const zb_ref_tensors *values, const zb_batch *batch, float seed,
+                     float divisor, zb_ref_tensors *gradients);
 
 /* --- reduce.c --- */
 
-/* to += from, elementwise. */
-void zb_ref_accumulate(zb_ref_tensors *to, const zb_ref_tensors *from);
-/* out = the sum over ranks in ascending order; with ZB_AVERAGE_INSIDE divided by their number. */
-void zb_ref_reduce(const zb_ref_tensors *ranks, int world_size, zb_average average, zb_ref_tensors *out);
+/* to = from, or with `add` to + from; rounded to dtype. */
+void zb_ref_store(zb_dtype dtype, const zb_ref_tensors *from, int add, zb_ref_tensors *to);
+/*
+ * out = the fp32 sum over ranks in ascending order; with ZB_AVERAGE_INSIDE divided by their number. What goes
+ * in and what comes out is rounded to dtype.
+ */
+void zb_ref_reduce(zb_dtype dtype, const zb_ref_tensors *ranks, int world_size, zb_average average,
+                   zb_ref_tensors *out);
 /* The root of the exact sum of squares over trainable parameters. */
 double zb_ref_norm(const zb_model *model, const zb_ref_tensors *gradients);
 
 /* --- optimizer.c --- */
 
-/* What a gradient is multiplied by so that its norm is at most about clip_norm; 1 where nothing is clipped.
+/*
+ * What a gradient is multiplied by to take the loss scale out, and to bring its norm down to about clip_norm
+ * (0: no clipping). norm: of the gradient without the loss scale.
  */
-float zb_ref_clip_scale(double norm, double clip_norm);
+float zb_ref_grad_scale(double norm, double clip_norm, double loss_scale);
 /*
  * Update one parameter in place. step counts from 1. exp_avg: Adam's first moment or SGD's momentum buffer;
  * exp_avg_sq: Adam's second moment; either may be NULL where the formula has none.

@@ -3,7 +3,10 @@
  *
  * Backward visits the modules in reverse. What one module contributes to the gradient of an activation or of
  * a parameter is computed whole, then handed over: the first contribution is stored, each later one is added
- * with one fp32 addition per element. The model's input and frozen parameters receive nothing.
+ * with one addition per element. The model's input and frozen parameters receive nothing.
+ *
+ * Every result is rounded to the pass's type where it is stored; where a module only moves numbers, that
+ * changes nothing.
  */
 #include "ref/oracle.h"
 
@@ -61,17 +64,19 @@ static zb_status allocate_tensors(const zb_model *model, size_t rows, zb_ref_pas
         needed = zb_ref_layer_scratch_numel(module);
         if (needed > scratch) scratch = needed;
     }
+    pass->input = zb_alloc_array(rows, zb_shape_numel(&model->input) * sizeof(float));
     size_t classes = zb_shape_numel(&model->modules[zb_model_output_module(model)].out);
     pass->log_probs = zb_alloc_array(rows, classes * sizeof(float));
     pass->contribution = zb_alloc_array(contribution, sizeof(float));
     pass->scratch = zb_alloc_array(scratch, sizeof(float));
-    if (pass->log_probs == NULL || pass->contribution == NULL || pass->scratch == NULL) return ZB_NO_MEMORY;
+    if (pass->input == NULL || pass->log_probs == NULL || pass->contribution == NULL || pass->scratch == NULL)
+        return ZB_NO_MEMORY;
     return ZB_OK;
 }
 
-zb_status zb_ref_pass_create(const zb_model *model, size_t rows, zb_ref_pass *pass)
+zb_status zb_ref_pass_create(const zb_model *model, zb_dtype dtype, size_t rows, zb_ref_pass *pass)
 {
-    zb_ref_pass made = { .model = model };
+    zb_ref_pass made = { .model = model, .dtype = dtype };
     zb_status status = allocate_arrays(model, &made);
     if (status == ZB_OK) status = allocate_tensors(model, rows, &made);
     if (status != ZB_OK) {
@@ -93,6 +98,7 @@ void zb_ref_pass_destroy(zb_ref_pass *pass)
     free_each((void *const *)pass->output, modules);
     free_each((void *const *)pass->gradient, modules);
     free_each((void *const *)pass->argmax, modules);
+    zb_free(pass->input);
     zb_free(pass->output);
     zb_free(pass->gradient);
     zb_free(pass->argmax);
@@ -106,9 +112,9 @@ void zb_ref_pass_destroy(zb_ref_pass *pass)
 
 /* --- forward --- */
 
-static const float *input_of(const zb_ref_pass *pass, const zb_batch *batch, int input)
+static const float *input_of(const zb_ref_pass *pass, int input)
 {
-    return input == ZB_MODEL_INPUT ? batch->inputs : pass->output[input];
+    return input == ZB_MODEL_INPUT ? pass->input : pass->output[input];
 }
 
 static const float *param_of(const zb_ref_tensors *values, int param)
@@ -116,12 +122,12 @@ static const float *param_of(const zb_ref_tensors *values, int param)
     return param == ZB_NO_PARAM ? NULL : values->param[param];
 }
 
-static void forward_module(zb_ref_pass *pass, int m, const zb_ref_tensors *values, const zb_batch *batch)
+static void forward_module(zb_ref_pass *pass, int m, const zb_ref_tensors *values, size_t rows)
 {
     const zb_module *module = &pass->model->modules[m];
     if (!has_output(module)) return;
-    size_t rows = (size_t)batch->rows, numel = rows * zb_shape_numel(&module->out);
-    const float *x = input_of(pass, batch, module->inputs[0]);
+    size_t numel = rows * zb_shape_numel(&module->out);
+    const float *x = input_of(pass, module->inputs[0]);
     const float *w = param_of(values, module->weight), *b = param_of(values, module->bias);
     float *y = pass->output[m];
 
@@ -142,22 +148,26 @@ static void forward_module(zb_ref_pass *pass, int m, const zb_ref_tensors *value
         memcpy(y, x, numel * sizeof *y);
         break;
     case ZB_MODULE_ADD: {
-        const float *x2 = input_of(pass, batch, module->inputs[1]);
+        const float *x2 = input_of(pass, module->inputs[1]);
         for (size_t i = 0; i < numel; i++) y[i] = x[i] + x2[i];
         break;
     }
     case ZB_MODULE_PARAMETER:
         break;
     }
+    zb_ref_round_all(pass->dtype, y, numel);
 }
 
 float zb_ref_forward(zb_ref_pass *pass, const zb_ref_tensors *values, const zb_batch *batch)
 {
     const zb_model *model = pass->model;
-    for (int m = 0; m < model->module_count; m++) forward_module(pass, m, values, batch);
+    const size_t rows = (size_t)batch->rows, inputs = rows * zb_shape_numel(&model->input);
+    memcpy(pass->input, batch->inputs, inputs * sizeof *pass->input);
+    zb_ref_round_all(pass->dtype, pass->input, inputs);
+    for (int m = 0; m < model->module_count; m++) forward_module(pass, m, values, rows);
 
     int last = zb_model_output_module(model);
-    size_t rows = (size_t)batch->rows, outputs = zb_shape_numel(&model->modules[last].out);
+    size_t outputs = zb_shape_numel(&model->modules[last].out);
     if (model->loss == ZB_LOSS_MSE)
         return zb_ref_mse_forward(rows * outputs, pass->output[last], batch->targets);
     return zb_ref_cross_entropy_forward(rows, outputs, pass->output[last], batch->labels, pass->log_probs);
@@ -166,12 +176,12 @@ float zb_ref_forward(zb_ref_pass *pass, const zb_ref_tensors *values, const zb_b
 /* --- backward --- */
 
 /* The first contribution is stored, a later one added. */
-static void hand_over(const float *contribution, size_t numel, float *gradient, int *reached)
+static void hand_over(zb_dtype dtype, const float *contribution, size_t numel, float *gradient, int *reached)
 {
-    if (!*reached)
-        memcpy(gradient, contribution, numel * sizeof *gradient);
-    else
-        for (size_t i = 0; i < numel; i++) gradient[i] = gradient[i] + contribution[i];
+    for (size_t i = 0; i < numel; i++) {
+        const float rounded = zb_ref_round(dtype, contribution[i]);
+        gradient[i] = *reached ? zb_ref_round(dtype, gradient[i] + rounded) : rounded;
+    }
     *reached = 1;
 }
 
@@ -182,15 +192,14 @@ static int wants_gradient(const zb_model *model, int param)
 
 static void hand_over_param(zb_ref_pass *pass, int param, zb_ref_tensors *gradients)
 {
-    hand_over(pass->contribution, pass->model->params[param].numel, gradients->param[param],
+    hand_over(pass->dtype, pass->contribution, pass->model->params[param].numel, gradients->param[param],
               &pass->param_reached[param]);
 }
 
-static void backward_params(zb_ref_pass *pass, int m, const zb_batch *batch, zb_ref_tensors *gradients)
+static void backward_params(zb_ref_pass *pass, int m, size_t rows, zb_ref_tensors *gradients)
 {
     const zb_module *module = &pass->model->modules[m];
-    size_t rows = (size_t)batch->rows;
-    const float *x = input_of(pass, batch, module->inputs[0]), *dy = pass->gradient[m];
+    const float *x = input_of(pass, module->inputs[0]), *dy = pass->gradient[m];
     if (wants_gradient(pass->model, module->weight)) {
         if (module->kind == ZB_MODULE_LINEAR)
             zb_ref_linear_backward_weight(module, rows, dy, x, pass->contribution);
@@ -226,7 +235,7 @@ static void backward_inputs(zb_ref_pass *pass, int m, const zb_ref_tensors *valu
         zb_ref_conv2d_backward_input(module, rows, dy, w, dx, pass->scratch);
         break;
     case ZB_MODULE_MAXPOOL2D:
-        zb_ref_maxpool2d_backward(module, rows, dy, pass->argmax[m], dx);
+        zb_ref_maxpool2d_backward(module, pass->dtype, rows, dy, pass->argmax[m], dx);
         break;
     case ZB_MODULE_RELU:
         zb_ref_relu_backward(rows * zb_shape_numel(&module->out), pass->output[m], dy, dx);
@@ -241,23 +250,23 @@ static void backward_inputs(zb_ref_pass *pass, int m, const zb_ref_tensors *valu
     for (int i = 0; i < module->input_count; i++) {
         int from = module->inputs[i];
         if (from != ZB_MODEL_INPUT)
-            hand_over(dx, rows * zb_shape_numel(&module->in), pass->gradient[from],
+            hand_over(pass->dtype, dx, rows * zb_shape_numel(&module->in), pass->gradient[from],
                       &pass->output_reached[from]);
     }
 }
 
-static void backward_module(zb_ref_pass *pass, int m, const zb_ref_tensors *values, const zb_batch *batch,
+static void backward_module(zb_ref_pass *pass, int m, const zb_ref_tensors *values, size_t rows,
                             zb_ref_tensors *gradients)
 {
     const zb_module *module = &pass->model->modules[m];
     if (!has_output(module)) return;
     ZB_ASSERT(pass->output_reached[m]); /* a finished model has no output that nothing uses */
-    backward_params(pass, m, batch, gradients);
-    backward_inputs(pass, m, values, (size_t)batch->rows);
+    backward_params(pass, m, rows, gradients);
+    backward_inputs(pass, m, values, rows);
 }
 
-void zb_ref_backward(zb_ref_pass *pass, const zb_ref_tensors *values, const zb_batch *batch, float divisor,
-                     zb_ref_tensors *gradients)
+void zb_ref_backward(zb_ref_pass *pass, const zb_ref_tensors *values, const zb_batch *batch, float seed,
+                     float divisor, zb_ref_tensors *gradients)
 {
     const zb_model *model = pass->model;
     memset(gradients->data, 0, gradients->numel * sizeof *gradients->data);
@@ -268,11 +277,11 @@ void zb_ref_backward(zb_ref_pass *pass, const zb_ref_tensors *values, const zb_b
     size_t rows = (size_t)batch->rows, outputs = zb_shape_numel(&model->modules[last].out);
     float *dy = pass->gradient[last];
     if (model->loss == ZB_LOSS_MSE)
-        zb_ref_mse_backward(rows * outputs, pass->output[last], batch->targets, dy);
+        zb_ref_mse_backward(rows * outputs, pass->output[last], batch->targets, seed, divisor, dy);
     else
-        zb_ref_cross_entropy_backward(rows, outputs, pass->log_probs, batch->labels, dy);
-    for (size_t i = 0; i < rows * outputs; i++) dy[i] = dy[i] / divisor; /* by 1: the same bits */
+        zb_ref_cross_entropy_backward(rows, outputs, pass->log_probs, batch->labels, seed, divisor, dy);
+    zb_ref_round_all(pass->dtype, dy, rows * outputs);
     pass->output_reached[last] = 1;
 
-    for (int m = model->module_count - 1; m >= 0; m--) backward_module(pass, m, values, batch, gradients);
+    for (int m = model->module_count - 1; m >= 0; m--) backward_module(pass, m, values, rows, gradients);
 }

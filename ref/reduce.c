@@ -4,17 +4,21 @@
 #include <math.h>
 #include <string.h>
 
-void zb_ref_accumulate(zb_ref_tensors *to, const zb_ref_tensors *from)
+void zb_ref_store(zb_dtype dtype, const zb_ref_tensors *from, int add, zb_ref_tensors *to)
 {
-    for (size_t i = 0; i < to->numel; i++) to->data[i] = to->data[i] + from->data[i];
+    for (size_t i = 0; i < to->numel; i++)
+        to->data[i] = zb_ref_round(dtype, add ? to->data[i] + from->data[i] : from->data[i]);
 }
 
-void zb_ref_reduce(const zb_ref_tensors *ranks, int world_size, zb_average average, zb_ref_tensors *out)
+void zb_ref_reduce(zb_dtype dtype, const zb_ref_tensors *ranks, int world_size, zb_average average,
+                   zb_ref_tensors *out)
 {
-    memcpy(out->data, ranks[0].data, out->numel * sizeof *out->data);
-    for (int r = 1; r < world_size; r++) zb_ref_accumulate(out, &ranks[r]);
-    if (average == ZB_SUM_ONLY) return;
-    for (size_t i = 0; i < out->numel; i++) out->data[i] = out->data[i] / (float)world_size;
+    for (size_t i = 0; i < out->numel; i++) {
+        float sum = zb_ref_round(dtype, ranks[0].data[i]);
+        for (int r = 1; r < world_size; r++) sum = sum + zb_ref_round(dtype, ranks[r].data[i]);
+        if (average == ZB_AVERAGE_INSIDE) sum = sum / (float)world_size;
+        out->data[i] = zb_ref_round(dtype, sum);
+    }
 }
 
 /* --- the exact sum of squares --- */

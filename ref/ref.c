@@ -15,15 +15,19 @@ struct zb_ref {
     zb_plan plan;
     const zb_model *model; /* borrowed */
     zb_schedule schedule;  /* its rate is what the next step uses */
+    zb_loss_scaler scaler; /* its scale is what the next step uses */
     zb_loader **loader;    /* [world_size] */
-    int64_t step;          /* optimizer steps done */
+    int64_t step;          /* optimizer steps done, skipped ones included */
+    int64_t skipped;
     zb_ref_pass pass;      /* one for all ranks, which take turns */
-    zb_ref_tensors values; /* the weights: what forward reads is what the optimizer writes */
+    zb_ref_tensors master; /* fp32: what the optimizer writes */
+    zb_ref_tensors values; /* the masters in the model's type: what forward reads */
     zb_ref_tensors exp_avg, exp_avg_sq;
     zb_ref_tensors gradient;  /* of one micro-batch of one rank */
     zb_ref_tensors *rank_sum; /* [world_size]: of the micro-batches that have not been reduced yet */
     zb_ref_tensors average;   /* over ranks, of one reduction */
     zb_ref_tensors reduced;   /* what the optimizer gets */
+    uint16_t *payload;        /* one parameter's elements as 16-bit numbers, for showing */
 };
 
 /* --- what can be run --- */
@@ -42,9 +46,9 @@ static zb_status check_choices(const zb_plan *plan)
         { "comm_dtype", plan->comm_dtype },
     };
     for (size_t i = 0; i < sizeof dtypes / sizeof dtypes[0]; i++)
-        if (dtypes[i].found != ZB_FP32)
-            return zb_fail(ZB_UNSUPPORTED, "oracle: plan.%s is %s, only fp32 is offered", dtypes[i].name,
-                           zb_dtype_name(dtypes[i].found));
+        if (dtypes[i].found != ZB_FP32 && dtypes[i].found != ZB_FP16 && dtypes[i].found != ZB_BF16)
+            return zb_fail(ZB_UNSUPPORTED, "oracle: plan.%s is %s, only fp32, fp16 and bf16 are offered",
+                           dtypes[i].name, zb_dtype_name(dtypes[i].found));
     if (plan->reduce_when != ZB_REDUCE_AT_BOUNDARY && plan->reduce_when != ZB_REDUCE_EVERY_MICRO_BATCH)
         return zb_fail(ZB_UNSUPPORTED, "oracle: plan.reduce_when is %d, which is unknown",
                        (int)plan->reduce_when);
@@ -112,20 +116,36 @@ static zb_status create_loaders(zb_ref *ref, const zb_ref_options *options)
     return ZB_OK;
 }
 
-static zb_status create_tensors(zb_ref *ref, const zb_weights *weights)
+static size_t largest_param_numel(const zb_model *model)
+{
+    size_t largest = 0;
+    for (int p = 0; p < model->param_count; p++)
+        if (model->params[p].numel > largest) largest = model->params[p].numel;
+    return largest;
+}
+
+/* The model begins with the given weights in its own type, and the masters with what is left of them. */
+static void set_weights(zb_ref *ref, const zb_weights *weights)
 {
     const zb_model *model = ref->model;
-    zb_ref_tensors *const single[] = { &ref->values,   &ref->exp_avg, &ref->exp_avg_sq,
+    for (int p = 0; p < model->param_count; p++)
+        memcpy(ref->values.param[p], weights->values[p], model->params[p].numel * sizeof(float));
+    zb_ref_round_all(ref->plan.param_dtype, ref->values.data, ref->values.numel);
+    zb_ref_store(ZB_FP32, &ref->values, 0, &ref->master);
+}
+
+static zb_status create_tensors(zb_ref *ref)
+{
+    const zb_model *model = ref->model;
+    zb_ref_tensors *const single[] = { &ref->master,   &ref->values,  &ref->exp_avg, &ref->exp_avg_sq,
                                        &ref->gradient, &ref->average, &ref->reduced };
     for (size_t i = 0; i < sizeof single / sizeof single[0]; i++)
         ZB_TRY(zb_ref_tensors_create(model, single[i]));
     ref->rank_sum = zb_alloc_array((size_t)ref->plan.world_size, sizeof *ref->rank_sum);
     if (ref->rank_sum == NULL) return ZB_NO_MEMORY;
     for (int r = 0; r < ref->plan.world_size; r++) ZB_TRY(zb_ref_tensors_create(model, &ref->rank_sum[r]));
-
-    for (int p = 0; p < model->param_count; p++)
-        memcpy(ref->values.param[p], weights->values[p], model->params[p].numel * sizeof(float));
-    return ZB_OK;
+    ref->payload = zb_alloc_array(largest_param_numel(model), sizeof *ref->payload);
+    return ref->payload == NULL ? ZB_NO_MEMORY : ZB_OK;
 }
 
 /* A rank never sees more rows at once than its share of an epoch. */
@@ -139,9 +159,13 @@ static size_t rows_max(const zb_plan *plan, const zb_dataset *dataset)
 static zb_status fill(zb_ref *ref, const zb_ref_options *options)
 {
     ZB_TRY(zb_schedule_init(&ref->schedule, options->schedule));
+    ZB_TRY(zb_loss_scaler_init(&ref->scaler, &ref->plan.scaler));
     ZB_TRY(create_loaders(ref, options));
-    ZB_TRY(zb_ref_pass_create(ref->model, rows_max(&ref->plan, options->dataset), &ref->pass));
-    return create_tensors(ref, options->weights);
+    ZB_TRY(zb_ref_pass_create(ref->model, ref->plan.param_dtype, rows_max(&ref->plan, options->dataset),
+                              &ref->pass));
+    ZB_TRY(create_tensors(ref));
+    set_weights(ref, options->weights);
+    return ZB_OK;
 }
 
 zb_status zb_ref_create(const zb_ref_options *options, zb_ref **ref_p)
@@ -174,6 +198,8 @@ void zb_ref_destroy(zb_ref *ref)
         zb_ref_tensors_destroy(&ref->rank_sum[r]);
     zb_free(ref->loader);
     zb_free(ref->rank_sum);
+    zb_free(ref->payload);
+    zb_ref_tensors_destroy(&ref->master);
     zb_ref_tensors_destroy(&ref->values);
     zb_ref_tensors_destroy(&ref->exp_avg);
     zb_ref_tensors_destroy(&ref->exp_avg_sq);
@@ -215,53 +241,73 @@ static zb_status show_scalar(const zb_observer *observer, zb_quantity quantity, 
 
 enum which_params { ALL_PARAMS, TRAINABLE_PARAMS };
 
-static zb_status show_tensors(const zb_ref *ref, const zb_observer *observer, zb_quantity quantity,
-                              int64_t step, enum which_params which, const zb_ref_tensors *tensors)
+/* The data of an observation of 16-bit numbers are their bit patterns. */
+static const void *payload_of(const zb_ref *ref, zb_dtype dtype, const float *x, size_t numel)
 {
+    if (dtype == ZB_FP32) return x;
+    for (size_t i = 0; i < numel; i++) ref->payload[i] = zb_ref_encode(dtype, x[i]);
+    return ref->payload;
+}
+
+static zb_status show_tensors(const zb_ref *ref, const zb_observer *observer, zb_quantity quantity,
+                              zb_dtype dtype, int64_t step, enum which_params which,
+                              const zb_ref_tensors *tensors)
+{
+    if (observer == NULL) return ZB_OK;
     for (int p = 0; p < ref->model->param_count; p++) {
+        const size_t numel = ref->model->params[p].numel;
         if (which == TRAINABLE_PARAMS && !ref->model->params[p].requires_grad) continue;
         ZB_TRY(show(observer, (zb_observation){ .quantity = quantity,
                                                 .step = step,
                                                 .micro = NO_MICRO,
                                                 .rank = ZB_EVERY_RANK,
                                                 .param = p,
-                                                .dtype = ZB_FP32,
-                                                .numel = ref->model->params[p].numel,
-                                                .data = tensors->param[p] }));
+                                                .dtype = dtype,
+                                                .numel = numel,
+                                                .data = payload_of(ref, dtype, tensors->param[p], numel) }));
     }
     return ZB_OK;
 }
 
 zb_status zb_ref_observe_initial(zb_ref *ref, const zb_observer *observer)
 {
-    ZB_TRY(show_tensors(ref, observer, ZB_Q_MASTER, AFTER_INITIALIZE, ALL_PARAMS, &ref->values));
-    return show_tensors(ref, observer, ZB_Q_PARAM, AFTER_INITIALIZE, ALL_PARAMS, &ref->values);
+    ZB_TRY(show_tensors(ref, observer, ZB_Q_MASTER, ZB_FP32, AFTER_INITIALIZE, ALL_PARAMS, &ref->master));
+    return show_tensors(ref, observer, ZB_Q_PARAM, ref->plan.param_dtype, AFTER_INITIALIZE, ALL_PARAMS,
+                        &ref->values);
 }
 
-static zb_status show_step(const zb_ref *ref, const zb_observer *observer, int64_t step, double norm,
-                           double lr)
+/* The numbers of one step that are not tensors. */
+typedef struct step_scalars {
+    double loss_scale; /* in force when the step began */
+    double norm;       /* of the reduced gradients, without the loss scale */
+    int64_t overflow;
+    double lr;
+} step_scalars;
+
+static zb_status show_step(const zb_ref *ref, const zb_observer *observer, const step_scalars *scalars)
 {
     const zb_plan *plan = &ref->plan;
-    const int64_t overflow = 0; /* fp32 never skips a step: infinities and NaNs go on into the weights */
-    const double loss_scale = 1.0;
-    ZB_TRY(show_tensors(ref, observer, ZB_Q_GRAD, step, TRAINABLE_PARAMS, &ref->reduced));
-    ZB_TRY(show_scalar(observer, ZB_Q_NORM, ZB_FP64, step, &norm));
-    ZB_TRY(show_scalar(observer, ZB_Q_OVERFLOW, ZB_INT64, step, &overflow));
-    ZB_TRY(show_scalar(observer, ZB_Q_LOSS_SCALE, ZB_FP64, step, &loss_scale));
-    ZB_TRY(show_scalar(observer, ZB_Q_LR, ZB_FP64, step, &lr));
+    const int64_t step = ref->step - 1; /* it has been counted */
+    ZB_TRY(show_tensors(ref, observer, ZB_Q_GRAD, plan->grad_dtype, step, TRAINABLE_PARAMS, &ref->reduced));
+    ZB_TRY(show_scalar(observer, ZB_Q_NORM, ZB_FP64, step, &scalars->norm));
+    ZB_TRY(show_scalar(observer, ZB_Q_OVERFLOW, ZB_INT64, step, &scalars->overflow));
+    ZB_TRY(show_scalar(observer, ZB_Q_LOSS_SCALE, ZB_FP64, step, &scalars->loss_scale));
+    ZB_TRY(show_scalar(observer, ZB_Q_LR, ZB_FP64, step, &scalars->lr));
 
     const zb_optimizer_config *optimizer = &plan->optimizer;
     const int has_exp_avg = optimizer->kind == ZB_OPTIMIZER_ADAM || optimizer->momentum != 0.0;
     const int has_exp_avg_sq = optimizer->kind == ZB_OPTIMIZER_ADAM;
-    ZB_TRY(show_tensors(ref, observer, ZB_Q_MASTER, step, ALL_PARAMS, &ref->values));
-    if (has_exp_avg) ZB_TRY(show_tensors(ref, observer, ZB_Q_EXP_AVG, step, TRAINABLE_PARAMS, &ref->exp_avg));
+    ZB_TRY(show_tensors(ref, observer, ZB_Q_MASTER, ZB_FP32, step, ALL_PARAMS, &ref->master));
+    if (has_exp_avg)
+        ZB_TRY(show_tensors(ref, observer, ZB_Q_EXP_AVG, ZB_FP32, step, TRAINABLE_PARAMS, &ref->exp_avg));
     if (has_exp_avg_sq)
-        ZB_TRY(show_tensors(ref, observer, ZB_Q_EXP_AVG_SQ, step, TRAINABLE_PARAMS, &ref->exp_avg_sq));
-    ZB_TRY(show_tensors(ref, observer, ZB_Q_PARAM, step, ALL_PARAMS, &ref->values));
+        ZB_TRY(
+            show_tensors(ref, observer, ZB_Q_EXP_AVG_SQ, ZB_FP32, step, TRAINABLE_PARAMS, &ref->exp_avg_sq));
+    ZB_TRY(show_tensors(ref, observer, ZB_Q_PARAM, plan->param_dtype, step, ALL_PARAMS, &ref->values));
 
-    const int64_t done = step + 1, micro_steps = done * plan->accumulation_steps;
-    const int64_t counters[] = { micro_steps, done, micro_steps * plan->micro_batch_size * plan->world_size,
-                                 0 };
+    const int64_t micro_steps = ref->step * plan->accumulation_steps;
+    const int64_t samples = micro_steps * plan->micro_batch_size * plan->world_size;
+    const int64_t counters[] = { micro_steps, ref->step, samples, ref->skipped };
     return show_values(observer, ZB_Q_COUNTERS, ZB_INT64, step, NO_MICRO, ZB_EVERY_RANK, 4, counters);
 }
 
@@ -278,21 +324,15 @@ static zb_status run_micro_batch(zb_ref *ref, const zb_observer *observer, int64
 
     const float loss = zb_ref_forward(&ref->pass, &ref->values, &batch);
     ZB_TRY(show_values(observer, ZB_Q_LOSS, ZB_FP32, ref->step, micro, r, 1, &loss));
-    zb_ref_backward(&ref->pass, &ref->values, &batch, (float)ref->plan.accumulation_steps, &ref->gradient);
+    zb_ref_backward(&ref->pass, &ref->values, &batch, (float)ref->scaler.scale,
+                    (float)ref->plan.accumulation_steps, &ref->gradient);
     return ZB_OK;
 }
 
-/* The first is stored, each later one is added. */
-static void store_or_add(zb_ref_tensors *to, const zb_ref_tensors *from, int first)
-{
-    if (first)
-        memcpy(to->data, from->data, to->numel * sizeof *to->data);
-    else
-        zb_ref_accumulate(to, from);
-}
-
-/* All micro-batches of all ranks; leaves the sum over micro-batches of the average over ranks in
- * ref->reduced. */
+/*
+ * All micro-batches of all ranks; leaves the sum over micro-batches of the average over ranks in
+ * ref->reduced. The first micro-batch is stored, each later one added, in the plan's gradient type.
+ */
 static zb_status compute_gradients(zb_ref *ref, const zb_observer *observer)
 {
     const zb_plan *plan = &ref->plan;
@@ -300,31 +340,50 @@ static zb_status compute_gradients(zb_ref *ref, const zb_observer *observer)
     for (int64_t micro = 0; micro < plan->accumulation_steps; micro++) {
         for (int r = 0; r < plan->world_size; r++) {
             ZB_TRY(run_micro_batch(ref, observer, micro, r));
-            store_or_add(&ref->rank_sum[r], &ref->gradient, micro == 0 || every_micro_batch);
+            zb_ref_store(plan->grad_dtype, &ref->gradient, micro > 0 && !every_micro_batch,
+                         &ref->rank_sum[r]);
         }
         if (every_micro_batch) {
-            zb_ref_reduce(ref->rank_sum, plan->world_size, plan->average, &ref->average);
-            store_or_add(&ref->reduced, &ref->average, micro == 0);
+            zb_ref_reduce(plan->comm_dtype, ref->rank_sum, plan->world_size, plan->average, &ref->average);
+            zb_ref_store(plan->grad_dtype, &ref->average, micro > 0, &ref->reduced);
         }
     }
-    if (!every_micro_batch) zb_ref_reduce(ref->rank_sum, plan->world_size, plan->average, &ref->reduced);
+    if (!every_micro_batch) {
+        zb_ref_reduce(plan->comm_dtype, ref->rank_sum, plan->world_size, plan->average, &ref->average);
+        zb_ref_store(plan->grad_dtype, &ref->average, 0, &ref->reduced);
+    }
     return ZB_OK;
+}
+
+static void update_weights(zb_ref *ref, const step_scalars *scalars)
+{
+    const zb_plan *plan = &ref->plan;
+    const int64_t applied = ref->step - ref->skipped; /* this one included */
+    const float grad_scale = zb_ref_grad_scale(scalars->norm, plan->clip_norm, scalars->loss_scale);
+    for (int p = 0; p < ref->model->param_count; p++) {
+        const zb_param *param = &ref->model->params[p];
+        if (!param->requires_grad) continue;
+        zb_ref_update(&plan->optimizer, scalars->lr, applied, grad_scale, param->numel, ref->master.param[p],
+                      ref->reduced.param[p], ref->exp_avg.param[p], ref->exp_avg_sq.param[p]);
+    }
+    zb_ref_store(plan->param_dtype, &ref->master, 0, &ref->values);
 }
 
 zb_status zb_ref_step(zb_ref *ref, const zb_observer *observer)
 {
     ZB_TRY(compute_gradients(ref, observer));
-    const double norm = zb_ref_norm(ref->model, &ref->reduced);
-    const float grad_scale = zb_ref_clip_scale(norm, ref->plan.clip_norm);
+    step_scalars scalars = { .loss_scale = ref->scaler.scale, .lr = zb_schedule_lr(&ref->schedule) };
+    const double norm = zb_ref_norm(ref->model, &ref->reduced); /* finite unless a gradient is not */
+    scalars.norm = norm / scalars.loss_scale;
+    scalars.overflow = ref->plan.skip_on_overflow && !isfinite(norm);
 
-    const int64_t step = ref->step++;
-    const double lr = zb_schedule_lr(&ref->schedule);
-    for (int p = 0; p < ref->model->param_count; p++) {
-        const zb_param *param = &ref->model->params[p];
-        if (!param->requires_grad) continue;
-        zb_ref_update(&ref->plan.optimizer, lr, step + 1, grad_scale, param->numel, ref->values.param[p],
-                      ref->reduced.param[p], ref->exp_avg.param[p], ref->exp_avg_sq.param[p]);
+    ref->step++;
+    if (scalars.overflow) {
+        ref->skipped++;
+    } else {
+        update_weights(ref, &scalars);
+        zb_schedule_step(&ref->schedule);
     }
-    zb_schedule_step(&ref->schedule);
-    return show_step(ref, observer, step, norm, lr);
+    ZB_TRY(zb_loss_scaler_update(&ref->scaler, (int)scalars.overflow));
+    return show_step(ref, observer, &scalars);
 }

@@ -1,4 +1,4 @@
-/* One fp32 array per parameter: what values, gradients and moments are kept in. */
+/* One array per parameter: what values, gradients and moments are kept in. */
 #include "ref/oracle.h"
 
 #include <zerobit/memory.h>

@@ -1,4 +1,5 @@
-/* The oracle's sum, exact norm, clip factor and optimizers against values worked out by hand or published. */
+/* The oracle's sum, 16-bit rounding, sums over ranks, exact norm, clip factor and optimizers against values
+ * worked out by hand or published. */
 #include "tests/ref/bits.h"
 
 #include <stdio.h>
@@ -36,6 +37,114 @@ static void check_sum_shape(void **state)
     x[16] = 0.0f, x[8] = 0.0f;
     x[24] = 1.0f, x[8] = 1.0f; /* lane 24 comes to lane 8 at s = 16 */
     assert_true(same_bits(sum_of(x, 65), 0x1p24f + 2.0f));
+}
+
+/* --- 16 bits --- */
+
+/* What the formats are, from their widths alone: 1 sign, `exponent` and `fraction` bits. */
+static const struct format_case {
+    const char *name;
+    zb_dtype dtype;
+    int exponent, fraction;
+} format_cases[] = {
+    { "every fp16 number and its borders", ZB_FP16, 5, 10 },
+    { "every bf16 number and its borders", ZB_BF16, 8, 7 },
+};
+
+/* The number of a positive code; of the first code that stands for none, what it would be. */
+static double number_of(const struct format_case *f, uint32_t code)
+{
+    const int exponent = (int)(code >> f->fraction), bias = (1 << (f->exponent - 1)) - 1;
+    const double fraction = ldexp((double)(code & ((1u << f->fraction) - 1)), -f->fraction);
+    return exponent == 0 ? ldexp(fraction, 1 - bias) : ldexp(1.0 + fraction, exponent - bias);
+}
+
+static void assert_rounds(const struct format_case *f, float x, float to)
+{
+    const float up = zb_ref_round(f->dtype, x), down = zb_ref_round(f->dtype, -x);
+    if (!same_bits(up, to) || !same_bits(down, -to))
+        fail_msg("%a gives %a, %a, want %a", (double)x, (double)up, (double)down, (double)to);
+}
+
+/*
+ * Between two neighbours lies a border, which fp32 holds: it goes to the even code, what is just below and
+ * just above it to the nearer one. Above the border over the largest number lies infinity.
+ */
+static void check_rounding(void **state)
+{
+    const struct format_case *f = *state;
+    const uint32_t infinity = ((1u << f->exponent) - 1) << f->fraction, sign = 0x8000;
+    for (uint32_t code = 0; code < infinity; code++) {
+        const double here = number_of(f, code), next = number_of(f, code + 1);
+        const float x = (float)here, above = code + 1 == infinity ? INFINITY : (float)next;
+        assert_true((double)x == here);
+        assert_rounds(f, x, x);
+        assert_int_equal(zb_ref_encode(f->dtype, x), code);
+        assert_int_equal(zb_ref_encode(f->dtype, -x), code | sign);
+
+        const float border = (float)((here + next) / 2.0);
+        assert_rounds(f, nextafterf(border, 0.0f), x);
+        assert_rounds(f, border, code % 2 == 0 ? x : above);
+        assert_rounds(f, nextafterf(border, INFINITY), above);
+    }
+    assert_rounds(f, INFINITY, INFINITY);
+    assert_rounds(f, 0x1.fffffep127f, INFINITY);
+    assert_rounds(f, 0x1p-149f, 0.0f);
+    assert_true(isnan(zb_ref_round(f->dtype, NAN)));
+    assert_int_equal(zb_ref_encode(f->dtype, INFINITY), infinity);
+    assert_int_equal(zb_ref_encode(f->dtype, -INFINITY), infinity | sign);
+    assert_int_equal(zb_ref_encode(f->dtype, NAN), infinity | 1u << (f->fraction - 1));
+}
+
+static void check_fp32_is_not_rounded(void **state)
+{
+    (void)state;
+    const float x[] = { 0x1.fffffep127f, 0x1p-149f, -0.0f, 0x1.000002p0f, INFINITY, NAN };
+    for (size_t i = 0; i < 6; i++) assert_true(same_bits(zb_ref_round(ZB_FP32, x[i]), x[i]));
+}
+
+/* --- across ranks and micro-batches --- */
+
+static const struct reduce_case {
+    const char *name;
+    zb_dtype dtype;
+    zb_average average;
+    float ranks[3], result;
+} reduce_cases[] = {
+    /* 1 + 2^-8 + 2^-8 in fp32, then rounded: bf16 has 7 bits after the point */
+    { "bf16 is added wide and rounded once", ZB_BF16, ZB_SUM_ONLY, { 1.0f, 0x1p-8f, 0x1p-8f }, 0x1.02p0f },
+    { "fp32 in rank order", ZB_FP32, ZB_SUM_ONLY, { 0x1p24f, 1.0f, 1.0f }, 0x1p24f },
+    { "fp16: the average of large numbers", ZB_FP16, ZB_AVERAGE_INSIDE, { 6e4f, 6e4f, 6e4f }, 6e4f },
+    { "fp16: the sum of large numbers", ZB_FP16, ZB_SUM_ONLY, { 6e4f, 6e4f, -1.0f }, INFINITY },
+    { "fp16: a third", ZB_FP16, ZB_AVERAGE_INSIDE, { 1.0f, 0.0f, 0.0f }, 0x1.554p-2f },
+    { "what is sent is rounded first", ZB_BF16, ZB_SUM_ONLY, { 0x1.01p0f, 0x1.01p0f, 0.0f }, 2.0f },
+};
+
+static void check_reduce(void **state)
+{
+    const struct reduce_case *c = *state;
+    float data[3], out = -1.0f;
+    zb_ref_tensors ranks[3], result = { .numel = 1, .data = &out };
+    for (int r = 0; r < 3; r++) {
+        data[r] = c->ranks[r];
+        ranks[r] = (zb_ref_tensors){ .numel = 1, .data = &data[r] };
+    }
+    zb_ref_reduce(c->dtype, ranks, 3, c->average, &result);
+    if (!same_bits(out, c->result)) fail_msg("%a, want %a", (double)out, (double)c->result);
+}
+
+static void check_store(void **state)
+{
+    (void)state;
+    float from_data[] = { 0x1.01p0f }, to_data[] = { 0x1p8f };
+    const zb_ref_tensors from = { .numel = 1, .data = from_data };
+    zb_ref_tensors to = { .numel = 1, .data = to_data };
+    zb_ref_store(ZB_BF16, &from, 1, &to); /* 257 and a bit: nearer to 258 */
+    assert_true(to_data[0] == 258.0f);
+    zb_ref_store(ZB_BF16, &from, 0, &to);
+    assert_true(to_data[0] == 1.0f);
+    zb_ref_store(ZB_FP32, &from, 0, &to);
+    assert_true(to_data[0] == 0x1.01p0f);
 }
 
 /* --- the exact norm --- */
@@ -138,21 +247,25 @@ static void check_norm_random(void **state)
 
 static const struct clip_case {
     const char *name;
-    double norm, clip_norm;
+    double norm, clip_norm, loss_scale;
     float scale;
 } clip_cases[] = {
-    { "off", 100.0, 0.0, 1.0f },
-    { "below the limit", 0.5, 1.0, 1.0f },
-    { "at the limit the 1e-6 counts", 1.0, 1.0, 0x1.ffffdep-1f }, /* 1 / 1.000001 */
-    { "twice the limit", 2.0 - 1e-6, 1.0, 0.5f },
-    { "infinite: nothing is clipped", (double)INFINITY, 1.0, 1.0f },
-    { "NaN: nothing is clipped", (double)NAN, 1.0, 1.0f },
+    { "off", 100.0, 0.0, 1.0, 1.0f },
+    { "below the limit", 0.5, 1.0, 1.0, 1.0f },
+    { "at the limit the 1e-6 counts", 1.0, 1.0, 1.0, 0x1.ffffdep-1f }, /* 1 / 1.000001 */
+    { "twice the limit", 2.0 - 1e-6, 1.0, 1.0, 0.5f },
+    { "infinite: nothing is clipped", (double)INFINITY, 1.0, 1.0, 1.0f },
+    { "NaN: nothing is clipped", (double)NAN, 1.0, 1.0, 1.0f },
+    { "the loss scale comes out", 0.5, 1.0, 1024.0, 0x1p-10f },
+    { "the loss scale comes out without clipping", 100.0, 0.0, 0.75, 0x1.555556p0f },
+    { "scaled and twice the limit", 2.0 - 1e-6, 1.0, 1024.0, 0x1p-11f },
+    { "scaled and infinite", (double)INFINITY, 1.0, 1024.0, 0x1p-10f },
 };
 
 static void check_clip(void **state)
 {
     const struct clip_case *c = *state;
-    float got = zb_ref_clip_scale(c->norm, c->clip_norm);
+    float got = zb_ref_grad_scale(c->norm, c->clip_norm, c->loss_scale);
     if (!same_bits(got, c->scale)) fail_msg("%a, want %a", (double)got, (double)c->scale);
 }
 
@@ -269,13 +382,23 @@ static void check_sgd(void **state)
 
 int main(void)
 {
-    struct CMUnitTest
-        tests[5 + COUNT(norm_cases) + COUNT(clip_cases) + COUNT(optimizer_cases) + COUNT(sgd_cases)] = {
-            cmocka_unit_test(check_sum_shape),           cmocka_unit_test(check_norm_rounds_once),
-            cmocka_unit_test(check_norm_ignores_frozen), cmocka_unit_test(check_norm_random),
-            cmocka_unit_test(check_adam_by_hand),
-        };
-    size_t count = 5;
+    struct CMUnitTest tests[7 + COUNT(format_cases) + COUNT(reduce_cases) + COUNT(norm_cases) +
+                            COUNT(clip_cases) + COUNT(optimizer_cases) + COUNT(sgd_cases)] = {
+        cmocka_unit_test(check_sum_shape),
+        cmocka_unit_test(check_norm_rounds_once),
+        cmocka_unit_test(check_norm_ignores_frozen),
+        cmocka_unit_test(check_norm_random),
+        cmocka_unit_test(check_adam_by_hand),
+        cmocka_unit_test(check_fp32_is_not_rounded),
+        cmocka_unit_test(check_store),
+    };
+    size_t count = 7;
+    for (size_t i = 0; i < COUNT(format_cases); i++)
+        tests[count++] = (struct CMUnitTest){ format_cases[i].name, check_rounding, NULL, NULL,
+                                              (void *)&format_cases[i] };
+    for (size_t i = 0; i < COUNT(reduce_cases); i++)
+        tests[count++] = (struct CMUnitTest){ reduce_cases[i].name, check_reduce, NULL, NULL,
+                                              (void *)&reduce_cases[i] };
     for (size_t i = 0; i < COUNT(norm_cases); i++)
         tests[count++] = (struct CMUnitTest){ norm_cases[i].name, check_norm, NULL, NULL,
                                               (void *)&norm_cases[i] };

@@ -8,6 +8,8 @@
  */
 #include "tests/ref/bits.h"
 
+#include <stdio.h>
+
 #include "ref/oracle.h"
 
 enum { ROWS = 2, MAX_NUMEL = 512, MAX_MODULES = 12, DRAWS = 2000 };
@@ -247,7 +249,7 @@ static void compare_all(const zb_model *model, const zb_ref_tensors *values, con
 {
     zb_ref_pass pass;
     zb_ref_tensors gradients;
-    assert_int_equal(zb_ref_pass_create(model, ROWS, &pass), ZB_OK);
+    assert_int_equal(zb_ref_pass_create(model, ZB_FP32, ROWS, &pass), ZB_OK);
     assert_int_equal(zb_ref_tensors_create(model, &gradients), ZB_OK);
 
     int kink;
@@ -256,7 +258,7 @@ static void compare_all(const zb_model *model, const zb_ref_tensors *values, con
 
     const float divisor = 2.0f;
     fill_random(gradients.data, gradients.numel, 9); /* what was there before must not matter */
-    zb_ref_backward(&pass, values, batch, divisor, &gradients);
+    zb_ref_backward(&pass, values, batch, 1.0f, divisor, &gradients);
     int nonzero = 0;
     for (int p = 0; p < model->param_count; p++)
         for (size_t i = 0; i < model->params[p].numel; i++) {
@@ -293,10 +295,74 @@ static void check_gradients(void **state)
     zb_model_destroy(model);
 }
 
+/* --- 16 bits: nothing that a pass stores has more digits than its type --- */
+
+static size_t count_wide(zb_dtype dtype, const float *x, size_t numel)
+{
+    size_t wide = 0;
+    for (size_t i = 0; i < numel; i++) wide += !same_bits(x[i], zb_ref_round(dtype, x[i]));
+    return wide;
+}
+
+static size_t count_wide_in_pass(const zb_ref_pass *pass, zb_dtype dtype, const zb_ref_tensors *gradients)
+{
+    const zb_model *model = pass->model;
+    size_t wide = count_wide(dtype, gradients->data, gradients->numel);
+    for (int m = 0; m < model->module_count; m++) {
+        const size_t numel = ROWS * zb_shape_numel(&model->modules[m].out);
+        wide += count_wide(dtype, pass->output[m], numel) + count_wide(dtype, pass->gradient[m], numel);
+    }
+    return wide;
+}
+
+static void check_16_bit(void **state)
+{
+    static const zb_dtype dtypes[] = { ZB_FP16, ZB_BF16 };
+    zb_model *model = build(*state);
+    zb_ref_tensors values, gradients;
+    zb_ref_pass wide, narrow;
+    float inputs[MAX_NUMEL], targets[ROWS * 4];
+    const zb_batch batch = { .rows = ROWS, .inputs = inputs, .targets = targets };
+    assert_int_equal(zb_ref_tensors_create(model, &values), ZB_OK);
+    assert_int_equal(zb_ref_tensors_create(model, &gradients), ZB_OK);
+    for (size_t d = 0; d < 2; d++) {
+        assert_int_equal(zb_ref_pass_create(model, ZB_FP32, ROWS, &wide), ZB_OK);
+        assert_int_equal(zb_ref_pass_create(model, dtypes[d], ROWS, &narrow), ZB_OK);
+        fill_random(values.data, values.numel, 1);
+        zb_ref_round_all(dtypes[d], values.data, values.numel);
+        fill_random(inputs, ROWS * zb_shape_numel(&model->input), 2);
+        fill_random(targets, ROWS * 4, 3);
+
+        zb_ref_forward(&narrow, &values, &batch);
+        zb_ref_backward(&narrow, &values, &batch, 64.0f, 3.0f, &gradients);
+        assert_int_equal(count_wide_in_pass(&narrow, dtypes[d], &gradients), 0);
+
+        /* The same in fp32 has more digits; of the first module, rounding them gives the same. */
+        zb_ref_round_all(dtypes[d], inputs, ROWS * zb_shape_numel(&model->input));
+        zb_ref_forward(&wide, &values, &batch);
+        zb_ref_backward(&wide, &values, &batch, 64.0f, 3.0f, &gradients);
+        assert_true(count_wide_in_pass(&wide, dtypes[d], &gradients) > 0);
+        const size_t numel = ROWS * zb_shape_numel(&model->modules[0].out);
+        zb_ref_round_all(dtypes[d], wide.output[0], numel);
+        assert_same_floats("the first module", wide.output[0], narrow.output[0], numel);
+        zb_ref_pass_destroy(&narrow);
+        zb_ref_pass_destroy(&wide);
+    }
+    zb_ref_tensors_destroy(&gradients);
+    zb_ref_tensors_destroy(&values);
+    zb_model_destroy(model);
+}
+
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
 int main(void)
 {
-    struct CMUnitTest tests[sizeof cases / sizeof cases[0]];
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
-        tests[i] = (struct CMUnitTest){ cases[i].name, check_gradients, NULL, NULL, (void *)&cases[i] };
+    struct CMUnitTest tests[2 * COUNT(cases)];
+    char names[COUNT(cases)][ZB_NAME_BYTES];
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        snprintf(names[i], sizeof names[i], "16 bit: %s", cases[i].name);
+        tests[2 * i] = (struct CMUnitTest){ cases[i].name, check_gradients, NULL, NULL, (void *)&cases[i] };
+        tests[2 * i + 1] = (struct CMUnitTest){ names[i], check_16_bit, NULL, NULL, (void *)&cases[i] };
+    }
     return cmocka_run_group_tests_name("ref_gradients", tests, NULL, NULL);
 }

@@ -260,8 +260,25 @@ static void check_maxpool(void **state)
     float dx[24] = { 0 };
     dx[1] = 1.0f, dx[2] = 2.0f, dx[8] = 3.0f, dx[5] = 4.0f, dx[7] = 5.0f;
     dx[12 + 0] = 1.0f, dx[12 + 6] = 0x1p-23f + 1.0f, dx[12 + 8] = 0.0f, dx[12 + 11] = 7.0f;
-    zb_ref_maxpool2d_backward(&module, 1, gradient, argmax, got);
+    zb_ref_maxpool2d_backward(&module, ZB_FP32, 1, gradient, argmax, got);
     assert_same_floats("dx", dx, got, 24);
+}
+
+/* Three windows that keep one element: in bf16 (1 + 2^-8) + 2^-8 loses both, rounded once it would not. */
+static void check_maxpool_rounds_each_sum(void **state)
+{
+    (void)state;
+    const zb_module module = { .kind = ZB_MODULE_MAXPOOL2D,
+                               .in = { 3, { 1, 1, 4 } },
+                               .out = { 3, { 1, 1, 3 } },
+                               .kernel = 1,
+                               .stride = 1 };
+    const float gradient[] = { 1.0f, 0x1p-8f, 0x1p-8f };
+    const size_t argmax[] = { 2, 2, 2 };
+    zb_ref_maxpool2d_backward(&module, ZB_BF16, 1, gradient, argmax, got);
+    assert_same_floats("bf16", (const float[]){ 0.0f, 0.0f, 1.0f, 0.0f }, got, 4);
+    zb_ref_maxpool2d_backward(&module, ZB_FP16, 1, gradient, argmax, got);
+    assert_same_floats("fp16", (const float[]){ 0.0f, 0.0f, 1.0f + 0x1p-7f, 0.0f }, got, 4);
 }
 
 static void check_relu(void **state)
@@ -293,8 +310,13 @@ static void check_cross_entropy(void **state)
 
     /* exp of the rounded -log 2 is 1/2 * (1 - 1.9e-9 ..): 1/2. Times 1 / rows. */
     const float dx[] = { -0.25f, 0.25f, 0.25f, -0.25f };
-    zb_ref_cross_entropy_backward(2, 2, log_probs, labels, got);
+    zb_ref_cross_entropy_backward(2, 2, log_probs, labels, 1.0f, 1.0f, got);
     assert_same_floats("dx", dx, got, 4);
+    zb_ref_cross_entropy_backward(2, 2, log_probs, labels, 5.0f, 5.0f, got);
+    assert_same_floats("dx, scaled", dx, got, 4);
+    const float third = (0.5f * (0x1p100f / 2.0f)) / 3.0f;
+    zb_ref_cross_entropy_backward(2, 2, log_probs, labels, 0x1p100f, 3.0f, got);
+    assert_same_floats("dx, divided", (const float[]){ -third, third, third, -third }, got, 4);
 
     /* One class dominates: exp(-200) is 0, log 1 is 0. */
     const float far[] = { 100.0f, -100.0f };
@@ -335,20 +357,25 @@ static void check_mse(void **state)
     assert_true(same_bits(zb_ref_mse_forward(4, output, target), 1.3125f));
     /* weight 2 / 4 */
     const float dx[] = { 0.5f, -1.0f, 0.0f, 0.25f };
-    zb_ref_mse_backward(4, output, target, got);
+    zb_ref_mse_backward(4, output, target, 1.0f, 1.0f, got);
     assert_same_floats("dx", dx, got, 4);
+    /* 2 * 6 / 4 = 3; a product that is too large stays so when it is divided */
+    zb_ref_mse_backward(4, output, target, 6.0f, 3.0f, got);
+    assert_same_floats("dx, scaled", (const float[]){ 1.0f, -2.0f, 0.0f, 0.5f }, got, 4);
+    zb_ref_mse_backward(4, output, target, 0x1p127f, 4.0f, got);
+    assert_true(isinf(got[0]) && isinf(got[1]));
 }
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
 int main(void)
 {
-    struct CMUnitTest tests[5 + COUNT(linear_cases) + COUNT(conv_cases)] = {
+    struct CMUnitTest tests[6 + COUNT(linear_cases) + COUNT(conv_cases)] = {
         cmocka_unit_test(check_maxpool),       cmocka_unit_test(check_relu),
         cmocka_unit_test(check_cross_entropy), cmocka_unit_test(check_cross_entropy_shape),
-        cmocka_unit_test(check_mse),
+        cmocka_unit_test(check_mse),           cmocka_unit_test(check_maxpool_rounds_each_sum),
     };
-    size_t count = 5;
+    size_t count = 6;
     for (size_t i = 0; i < COUNT(linear_cases); i++)
         tests[count++] = (struct CMUnitTest){ linear_cases[i].name, check_linear, NULL, NULL,
                                               (void *)&linear_cases[i] };

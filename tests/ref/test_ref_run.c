@@ -345,6 +345,179 @@ static void check_overflow(void **state)
     setting_destroy(&s);
 }
 
+/* --- 16 bits --- */
+
+static uint16_t code_of(const record *r, zb_quantity quantity, int64_t step, int param, zb_dtype dtype)
+{
+    const shown *s = find(r, quantity, step, -1, ZB_EVERY_RANK, param);
+    uint16_t code;
+    assert_non_null(s);
+    assert_int_equal(s->what.dtype, dtype);
+    memcpy(&code, r->bytes + s->at, sizeof code);
+    return code;
+}
+
+static int64_t overflow_of(const record *r, int64_t step)
+{
+    const shown *s = find(r, ZB_Q_OVERFLOW, step, -1, ZB_EVERY_RANK, ZB_NO_PARAM);
+    int64_t flag;
+    assert_non_null(s);
+    memcpy(&flag, r->bytes + s->at, sizeof flag);
+    return flag;
+}
+
+/*
+ * y = w x + b in fp16, w = 0.1 and x just above 1 rounded to fp16: 0x1.998p-4 and 1; b = 0, t = 0, loss scale
+ * 2^10. dy = w * 2^11 = dw = db exactly, whose code is w's with 11 added to the exponent. The step takes
+ * w * 2^-11 from both, which the masters hold to the last bit; the model's w moves by one unit of 2^-14.
+ */
+static void check_fp16_by_hand(void **state)
+{
+    (void)state;
+    const float inputs[] = { 1.0f + 0x1p-11f }, targets[] = { 0.0f };
+    const array_dataset data = array_of(1, 1, 1, inputs, targets);
+    setting s = setting_of(&sgd_plan, 0x1p-12, open_model("mlp-mse:1-1"), &data.base);
+    s.plan.param_dtype = s.plan.grad_dtype = s.plan.comm_dtype = ZB_FP16;
+    s.plan.scaler = (zb_loss_scaler_config){ .kind = ZB_SCALER_STATIC, .initial_scale = 1024.0 };
+    s.plan.skip_on_overflow = 1;
+    s.weights.values[0][0] = 0.1f;
+    s.weights.values[1][0] = 0.0f;
+    record r = { .fail_at = -1 };
+    run(&s, 1, &r);
+
+    const float w = 0x1.998p-4f;
+    assert_int_equal(code_of(&r, ZB_Q_PARAM, -1, 0, ZB_FP16), 0x2e66);
+    assert_true(tensor_element(&r, ZB_Q_MASTER, -1, 0, 0) == w);
+    assert_true(loss_of(&r, 0, 0, 0) == w * w); /* fp32, not scaled */
+    assert_int_equal(code_of(&r, ZB_Q_GRAD, 0, 0, ZB_FP16), 0x2e66 + (11 << 10));
+    assert_int_equal(code_of(&r, ZB_Q_GRAD, 0, 1, ZB_FP16), 0x2e66 + (11 << 10));
+    assert_true(scalar(&r, ZB_Q_NORM, 0) == sqrt((double)w * (double)w * 0x1p23) / 1024.0);
+    assert_true(scalar(&r, ZB_Q_LOSS_SCALE, 0) == 1024.0);
+    assert_int_equal(overflow_of(&r, 0), 0);
+    assert_true(tensor_element(&r, ZB_Q_MASTER, 0, 0, 0) == w - w * 0x1p-11f);
+    assert_int_equal(code_of(&r, ZB_Q_PARAM, 0, 0, ZB_FP16), 0x2e65);
+    record_free(&r);
+
+    /* Clipped to half of the norm: half the step. */
+    s.plan.clip_norm = (sqrt((double)w * (double)w * 0x1p23) / 1024.0 + 1e-6) / 2.0;
+    run(&s, 1, &r);
+    assert_true(tensor_element(&r, ZB_Q_MASTER, 0, 0, 0) == w - w * 0x1p-12f);
+    record_free(&r);
+    setting_destroy(&s);
+}
+
+/* Micro-batch gradients 1 and 2^-8: bf16 cannot hold their sum, fp32 can. */
+static void check_accumulation_type(void **state)
+{
+    (void)state;
+    const float inputs[] = { 1.0f, 1.0f }, targets[] = { -1.0f, -0x1p-8f };
+    const array_dataset data = array_of(2, 1, 1, inputs, targets);
+    setting s = setting_of(&sgd_plan, 1.0, open_model("mlp-mse:1-1"), &data.base);
+    s.plan.param_dtype = ZB_BF16;
+    s.plan.accumulation_steps = 2;
+    s.weights.values[0][0] = 0.0f;
+    s.weights.values[1][0] = 0.0f;
+    for (int when = ZB_REDUCE_AT_BOUNDARY; when <= ZB_REDUCE_EVERY_MICRO_BATCH; when++) {
+        record r = { .fail_at = -1 };
+        s.plan.reduce_when = (zb_reduce_when)when;
+        s.plan.grad_dtype = s.plan.comm_dtype = ZB_BF16;
+        run(&s, 1, &r);
+        assert_int_equal(code_of(&r, ZB_Q_GRAD, 0, 0, ZB_BF16), 0x3f80);
+        assert_true(tensor_element(&r, ZB_Q_MASTER, 0, 0, 0) == -1.0f);
+        record_free(&r);
+        s.plan.grad_dtype = s.plan.comm_dtype = ZB_FP32;
+        run(&s, 1, &r);
+        assert_true(tensor_element(&r, ZB_Q_GRAD, 0, 0, 0) == 1.0f + 0x1p-8f);
+        assert_true(tensor_element(&r, ZB_Q_MASTER, 0, 0, 0) == -1.0f - 0x1p-8f);
+        record_free(&r);
+    }
+    setting_destroy(&s);
+}
+
+/*
+ * w = b = 0, x = 1, t = -1: the gradient is twice the loss scale, and 2^16 is too large for fp16. Step 0
+ * changes nothing but the counters and the scale. Step 1 is then the optimizer's first: its momentum buffer
+ * starts undampened, and the schedule is where it was.
+ */
+static void check_skipped_step(void **state)
+{
+    (void)state;
+    const float inputs[] = { 1.0f }, targets[] = { -1.0f };
+    const array_dataset data = array_of(1, 1, 1, inputs, targets);
+    setting s = setting_of(&sgd_plan, 1.0, open_model("mlp-mse:1-1"), &data.base);
+    s.plan.param_dtype = s.plan.grad_dtype = s.plan.comm_dtype = ZB_FP16;
+    s.plan.skip_on_overflow = 1;
+    s.plan.clip_norm = 1e6;
+    s.plan.scaler = (zb_loss_scaler_config){
+        .kind = ZB_SCALER_DYNAMIC, .initial_scale = 0x1p15, .min_scale = 1.0, .window = 100, .hysteresis = 1
+    };
+    s.plan.optimizer.momentum = 0.5;
+    s.plan.optimizer.dampening = 0.75;
+    s.schedule = (zb_schedule_config){ .kind = ZB_SCHEDULE_WARMUP_LR,
+                                       .base_lr = 1.0,
+                                       .warmup_min_lr = 0.25,
+                                       .warmup_max_lr = 1.0,
+                                       .warmup_num_steps = 3,
+                                       .warmup_type = ZB_WARMUP_LINEAR };
+    s.weights.values[0][0] = 0.0f;
+    s.weights.values[1][0] = 0.0f;
+    zb_schedule schedule;
+    assert_int_equal(zb_schedule_init(&schedule, &s.schedule), ZB_OK);
+    record r = { .fail_at = -1 };
+    run(&s, 3, &r);
+
+    assert_int_equal(overflow_of(&r, 0), 1);
+    assert_int_equal(code_of(&r, ZB_Q_GRAD, 0, 0, ZB_FP16), 0x7c00);
+    assert_true(isinf(scalar(&r, ZB_Q_NORM, 0)));
+    assert_true(scalar(&r, ZB_Q_LOSS_SCALE, 0) == 0x1p15);
+    assert_true(scalar(&r, ZB_Q_LR, 0) == zb_schedule_lr(&schedule));
+    assert_true(same_bits(tensor_element(&r, ZB_Q_MASTER, 0, 0, 0), 0.0f));
+    assert_true(same_bits(tensor_element(&r, ZB_Q_EXP_AVG, 0, 0, 0), 0.0f));
+    assert_counters(&r, 0, (const int64_t[]){ 1, 1, 1, 1 });
+
+    assert_int_equal(overflow_of(&r, 1), 0);
+    assert_true(scalar(&r, ZB_Q_LOSS_SCALE, 1) == 0x1p14);
+    assert_true(scalar(&r, ZB_Q_NORM, 1) == sqrt(8.0)); /* dw = db = 2 */
+    assert_true(scalar(&r, ZB_Q_LR, 1) == zb_schedule_lr(&schedule));
+    assert_true(tensor_element(&r, ZB_Q_EXP_AVG, 1, 0, 0) == 2.0f);
+    assert_true(tensor_element(&r, ZB_Q_MASTER, 1, 0, 0) == -2.0f * (float)zb_schedule_lr(&schedule));
+    assert_counters(&r, 1, (const int64_t[]){ 2, 2, 2, 1 });
+
+    zb_schedule_step(&schedule);
+    assert_true(scalar(&r, ZB_Q_LR, 2) == zb_schedule_lr(&schedule));
+    record_free(&r);
+    setting_destroy(&s);
+}
+
+/* Overflow at the smallest scale: DeepSpeed stops, and so does the step. Without the check nothing stops. */
+static void check_scale_cannot_be_lowered(void **state)
+{
+    (void)state;
+    const float inputs[] = { 1.0f }, targets[] = { -1.0f };
+    const array_dataset data = array_of(1, 1, 1, inputs, targets);
+    setting s = setting_of(&sgd_plan, 1.0, open_model("mlp-mse:1-1"), &data.base);
+    s.plan.param_dtype = s.plan.grad_dtype = s.plan.comm_dtype = ZB_FP16;
+    s.plan.skip_on_overflow = 1;
+    s.plan.scaler = (zb_loss_scaler_config){
+        .kind = ZB_SCALER_DYNAMIC, .initial_scale = 0x1p15, .min_scale = 0x1p15, .window = 1, .hysteresis = 1
+    };
+    s.weights.values[0][0] = 0.0f;
+    s.weights.values[1][0] = 0.0f;
+    zb_ref *ref = NULL;
+    assert_int_equal(create(&s, &ref), ZB_OK);
+    assert_int_equal(zb_ref_step(ref, NULL), ZB_LOSS_SCALE);
+    zb_ref_destroy(ref);
+
+    record r = { .fail_at = -1 };
+    s.plan.skip_on_overflow = 0;
+    run(&s, 1, &r);
+    assert_int_equal(overflow_of(&r, 0), 0);
+    assert_true(tensor_element(&r, ZB_Q_MASTER, 0, 0, 0) == -INFINITY);
+    assert_int_equal(code_of(&r, ZB_Q_PARAM, 0, 0, ZB_FP16), 0xfc00);
+    record_free(&r);
+    setting_destroy(&s);
+}
+
 /* --- what must be equal --- */
 
 static zb_dataset *synthetic_for(const zb_model *model, int64_t size)
@@ -408,13 +581,13 @@ static void check_same_data_on_every_rank(void **state)
     setting_destroy(&s);
 }
 
-static void check_learning(void **state)
+static void learn_in(zb_dtype dtype, const zb_dataset *dataset)
 {
-    (void)state;
-    zb_dataset *dataset;
-    assert_int_equal(zb_dataset_synthetic_cifar10(256, 1, &dataset), ZB_OK);
     setting s = setting_of(&adam_plan, 1e-3, open_model("cifar10-net"), dataset);
     s.plan.micro_batch_size = 8;
+    s.plan.param_dtype = s.plan.grad_dtype = s.plan.comm_dtype = dtype;
+    if (dtype == ZB_FP16)
+        s.plan.scaler = (zb_loss_scaler_config){ .kind = ZB_SCALER_STATIC, .initial_scale = 1024.0 };
     s.shuffle = 1;
     zb_ref *ref = NULL;
     assert_int_equal(create(&s, &ref), ZB_OK);
@@ -428,10 +601,22 @@ static void check_learning(void **state)
         if (step == 0) first = last;
         record_free(&r);
     }
-    if (!(last < 0.8f * first)) fail_msg("the loss went from %g to %g", (double)first / 4, (double)last / 4);
+    if (!(last < 0.8f * first))
+        fail_msg("%s: the loss went from %g to %g", zb_dtype_name(dtype), (double)first / 4,
+                 (double)last / 4);
     zb_ref_destroy(ref);
-    zb_dataset_destroy(dataset);
     setting_destroy(&s);
+}
+
+static void check_learning(void **state)
+{
+    (void)state;
+    zb_dataset *dataset;
+    assert_int_equal(zb_dataset_synthetic_cifar10(256, 1, &dataset), ZB_OK);
+    learn_in(ZB_FP32, dataset);
+    learn_in(ZB_FP16, dataset);
+    learn_in(ZB_BF16, dataset);
+    zb_dataset_destroy(dataset);
 }
 
 /* --- odd parameters --- */
@@ -634,11 +819,11 @@ static void break_semantics(setting *s)
 }
 static void break_param_dtype(setting *s)
 {
-    s->plan.param_dtype = ZB_FP16;
+    s->plan.param_dtype = ZB_INT32;
 }
 static void break_grad_dtype(setting *s)
 {
-    s->plan.grad_dtype = ZB_BF16;
+    s->plan.grad_dtype = ZB_UINT8;
 }
 static void break_comm_dtype(setting *s)
 {
@@ -663,6 +848,10 @@ static void break_norm(setting *s)
 static void break_optimizer(setting *s)
 {
     s->plan.optimizer.kind = (zb_optimizer_kind)7;
+}
+static void break_scaler(setting *s)
+{
+    s->plan.scaler = (zb_loss_scaler_config){ .kind = ZB_SCALER_STATIC, .initial_scale = -2.0 };
 }
 static void break_world(setting *s)
 {
@@ -703,14 +892,15 @@ static const struct refusal {
     void (*break_it)(setting *s);
 } refusals[] = {
     { "plan.semantics is 1", ZB_UNSUPPORTED, break_semantics },
-    { "plan.param_dtype is fp16", ZB_UNSUPPORTED, break_param_dtype },
-    { "plan.grad_dtype is bf16", ZB_UNSUPPORTED, break_grad_dtype },
+    { "plan.param_dtype is int32", ZB_UNSUPPORTED, break_param_dtype },
+    { "plan.grad_dtype is uint8", ZB_UNSUPPORTED, break_grad_dtype },
     { "plan.comm_dtype is fp64", ZB_UNSUPPORTED, break_comm_dtype },
     { "plan.reduce_when is 7", ZB_UNSUPPORTED, break_reduce_when },
     { "plan.average is 7", ZB_UNSUPPORTED, break_average },
     { "plan.order is 7", ZB_UNSUPPORTED, break_order },
     { "plan.norm is 7", ZB_UNSUPPORTED, break_norm },
     { "plan.optimizer.kind is 7", ZB_UNSUPPORTED, break_optimizer },
+    { "scale is -2", ZB_INVALID_CONFIG, break_scaler },
     { "plan.world_size is 0", ZB_INVALID_ARGUMENT, break_world },
     { "plan.micro_batch_size is 0", ZB_INVALID_ARGUMENT, break_micro_batch },
     { "plan.accumulation_steps is 0", ZB_INVALID_ARGUMENT, break_accumulation },
@@ -832,6 +1022,10 @@ int main(void)
         cmocka_unit_test(check_when_to_reduce),
         cmocka_unit_test(check_rank_order),
         cmocka_unit_test(check_overflow),
+        cmocka_unit_test(check_fp16_by_hand),
+        cmocka_unit_test(check_accumulation_type),
+        cmocka_unit_test(check_skipped_step),
+        cmocka_unit_test(check_scale_cannot_be_lowered),
         cmocka_unit_test(check_equal_plans),
         cmocka_unit_test(check_same_data_on_every_rank),
         cmocka_unit_test(check_learning),
