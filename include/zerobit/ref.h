@@ -36,10 +36,11 @@ ZB_API void zb_ref_destroy(zb_ref *ref);
 ZB_API zb_status zb_ref_observe_initial(zb_ref *ref, const zb_observer *observer);
 
 /**
- * One optimizer step: all micro-batches of all ranks, reduction, norm, clip, optimizer. Then everything of
- * observe.h except BYTES_HELD and BYTES_SENT is shown: SAMPLES and LOSS per rank and micro-batch, the rest
+ * One optimizer step: all micro-batches of all ranks, reduction, norm, clip, optimizer; or a skipped one. Then everything
+ * of observe.h except BYTES_HELD, CALLS and BYTES_SENT is shown: SAMPLES and LOSS per rank and micro-batch, the rest
  * for ZB_EVERY_RANK; GRAD and the moments for trainable parameters only, MASTER and PARAM for all. `observer` may be
- * NULL. Allocates nothing. After a failure (the observer's, passed on) only zb_ref_destroy is left.
+ * NULL. Allocates nothing. ZB_LOSS_SCALE where DeepSpeed stops training. After a failure (that one, or the observer's,
+ * passed on) only zb_ref_destroy is left.
  */
 ZB_API zb_status zb_ref_step(zb_ref *ref, const zb_observer *observer);
 
