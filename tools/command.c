@@ -24,6 +24,7 @@ exit_code exit_code_of(zb_status status)
     case ZB_MISMATCH:
     case ZB_DEADLOCK:
     case ZB_RACE:
+    case ZB_LOSS_SCALE:
         return EXIT_DIFFERENT;
     case ZB_NO_MEMORY:
     case ZB_INTERRUPTED:

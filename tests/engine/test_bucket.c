@@ -227,7 +227,9 @@ static void plans_hold_together(void **state)
             check_counts(&rig, rank, &plan.buckets[b]);
         }
         assert_int_equal(plan.capacity, capacity);
-        assert_int_equal(zb_buckets_capacity(&rig.layout, rig.order, rig.order_count, limit), capacity);
+        zb_bucket_measure measure = zb_buckets_measure(&rig.layout, rig.order, rig.order_count, limit);
+        assert_int_equal(measure.capacity, capacity);
+        assert_int_equal(measure.bucket_count, plan.bucket_count);
         zb_buckets_destroy(&plan);
         rig_close(&rig);
     }

@@ -75,18 +75,19 @@ static void check_bits(void **state)
 /* --- the accounts --- */
 
 typedef struct accounts {
-    int64_t held[ZB_MEM_COUNT], sent[ZB_COLLECTIVE_COUNT];
+    int64_t held[ZB_MEM_COUNT], calls[ZB_COLLECTIVE_COUNT], sent[ZB_COLLECTIVE_COUNT];
 } accounts;
 
 static zb_status note_accounts(void *user, const zb_observation *o)
 {
     accounts *a = user;
     if (o->quantity == ZB_Q_BYTES_HELD) memcpy(a->held, o->data, sizeof a->held);
+    if (o->quantity == ZB_Q_CALLS) memcpy(a->calls, o->data, sizeof a->calls);
     if (o->quantity == ZB_Q_BYTES_SENT) memcpy(a->sent, o->data, sizeof a->sent);
     return ZB_OK;
 }
 
-static void assert_accounts(rig *r, const rig_options *o, const uint64_t *held, const uint64_t *sent)
+static void assert_accounts(rig *r, const rig_options *o, const uint64_t *held, const zb_traffic *sent)
 {
     accounts got = { 0 };
     assert_int_equal(zb_engine_observe(r->engine, &(zb_observer){ note_accounts, &got }), ZB_OK);
@@ -97,17 +98,19 @@ static void assert_accounts(rig *r, const rig_options *o, const uint64_t *held, 
                      (unsigned long long)r->device.base.peak_bytes[kind], (unsigned long long)held[kind]);
     }
     for (int kind = 0; kind < ZB_COLLECTIVE_COUNT; kind++)
-        if (got.sent[kind] != (int64_t)sent[kind])
-            fail_msg("%s: %s: %lld bytes sent, want %llu", rig_name(o),
+        if (got.sent[kind] != (int64_t)sent[kind].bytes || got.calls[kind] != (int64_t)sent[kind].calls)
+            fail_msg("%s: %s: %lld bytes in %lld calls, want %llu in %llu", rig_name(o),
                      zb_collective_name((zb_collective_kind)kind), (long long)got.sent[kind],
-                     (unsigned long long)sent[kind]);
+                     (long long)got.calls[kind], (unsigned long long)sent[kind].bytes,
+                     (unsigned long long)sent[kind].calls);
 }
 
 static void check_accounts(const rig_options *o)
 {
     rig r;
-    uint64_t held[ZB_MEM_COUNT], sent[ZB_COLLECTIVE_COUNT];
-    static const uint64_t nothing[ZB_COLLECTIVE_COUNT] = { 0 };
+    uint64_t held[ZB_MEM_COUNT];
+    zb_traffic sent[ZB_COLLECTIVE_COUNT];
+    static const zb_traffic nothing[ZB_COLLECTIVE_COUNT] = { { 0 } };
     rig_open(&r, o);
     rig_start(&r);
     const zb_plan *plan = zb_engine_plan(r.engine);

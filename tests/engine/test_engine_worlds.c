@@ -46,7 +46,8 @@ static zb_status note_sent(void *user, const zb_observation *o)
 
 static zb_status check_accounts(const world *w, zb_engine *engine, const zb_device *device)
 {
-    uint64_t held[ZB_MEM_COUNT], sent[ZB_COLLECTIVE_COUNT];
+    uint64_t held[ZB_MEM_COUNT];
+    zb_traffic sent[ZB_COLLECTIVE_COUNT];
     sent_bytes got = { { 0 } };
     const zb_plan *plan = zb_engine_plan(engine);
     ZB_TRY(zb_memory_formula(w->config, w->model, plan, w->options->stage, held));
@@ -56,7 +57,8 @@ static zb_status check_accounts(const world *w, zb_engine *engine, const zb_devi
         ZB_TRY(check_account(zb_memory_kind_name((zb_memory_kind)kind), (int64_t)device->peak_bytes[kind],
                              held[kind]));
     for (int kind = 0; kind < ZB_COLLECTIVE_COUNT; kind++)
-        ZB_TRY(check_account(zb_collective_name((zb_collective_kind)kind), got.bytes[kind], sent[kind]));
+        ZB_TRY(
+            check_account(zb_collective_name((zb_collective_kind)kind), got.bytes[kind], sent[kind].bytes));
     return ZB_OK;
 }
 

@@ -99,16 +99,17 @@ static const struct hand_case {
     uint64_t bucket;
     uint64_t param, grad, optimizer, gather, buckets;                  /* elements */
     uint64_t all_reduce, reduce_scatter, reduce_scatter_v, all_gather; /* elements; the norm is added below */
+    uint64_t reductions, gathers;                                      /* calls, without the norm's */
 } hands[] = {
-    { "stage 0", 0, 0, 1000, 66, 66, 132, 0, 0, 66, 0, 0, 0 },
-    { "stage 1", 1, 1, 1000, 72, 72, 36, 0, 0, 0, 0, 66, 72 },
-    { "stage 2", 2, 0, 1000, 72, 18, 36, 0, 66, 0, 0, 198, 72 },
-    { "stage 2, small bucket", 2, 0, 24, 72, 18, 36, 0, 35, 0, 0, 198, 72 },
-    { "stage 2, overlap: two buckets", 2, 1, 24, 72, 18, 36, 0, 70, 0, 0, 198, 72 },
-    { "stage 3", 3, 0, 1000, 18, 18, 36, 44, 72, 0, 216, 0, 288 },
-    { "stage 3, overlap", 3, 1, 24, 18, 18, 36, 44, 72, 0, 216, 0, 288 },
-    { "stage 3, overlap left open means on", 3, -1, 24, 18, 18, 36, 44, 72, 0, 216, 0, 288 },
-    { "stage 2, overlap left open means off", 2, -1, 24, 72, 18, 36, 0, 35, 0, 0, 198, 72 },
+    { "stage 0", 0, 0, 1000, 66, 66, 132, 0, 0, 66, 0, 0, 0, 1, 0 },
+    { "stage 1", 1, 1, 1000, 72, 72, 36, 0, 0, 0, 0, 66, 72, 1, 1 },
+    { "stage 2", 2, 0, 1000, 72, 18, 36, 0, 66, 0, 0, 198, 72, 3, 1 },
+    { "stage 2, small bucket", 2, 0, 24, 72, 18, 36, 0, 35, 0, 0, 198, 72, 9, 1 },
+    { "stage 2, overlap: two buckets", 2, 1, 24, 72, 18, 36, 0, 70, 0, 0, 198, 72, 9, 1 },
+    { "stage 3", 3, 0, 1000, 18, 18, 36, 44, 72, 0, 216, 0, 288, 3, 15 },
+    { "stage 3, overlap", 3, 1, 24, 18, 18, 36, 44, 72, 0, 216, 0, 288, 9, 15 },
+    { "stage 3, overlap left open means on", 3, -1, 24, 18, 18, 36, 44, 72, 0, 216, 0, 288, 9, 15 },
+    { "stage 2, overlap left open means off", 2, -1, 24, 72, 18, 36, 0, 35, 0, 0, 198, 72, 9, 1 },
 };
 
 static void check_hand(void **state)
@@ -117,7 +118,8 @@ static void check_hand(void **state)
     zb_model *model = test_model("mlp");
     zb_config config = { .zero = { .overlap_comm = c->overlap, .reduce_bucket_numel = c->bucket } };
     zb_plan plan = { .world_size = 4, .micro_batch_size = 2, .accumulation_steps = 3, .optimizer = adam };
-    uint64_t held[ZB_MEM_COUNT], sent[ZB_COLLECTIVE_COUNT];
+    uint64_t held[ZB_MEM_COUNT];
+    zb_traffic sent[ZB_COLLECTIVE_COUNT];
     assert_int_equal(zb_memory_formula(&config, model, &plan, c->stage, held), ZB_OK);
     assert_int_equal(held[ZB_MEM_PARAM], 4 * c->param);
     assert_int_equal(held[ZB_MEM_GRAD], 4 * c->grad);
@@ -130,13 +132,18 @@ static void check_hand(void **state)
     assert_int_equal(held[ZB_MEM_WORKSPACE], 4 * (35 + 2 * 7) + NORM_BYTES);
 
     assert_int_equal(zb_traffic_formula(&config, model, &plan, c->stage, sent), ZB_OK);
-    assert_int_equal(sent[ZB_COLLECTIVE_ALL_REDUCE], 4 * c->all_reduce + (c->stage > 0 ? NORM_BYTES : 0));
-    assert_int_equal(sent[ZB_COLLECTIVE_REDUCE_SCATTER], 4 * c->reduce_scatter);
-    assert_int_equal(sent[ZB_COLLECTIVE_REDUCE_SCATTER_V], 4 * c->reduce_scatter_v);
-    assert_int_equal(sent[ZB_COLLECTIVE_ALL_GATHER], 4 * c->all_gather);
-    assert_int_equal(sum(sent, ZB_COLLECTIVE_COUNT),
-                     sent[ZB_COLLECTIVE_ALL_REDUCE] + sent[ZB_COLLECTIVE_REDUCE_SCATTER] +
-                         sent[ZB_COLLECTIVE_REDUCE_SCATTER_V] + sent[ZB_COLLECTIVE_ALL_GATHER]);
+    uint64_t norm_calls = c->stage > 0;
+    assert_int_equal(sent[ZB_COLLECTIVE_ALL_REDUCE].bytes, 4 * c->all_reduce + norm_calls * NORM_BYTES);
+    assert_int_equal(sent[ZB_COLLECTIVE_REDUCE_SCATTER].bytes, 4 * c->reduce_scatter);
+    assert_int_equal(sent[ZB_COLLECTIVE_REDUCE_SCATTER_V].bytes, 4 * c->reduce_scatter_v);
+    assert_int_equal(sent[ZB_COLLECTIVE_ALL_GATHER].bytes, 4 * c->all_gather);
+    assert_int_equal(sent[ZB_COLLECTIVE_ALL_REDUCE].calls + sent[ZB_COLLECTIVE_REDUCE_SCATTER].calls +
+                         sent[ZB_COLLECTIVE_REDUCE_SCATTER_V].calls,
+                     c->reductions + norm_calls);
+    assert_int_equal(sent[ZB_COLLECTIVE_ALL_GATHER].calls, c->gathers);
+    uint64_t calls = 0;
+    for (int kind = 0; kind < ZB_COLLECTIVE_COUNT; kind++) calls += sent[kind].calls;
+    assert_int_equal(calls, c->reductions + c->gathers + norm_calls);
     zb_model_destroy(model);
 }
 
@@ -148,16 +155,18 @@ static void bad_stages_and_worlds_are_refused(void **state)
     zb_model *model = test_model("mlp");
     zb_config config = { .zero = { .reduce_bucket_numel = 100 } };
     zb_plan plan = { .world_size = 0, .micro_batch_size = 1, .accumulation_steps = 1, .optimizer = adam };
-    uint64_t bytes[ZB_MEM_COUNT + ZB_COLLECTIVE_COUNT] = { 77 };
+    uint64_t bytes[ZB_MEM_COUNT] = { 77 };
+    zb_traffic traffic[ZB_COLLECTIVE_COUNT] = { { 78, 79 } };
     uint64_t live = zb_alloc_get_stats().live;
     assert_int_equal(zb_memory_formula(&config, model, &plan, 1, bytes), ZB_INVALID_ARGUMENT);
     assert_message_has("world size is 0");
     plan.world_size = 2;
     assert_int_equal(zb_memory_formula(&config, model, &plan, 4, bytes), ZB_INVALID_ARGUMENT);
     assert_message_has("stage is 4");
-    assert_int_equal(zb_traffic_formula(&config, model, &plan, -1, bytes), ZB_INVALID_ARGUMENT);
+    assert_int_equal(zb_traffic_formula(&config, model, &plan, -1, traffic), ZB_INVALID_ARGUMENT);
     assert_message_has("stage is -1");
     assert_int_equal(bytes[0], 77);
+    assert_int_equal(traffic[0].calls, 78);
     assert_int_equal(zb_alloc_get_stats().live, live);
     zb_model_destroy(model);
 }
@@ -168,13 +177,14 @@ static void out_of_memory_leaves_nothing(void **state)
     zb_model *model = test_model("conv");
     zb_config config = { .zero = { .reduce_bucket_numel = 100 } };
     zb_plan plan = { .world_size = 2, .micro_batch_size = 1, .accumulation_steps = 1, .optimizer = adam };
-    uint64_t bytes[ZB_MEM_COUNT + ZB_COLLECTIVE_COUNT], live = zb_alloc_get_stats().live;
+    uint64_t bytes[ZB_MEM_COUNT], live = zb_alloc_get_stats().live;
+    zb_traffic traffic[ZB_COLLECTIVE_COUNT];
     for (int which = 0; which < 2; which++) {
         int fired = 1;
         for (int n = 0; fired; n++) {
             zb_alloc_fail_at(n);
             zb_status status = which ? zb_memory_formula(&config, model, &plan, 3, bytes)
-                                     : zb_traffic_formula(&config, model, &plan, 3, bytes);
+                                     : zb_traffic_formula(&config, model, &plan, 3, traffic);
             fired = zb_alloc_fault_fired();
             zb_alloc_fail_at(-1);
             assert_int_equal(status, fired ? ZB_NO_MEMORY : ZB_OK);

@@ -15,13 +15,21 @@
 static zb_kernel last_kernel;
 static zb_adam_args last_adam;
 static zb_sgd_args last_sgd;
+static zb_cast_args last_cast;
 
 static zb_status note_launch(zb_stream *stream, zb_kernel kernel, const void *args, size_t args_bytes)
 {
     (void)stream;
     last_kernel = kernel;
-    assert_int_equal(args_bytes, kernel == ZB_KERNEL_adam ? sizeof last_adam : sizeof last_sgd);
-    memcpy(kernel == ZB_KERNEL_adam ? (void *)&last_adam : (void *)&last_sgd, args, args_bytes);
+    void *to = kernel == ZB_KERNEL_adam  ? (void *)&last_adam
+               : kernel == ZB_KERNEL_sgd ? (void *)&last_sgd
+                                         : &last_cast;
+    size_t bytes = kernel == ZB_KERNEL_adam  ? sizeof last_adam
+                   : kernel == ZB_KERNEL_sgd ? sizeof last_sgd
+                                             : sizeof last_cast;
+    assert_true(kernel == ZB_KERNEL_adam || kernel == ZB_KERNEL_sgd || kernel == ZB_KERNEL_cast);
+    assert_int_equal(args_bytes, bytes);
+    memcpy(to, args, args_bytes);
     return ZB_OK;
 }
 
@@ -44,8 +52,14 @@ static const zb_device_ops note_ops = {
 static zb_device device = { .ops = &note_ops };
 static zb_stream stream = { .device = &device, .name = "compute" };
 
-static float master[5], grad[5];
-static const zb_shard shard = { .master = master, .grad = grad, .numel = 5 };
+static float param[5], grad[5];
+static const zb_shard shard = { .param = param, .grad = grad, .numel = 5 };
+
+static zb_status create(const zb_optimizer_config *config, zb_dtype dtype, zb_optimizer *optimizer)
+{
+    const zb_plan plan = { .param_dtype = dtype, .grad_dtype = dtype, .optimizer = *config };
+    return zb_optimizer_create(&plan, &stream, &shard, optimizer);
+}
 
 static uint32_t bits(float value)
 {
@@ -85,7 +99,7 @@ static void check_adam(void **state)
     zb_optimizer_config config = adam;
     zb_optimizer optimizer;
     config.bias_correction = c->bias_correction;
-    assert_int_equal(zb_optimizer_create(&config, &device, shard.numel, &optimizer), ZB_OK);
+    assert_int_equal(create(&config, ZB_FP32, &optimizer), ZB_OK);
     optimizer.step_count = c->step - 1;
     assert_int_equal(zb_optimizer_step(&optimizer, &stream, &shard, 0.25f, 1e-3), ZB_OK);
     assert_int_equal(optimizer.step_count, c->step);
@@ -102,9 +116,10 @@ static void adam_passes_everything_on(void **state)
     zb_optimizer_config config = adam;
     for (int decoupled = 0; decoupled < 2; decoupled++) {
         config.decay_mode = decoupled ? ZB_DECAY_DECOUPLED : ZB_DECAY_L2;
-        assert_int_equal(zb_optimizer_create(&config, &device, shard.numel, &optimizer), ZB_OK);
+        assert_int_equal(create(&config, ZB_FP32, &optimizer), ZB_OK);
         assert_int_equal(zb_optimizer_step(&optimizer, &stream, &shard, 0.25f, 1e-3), ZB_OK);
-        assert_ptr_equal(last_adam.p, master);
+        assert_ptr_equal(last_adam.p, param); /* in fp32 the weights are the masters */
+        assert_null(last_adam.param);
         assert_ptr_equal(last_adam.grad, grad);
         assert_ptr_equal(last_adam.m, optimizer.exp_avg);
         assert_ptr_equal(last_adam.v, optimizer.exp_avg_sq);
@@ -129,12 +144,13 @@ static void sgd_starts_its_buffer_once(void **state)
         .kind = ZB_OPTIMIZER_SGD, .momentum = 0.9, .dampening = 0.3, .weight_decay = 3e-7, .nesterov = 0
     };
     zb_optimizer optimizer;
-    assert_int_equal(zb_optimizer_create(&config, &device, shard.numel, &optimizer), ZB_OK);
+    assert_int_equal(create(&config, ZB_FP32, &optimizer), ZB_OK);
     for (int step = 1; step <= 3; step++) {
         assert_int_equal(zb_optimizer_step(&optimizer, &stream, &shard, 0.5f, 1e-3), ZB_OK);
         assert_int_equal(last_kernel, ZB_KERNEL_sgd);
         assert_int_equal(last_sgd.first_step, step == 1);
-        assert_ptr_equal(last_sgd.p, master);
+        assert_ptr_equal(last_sgd.p, param);
+        assert_null(last_sgd.param);
         assert_ptr_equal(last_sgd.grad, grad);
         assert_ptr_equal(last_sgd.buf, optimizer.exp_avg);
         assert_int_equal(last_sgd.numel, 5);
@@ -161,21 +177,23 @@ static const struct state_case {
     { "SGD with dampening alone keeps nothing", { .kind = ZB_OPTIMIZER_SGD, .dampening = 0.5 }, 0 },
 };
 
-static void check_state(void **state)
+static void check_state_in(const struct state_case *c, zb_dtype dtype)
 {
-    const struct state_case *c = *state;
     uint64_t live = zb_alloc_get_stats().live;
     zb_optimizer optimizer;
-    assert_int_equal(zb_optimizer_state_count(&c->config), c->arrays);
-    for (int n = 0; n <= c->arrays; n++) {
+    const zb_plan plan = { .param_dtype = dtype, .grad_dtype = dtype, .optimizer = c->config };
+    int arrays = c->arrays + (dtype != ZB_FP32); /* and the masters */
+    assert_int_equal(zb_optimizer_bytes(&plan, 5), (size_t)arrays * sizeof grad);
+    for (int n = 0; n <= arrays; n++) {
         zb_alloc_fail_at(n);
-        zb_status status = zb_optimizer_create(&c->config, &device, shard.numel, &optimizer);
+        zb_status status = create(&c->config, dtype, &optimizer);
         zb_alloc_fail_at(-1);
-        assert_int_equal(status, n < c->arrays ? ZB_NO_MEMORY : ZB_OK);
+        assert_int_equal(status, n < arrays ? ZB_NO_MEMORY : ZB_OK);
         if (status == ZB_OK) {
-            assert_int_equal(device.held_bytes[ZB_MEM_OPTIMIZER], c->arrays * sizeof grad);
+            assert_int_equal(device.held_bytes[ZB_MEM_OPTIMIZER], (size_t)arrays * sizeof grad);
             assert_true((optimizer.exp_avg != NULL) == (c->arrays > 0));
             assert_true((optimizer.exp_avg_sq != NULL) == (c->arrays > 1));
+            assert_true((optimizer.master == (void *)param) == (dtype == ZB_FP32));
             assert_int_equal(zb_optimizer_step(&optimizer, &stream, &shard, 1.0f, 1.0), ZB_OK);
         }
         zb_optimizer_destroy(&optimizer, &device);
@@ -184,13 +202,39 @@ static void check_state(void **state)
     }
 }
 
+static void check_state(void **state)
+{
+    check_state_in(*state, ZB_FP32);
+    check_state_in(*state, ZB_BF16);
+}
+
+static void masters_come_from_the_rounded_weights(void **state)
+{
+    (void)state;
+    zb_optimizer optimizer;
+    assert_int_equal(create(&adam, ZB_FP16, &optimizer), ZB_OK);
+    assert_int_equal(last_kernel, ZB_KERNEL_cast);
+    assert_ptr_equal(last_cast.from, param);
+    assert_int_equal(last_cast.from_dtype, ZB_FP16);
+    assert_ptr_equal(last_cast.to, optimizer.master);
+    assert_int_equal(last_cast.to_dtype, ZB_FP32);
+    assert_int_equal(last_cast.numel, 5);
+    assert_int_equal(zb_optimizer_step(&optimizer, &stream, &shard, 1.0f, 1.0), ZB_OK);
+    assert_ptr_equal(last_adam.p, optimizer.master);
+    assert_ptr_equal(last_adam.param, param); /* and go back in the same pass */
+    assert_int_equal(last_adam.param_dtype, ZB_FP16);
+    assert_int_equal(last_adam.grad_dtype, ZB_FP16);
+    zb_optimizer_destroy(&optimizer, &device);
+}
+
 int main(void)
 {
-    struct CMUnitTest tests[COUNT(adam_cases) + COUNT(state_cases) + 2] = {
+    struct CMUnitTest tests[COUNT(adam_cases) + COUNT(state_cases) + 3] = {
         cmocka_unit_test(adam_passes_everything_on),
         cmocka_unit_test(sgd_starts_its_buffer_once),
+        cmocka_unit_test(masters_come_from_the_rounded_weights),
     };
-    size_t n = 2;
+    size_t n = 3;
     for (size_t i = 0; i < COUNT(adam_cases); i++)
         tests[n++] = (struct CMUnitTest){ adam_cases[i].name, check_adam, NULL, NULL,
                                           (void *)&adam_cases[i] };

@@ -46,12 +46,14 @@ static const shown engine[] = {
     { ZB_Q_PARAM, 0, -1, 1, SMALL_FROZEN, 0, 4, { .f = { 1, 2, 3, 4 } } },
     { ZB_Q_BYTES_HELD, 0, -1, 0, ZB_NO_PARAM, 0, ZB_MEM_COUNT, { .i = { 100, 50 } } },
     { ZB_Q_BYTES_HELD, 0, -1, 1, ZB_NO_PARAM, 0, ZB_MEM_COUNT, { .i = { 100, 50 } } },
+    { ZB_Q_CALLS, 0, -1, 0, ZB_NO_PARAM, 0, ZB_COLLECTIVE_COUNT, { .i = { 3 } } },
+    { ZB_Q_CALLS, 0, -1, 1, ZB_NO_PARAM, 0, ZB_COLLECTIVE_COUNT, { .i = { 3 } } },
     { ZB_Q_BYTES_SENT, 0, -1, 0, ZB_NO_PARAM, 0, ZB_COLLECTIVE_COUNT, { .i = { 16 } } },
     { ZB_Q_BYTES_SENT, 0, -1, 1, ZB_NO_PARAM, 0, ZB_COLLECTIVE_COUNT, { .i = { 16 } } },
 };
 enum {
     ENGINE_COUNT = COUNT(engine),
-    EQUAL_VALUES = 2 + 1 + 2 + 6 + 2 + 2 + 24 + 2 * ZB_MEM_COUNT + 2 * ZB_COLLECTIVE_COUNT
+    EQUAL_VALUES = 2 + 1 + 2 + 6 + 2 + 2 + 24 + 2 * ZB_MEM_COUNT + 4 * ZB_COLLECTIVE_COUNT
 };
 
 static zb_status show_all(const zb_observer *observer, const shown *list, size_t count)
@@ -84,7 +86,7 @@ static zb_status fixture_create(fixture *f, int whole_params)
     zb_compare_options options = { .reference = f->reference,
                                    .whole_param_on_every_rank = whole_params,
                                    .bytes_held = { 100, 50 },
-                                   .bytes_sent = { 16 } };
+                                   .traffic = { { .calls = 3, .bytes = 16 } } };
     ZB_TRY(zb_compare_create(&options, &f->compare));
     zb_reference_begin(f->reference, 0);
     zb_observer observer = zb_reference_observer(f->reference);
