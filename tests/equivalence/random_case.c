@@ -214,6 +214,27 @@ static uint64_t random_bucket_limit(draw *d, const zb_model *model)
     }
 }
 
+/* Scales from harmless to certain overflow, windows that grow within a run; accumulation in 16 bit or in
+ * fp32. */
+static void append_precision(draw *d, random_case *c)
+{
+    static const zb_dtype dtypes[] = { ZB_FP32, ZB_FP16, ZB_BF16 };
+    c->dtype = dtypes[between(d, 0, 2)];
+    if (c->dtype == ZB_FP32) return;
+    if (c->dtype == ZB_FP16)
+        append(c->config_text, sizeof c->config_text,
+               "\"fp16\":{\"enabled\":true,\"loss_scale\":%s,\"initial_scale_power\":%d,"
+               "\"loss_scale_window\":%d,\"hysteresis\":%d,\"consecutive_hysteresis\":%s},",
+               one_in(d, 4) ? "128" : "0", between(d, 4, 26), between(d, 1, 3), between(d, 1, 2),
+               one_in(d, 2) ? "true" : "false");
+    else
+        append(c->config_text, sizeof c->config_text,
+               "\"bf16\":{\"enabled\":true,\"check_grad_overflow\":%s},", one_in(d, 2) ? "true" : "false");
+    if (one_in(d, 3))
+        append(c->config_text, sizeof c->config_text,
+               "\"data_types\":{\"grad_accum_dtype\":\"fp32\"},\"communication_data_type\":\"fp32\",");
+}
+
 static zb_status make_config(draw *d, random_case *c)
 {
     static const char *const clips[] = { "0", "0.0001", "0.1", "1.0", "1000" };
@@ -223,6 +244,7 @@ static zb_status make_config(draw *d, random_case *c)
     append(c->config_text, sizeof c->config_text,
            "{\"train_micro_batch_size_per_gpu\":%d,\"gradient_accumulation_steps\":%d,", micro, accumulation);
     append_optimizer(d, c);
+    append_precision(d, c);
     append(c->config_text, sizeof c->config_text,
            "\"gradient_clipping\":%s,\"dataloader_drop_last\":%s,\"gradient_allreduce_op\":\"mean\","
            "\"zero_optimization\":{\"stage\":0,\"reduce_bucket_size\":%llu,\"overlap_comm\":%s}}",

@@ -18,6 +18,7 @@ typedef struct random_case {
     zb_dataset *dataset;
     zb_weights weights;
     int world_size;
+    zb_dtype dtype;
     int64_t steps;
     char config_text[2048]; /* JSON, for the report of a failure */
     char model_text[2048];

@@ -26,7 +26,6 @@ static void report_case(const random_case *c)
 static int case_is_equal(const random_case *c, uint64_t *values)
 {
     static const int stages[STAGES] = { 0, 1, 2, 3 };
-    static const zb_dtype dtypes[] = { ZB_FP32 };
     zb_verify_case results[STAGES];
     /* Workers and scheduling seed vary with the case: neither may change a bit. */
     const zb_verify_options options = { .config = c->config,
@@ -37,7 +36,7 @@ static int case_is_equal(const random_case *c, uint64_t *values)
                                         .stage_count = STAGES,
                                         .worlds = &c->world_size,
                                         .world_count = 1,
-                                        .dtypes = dtypes,
+                                        .dtypes = &c->dtype,
                                         .dtype_count = 1,
                                         .steps = c->steps,
                                         .workers = 1 + (int)(c->number % 2),
