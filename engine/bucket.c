@@ -28,15 +28,23 @@ static size_t buffer_numel(const zb_layout *layout, const int *params, int count
     return numel;
 }
 
+/* Packs on its own, without bucket_end: the formula is what a plan is held to. */
 zb_bucket_measure zb_buckets_measure(const zb_layout *layout, const int *order, int order_count,
                                      uint64_t limit_numel)
 {
     zb_bucket_measure measure = { 0 };
-    for (int first = 0, end; first < order_count; first = end) {
-        end = bucket_end(layout, order, order_count, limit_numel, first);
-        size_t numel = buffer_numel(layout, order + first, end - first);
-        if (numel > measure.capacity) measure.capacity = numel;
-        measure.bucket_count++;
+    uint64_t filled = 0;
+    size_t buffer = 0;
+    for (int i = 0; i < order_count; i++) {
+        size_t numel = param_numel(layout, order[i]);
+        if (i == 0 || filled + numel > limit_numel) {
+            measure.bucket_count++;
+            filled = 0;
+            buffer = 0;
+        }
+        filled += numel;
+        buffer += layout->stage == 3 ? layout->part_numel[order[i]] * (size_t)layout->world_size : numel;
+        if (buffer > measure.capacity) measure.capacity = buffer;
     }
     return measure;
 }
