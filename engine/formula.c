@@ -57,12 +57,13 @@ void zb_memory_formula_numel(uint64_t numel, const zb_plan *plan, int stage, uin
 }
 
 zb_status zb_traffic_formula(const zb_config *config, const zb_model *model, const zb_plan *plan, int stage,
-                             zb_traffic traffic[ZB_COLLECTIVE_COUNT])
+                             int skipped, zb_traffic traffic[ZB_COLLECTIVE_COUNT])
 {
     formula f;
     ZB_TRY(formula_open(config, model, plan, stage, &f));
     memset(traffic, 0, ZB_COLLECTIVE_COUNT * sizeof *traffic);
     const zb_stage_ops *ops = zb_stage_find(stage);
+    f.facts.skipped = skipped;
     ops->traffic(&f.facts, traffic);
     if (ops->norm_is_partial) {
         traffic[ZB_COLLECTIVE_ALL_REDUCE].calls++;

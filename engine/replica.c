@@ -63,6 +63,7 @@ zb_status zb_replica_publish(zb_engine *engine, zb_replica *replica, const char 
 
 zb_traffic zb_replica_publish_traffic(const zb_stage_facts *facts)
 {
+    if (facts->skipped) return (zb_traffic){ 0 };
     return (zb_traffic){
         .calls = 1, .bytes = zb_dtype_bytes(facts->plan->param_dtype) * (uint64_t)facts->layout->padded_numel
     };

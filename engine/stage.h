@@ -90,6 +90,7 @@ typedef struct zb_stage_facts {
     const zb_plan *plan;
     const struct zb_graph *graph;
     const zb_layout *layout;
+    int skipped; /* traffic of a step that an overflow keeps from being applied */
 } zb_stage_facts;
 
 extern const zb_stage_ops zb_stage0, zb_stage1, zb_stage2, zb_stage3;

@@ -137,9 +137,8 @@ struct zb_compare {
     const zb_reference *reference;
     int whole_param_on_every_rank;
     int64_t bytes_held[ZB_MEM_COUNT];
-    int64_t calls[ZB_COLLECTIVE_COUNT];
-    int64_t bytes_sent[ZB_COLLECTIVE_COUNT];
-    rank_tally *tallies; /* [world_size] */
+    int64_t calls[2][ZB_COLLECTIVE_COUNT], bytes_sent[2][ZB_COLLECTIVE_COUNT]; /* applied, skipped */
+    rank_tally *tallies;                                                       /* [world_size] */
 
     pthread_mutex_t lock;  /* of what follows */
     zb_coverage *coverage; /* [slot_count of the reference]; used for tensors of parameters */
@@ -156,10 +155,11 @@ zb_status zb_compare_create(const zb_compare_options *options, zb_compare **comp
     compare->reference = reference;
     compare->whole_param_on_every_rank = options->whole_param_on_every_rank;
     for (int i = 0; i < ZB_MEM_COUNT; i++) compare->bytes_held[i] = (int64_t)options->bytes_held[i];
-    for (int i = 0; i < ZB_COLLECTIVE_COUNT; i++) {
-        compare->calls[i] = (int64_t)options->traffic[i].calls;
-        compare->bytes_sent[i] = (int64_t)options->traffic[i].bytes;
-    }
+    for (int skipped = 0; skipped < 2; skipped++)
+        for (int i = 0; i < ZB_COLLECTIVE_COUNT; i++) {
+            compare->calls[skipped][i] = (int64_t)options->traffic[skipped][i].calls;
+            compare->bytes_sent[skipped][i] = (int64_t)options->traffic[skipped][i].bytes;
+        }
     compare->tallies = zb_alloc_array((size_t)reference->world_size, sizeof *compare->tallies);
     compare->coverage = zb_alloc_array(reference->slot_count, sizeof *compare->coverage);
     if (compare->tallies == NULL || compare->coverage == NULL) {
@@ -244,6 +244,15 @@ static zb_status note_coverage(zb_compare *compare, const zb_observation *o, con
     return status;
 }
 
+/* By the oracle, which has made the whole step before an engine shows anything of it. */
+static int was_skipped(const zb_reference *reference)
+{
+    const slot *s = &reference->slots[reference->first_slot[ZB_Q_OVERFLOW]];
+    int64_t overflow = 0;
+    if (s->is_shown) memcpy(&overflow, s->data, sizeof overflow);
+    return overflow != 0;
+}
+
 static zb_status compare_observe(void *user, const zb_observation *o)
 {
     zb_compare *compare = user;
@@ -266,7 +275,9 @@ static zb_status compare_observe(void *user, const zb_observation *o)
         compare_values(compare, o, compare->bytes_held, ZB_MEM_COUNT);
     } else if (o->quantity == ZB_Q_CALLS || o->quantity == ZB_Q_BYTES_SENT) {
         /* The formula is of a training step; what initialize sends is not in it. */
-        const int64_t *formula = o->quantity == ZB_Q_CALLS ? compare->calls : compare->bytes_sent;
+        int skipped = was_skipped(reference);
+        const int64_t *formula = o->quantity == ZB_Q_CALLS ? compare->calls[skipped]
+                                                           : compare->bytes_sent[skipped];
         if (o->step >= 0) compare_values(compare, o, formula, ZB_COLLECTIVE_COUNT);
     } else if (s->is_shown || o->step >= 0) {
         /* Before training the oracle shows weights only; an engine may show more of itself. */

@@ -33,7 +33,7 @@ typedef struct zb_compare_options {
     int whole_param_on_every_rank; /* stages 0-2: every rank shows the whole of every model weight */
     /* What the oracle does not know: the formulas of the stage. */
     uint64_t bytes_held[ZB_MEM_COUNT];
-    zb_traffic traffic[ZB_COLLECTIVE_COUNT];
+    zb_traffic traffic[2][ZB_COLLECTIVE_COUNT]; /* of a step that is applied, and of one that is skipped */
 } zb_compare_options;
 
 zb_status zb_compare_create(const zb_compare_options *options, zb_compare **compare_p);

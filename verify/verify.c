@@ -108,8 +108,9 @@ static zb_status runner_create(runner *r, const zb_reference *reference)
                                            .whole_param_on_every_rank = result->stage < 3 };
     ZB_TRY(zb_memory_formula(options->config, options->model, &result->plan, result->stage,
                              compare_options.bytes_held));
-    ZB_TRY(zb_traffic_formula(options->config, options->model, &result->plan, result->stage,
-                              compare_options.traffic));
+    for (int skipped = 0; skipped < 2; skipped++)
+        ZB_TRY(zb_traffic_formula(options->config, options->model, &result->plan, result->stage, skipped,
+                                  compare_options.traffic[skipped]));
     ZB_TRY(zb_compare_create(&compare_options, &r->compare));
     zb_sim_options sim_options = { .world_size = result->world_size,
                                    .workers = options->workers,

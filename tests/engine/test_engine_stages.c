@@ -115,7 +115,7 @@ static void check_accounts(const rig_options *o)
     rig_start(&r);
     const zb_plan *plan = zb_engine_plan(r.engine);
     assert_int_equal(zb_memory_formula(r.config, r.model, plan, o->stage, held), ZB_OK);
-    assert_int_equal(zb_traffic_formula(r.config, r.model, plan, o->stage, sent), ZB_OK);
+    assert_int_equal(zb_traffic_formula(r.config, r.model, plan, o->stage, 0, sent), ZB_OK);
     assert_accounts(&r, o, held, nothing);
     for (int step = 0; step < 3; step++) {
         rig_train(&r, 1);

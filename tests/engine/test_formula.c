@@ -131,7 +131,7 @@ static void check_hand(void **state)
     /* the largest parameter, the largest activation */
     assert_int_equal(held[ZB_MEM_WORKSPACE], 4 * (35 + 2 * 7) + NORM_BYTES);
 
-    assert_int_equal(zb_traffic_formula(&config, model, &plan, c->stage, sent), ZB_OK);
+    assert_int_equal(zb_traffic_formula(&config, model, &plan, c->stage, 0, sent), ZB_OK);
     uint64_t norm_calls = c->stage > 0;
     assert_int_equal(sent[ZB_COLLECTIVE_ALL_REDUCE].bytes, 4 * c->all_reduce + norm_calls * NORM_BYTES);
     assert_int_equal(sent[ZB_COLLECTIVE_REDUCE_SCATTER].bytes, 4 * c->reduce_scatter);
@@ -163,7 +163,7 @@ static void bad_stages_and_worlds_are_refused(void **state)
     plan.world_size = 2;
     assert_int_equal(zb_memory_formula(&config, model, &plan, 4, bytes), ZB_INVALID_ARGUMENT);
     assert_message_has("stage is 4");
-    assert_int_equal(zb_traffic_formula(&config, model, &plan, -1, traffic), ZB_INVALID_ARGUMENT);
+    assert_int_equal(zb_traffic_formula(&config, model, &plan, -1, 0, traffic), ZB_INVALID_ARGUMENT);
     assert_message_has("stage is -1");
     assert_int_equal(bytes[0], 77);
     assert_int_equal(traffic[0].calls, 78);
@@ -184,7 +184,7 @@ static void out_of_memory_leaves_nothing(void **state)
         for (int n = 0; fired; n++) {
             zb_alloc_fail_at(n);
             zb_status status = which ? zb_memory_formula(&config, model, &plan, 3, bytes)
-                                     : zb_traffic_formula(&config, model, &plan, 3, traffic);
+                                     : zb_traffic_formula(&config, model, &plan, 3, 0, traffic);
             fired = zb_alloc_fault_fired();
             zb_alloc_fail_at(-1);
             assert_int_equal(status, fired ? ZB_NO_MEMORY : ZB_OK);

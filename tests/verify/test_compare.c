@@ -86,7 +86,7 @@ static zb_status fixture_create(fixture *f, int whole_params)
     zb_compare_options options = { .reference = f->reference,
                                    .whole_param_on_every_rank = whole_params,
                                    .bytes_held = { 100, 50 },
-                                   .traffic = { { .calls = 3, .bytes = 16 } } };
+                                   .traffic = { { { .calls = 3, .bytes = 16 } } } };
     ZB_TRY(zb_compare_create(&options, &f->compare));
     zb_reference_begin(f->reference, 0);
     zb_observer observer = zb_reference_observer(f->reference);
