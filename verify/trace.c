@@ -2,7 +2,7 @@
 #include <zerobit/trace.h>
 
 #include "verify/json_writer.h"
-#include "verify/output_file.h"
+#include "core/output_file.h"
 #include "verify/quantity.h"
 #include "verify/record_list.h"
 #include "verify/trace_format.h"
@@ -172,7 +172,7 @@ static zb_status writer_start(zb_trace_writer *writer, const char *path, const z
     writer->params = zb_alloc_array((size_t)model->param_count, sizeof *writer->params);
     if (writer->params == NULL) return ZB_NO_MEMORY;
     for (int i = 0; i < model->param_count; i++) writer->params[i] = model->params[i];
-    ZB_TRY(zb_output_file_open(&writer->file, path));
+    ZB_TRY(zb_output_file_open(&writer->file, path, ZB_OUTPUT_REPLACE));
     return put_header(writer, header);
 }
 
