@@ -15,6 +15,7 @@
 #include <zerobit/memory.h>
 #include <zerobit/model.h>
 #include <zerobit/random.h>
+#include "tests/cjson_memory.h"
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 #define FIXTURES     ZB_SOURCE_DIR "/fixtures/safetensors/"
@@ -595,6 +596,7 @@ static void every_allocation_may_fail(void **state)
 
 int main(void)
 {
+    cjson_allocates_here();
     static const struct CMUnitTest single[] = {
         IN_EMPTY_FOLDER(seed_gives_the_initial_values),
         IN_EMPTY_FOLDER(saved_weights_load_to_the_same_bits),
