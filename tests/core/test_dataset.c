@@ -481,6 +481,18 @@ static void synthetic_refuses_an_empty_set(void **state)
     zb_model_destroy(model);
 }
 
+static void synthetic_refuses_a_model_without_output(void **state)
+{
+    (void)state;
+    zb_model *model = NULL;
+    assert_int_equal(zb_model_create("none", &(zb_shape){ 1, { 4 } }, ZB_LOSS_MSE, &model), ZB_OK);
+    zb_dataset *dataset = NULL;
+    assert_int_equal(zb_dataset_synthetic(model, 1, 5, &dataset), ZB_INVALID_ARGUMENT);
+    assert_non_null(strstr(zb_error_message(), "none: the model has no module with an output"));
+    assert_null(dataset);
+    zb_model_destroy(model);
+}
+
 /* --- memory --- */
 
 static zb_model *failing_model;
@@ -566,6 +578,7 @@ int main(void)
         cmocka_unit_test(generator_refuses_and_leaves_nothing_behind),
         cmocka_unit_test(failed_write_is_reported_and_removed),
         cmocka_unit_test(synthetic_refuses_an_empty_set),
+        cmocka_unit_test(synthetic_refuses_a_model_without_output),
         cmocka_unit_test(every_allocation_may_fail),
     };
     struct CMUnitTest tests[64];
