@@ -253,6 +253,21 @@ static void weights_of_another_model_are_refused(void **state)
     rig_close(&r);
 }
 
+/* 2^62 rows of 4 elements are 2^66 bytes, or none at all to who does not look. */
+static void a_micro_batch_beyond_all_memory_is_refused(void **state)
+{
+    (void)state;
+    for (int bits = 56; bits <= 62; bits++) {
+        rig r;
+        rig_open(&r, &(rig_options){ .model = "mlp", .stage = 0 });
+        r.config->batch = (zb_batch_triangle){ .micro_batch_size = INT64_C(1) << bits };
+        zb_status status = zb_initialize(&r.options, &r.engine);
+        assert_true(status == ZB_INVALID_ARGUMENT || status == ZB_NO_MEMORY);
+        if (bits == 62) assert_message_has("micro-batches of 4611686018427387904 rows of model mlp");
+        rig_close(&r);
+    }
+}
+
 /* Its micro-batches are numbered from 0: begun elsewhere, the boundary would fall in the middle of them. */
 static void train_step_starts_at_the_first_micro_batch(void **state)
 {
@@ -540,10 +555,11 @@ static void a_large_parameter_passes_in_pieces(void **state)
 int main(void)
 {
     struct CMUnitTest
-        tests[COUNT(orders) + COUNT(batches) + COUNT(datasets) + COUNT(options) + COUNT(shorts) + 11] = {
+        tests[COUNT(orders) + COUNT(batches) + COUNT(datasets) + COUNT(options) + COUNT(shorts) + 12] = {
             cmocka_unit_test(a_model_that_cannot_train_is_refused),
             cmocka_unit_test(a_model_without_output_is_refused),
             cmocka_unit_test(weights_of_another_model_are_refused),
+            cmocka_unit_test(a_micro_batch_beyond_all_memory_is_refused),
             cmocka_unit_test(train_step_starts_at_the_first_micro_batch),
             cmocka_unit_test(an_observer_that_stops_between_micro_batches_breaks_the_step_off),
             cmocka_unit_test(without_a_data_set_there_is_no_loader),
@@ -553,7 +569,7 @@ int main(void)
             cmocka_unit_test(an_observer_may_stop),
             cmocka_unit_test(a_large_parameter_passes_in_pieces),
         };
-    size_t n = 11;
+    size_t n = 12;
     ROWS(orders, check_order)
     ROWS(batches, check_batch)
     ROWS(datasets, check_dataset)
