@@ -4,7 +4,6 @@
 #include "core/output_file.h"
 
 #include <stdio.h>
-#include <string.h>
 
 exit_code exit_code_of(zb_status status)
 {
@@ -47,7 +46,7 @@ exit_code command_lacks(const char *command, const char *what)
 
 zb_status check_writable(const char *path)
 {
-    if (path == NULL || strcmp(path, "-") == 0) return ZB_OK;
+    if (path == NULL) return ZB_OK;
     zb_output_file file;
     ZB_TRY(zb_output_file_open(&file, path, ZB_OUTPUT_REPLACE));
     zb_output_file_discard(&file);
