@@ -388,7 +388,7 @@ zb_status zb_engine_train_step(zb_engine *e, const zb_observer *observer)
     if (e->loader == NULL)
         return zb_fail(ZB_INVALID_ARGUMENT, "the engine has no loader: it was given no data set");
     ZB_TRY(expect_phase(e, ZB_WANTS_FORWARD));
-    if (e->micro_index != 0)
+    if (e->micro_index > 0)
         return zb_fail(ZB_INVALID_ARGUMENT,
                        "train_step called after %lld of %lld micro-batches of a step that was begun by hand",
                        (long long)e->micro_index, (long long)e->plan.accumulation_steps);
