@@ -5,15 +5,10 @@
  */
 #include "core/cifar10_synthetic.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 #include <zerobit/memory.h>
 #include <zerobit/random.h>
+#include "core/output_file.h"
 
 /* A stream for each kind of draw. */
 enum { STREAM_LABEL, STREAM_NOISE, STREAM_PATTERN };
@@ -72,57 +67,30 @@ void zb_cifar10_make_record(const zb_cifar10_patterns *patterns, uint64_t seed, 
 
 /* --- to a file --- */
 
-static zb_status write_records(FILE *stream, const char *path, int64_t records, uint64_t seed)
+static zb_status write_records(zb_output_file *file, const zb_cifar10_patterns *patterns, int64_t records,
+                               uint64_t seed)
 {
-    zb_cifar10_patterns *patterns = zb_alloc(sizeof *patterns);
-    if (patterns == NULL) return ZB_NO_MEMORY;
-    zb_cifar10_patterns_init(patterns);
-    zb_status status = ZB_OK;
-    for (int64_t i = 0; i < records && status == ZB_OK; i++) {
+    for (int64_t i = 0; i < records; i++) {
         uint8_t record[ZB_CIFAR10_RECORD_BYTES];
         zb_cifar10_make_record(patterns, seed, i, record);
-        if (fwrite(record, sizeof record, 1, stream) != 1)
-            status = zb_fail(ZB_IO, "%s: cannot write record %" PRId64 ": %s", path, i, strerror(errno));
+        ZB_TRY(zb_output_file_write(file, record, sizeof record));
     }
-    zb_free(patterns);
-    return status;
-}
-
-/* Closes the stream in every case. */
-static zb_status sync_and_close(FILE *stream, const char *path)
-{
-    int reason = fflush(stream) != 0 || fsync(fileno(stream)) != 0 ? errno : 0;
-    if (fclose(stream) != 0 && reason == 0) reason = errno;
-    if (reason != 0) return zb_fail(ZB_IO, "%s: cannot write: %s", path, strerror(reason));
-    return ZB_OK;
-}
-
-static zb_status write_then_rename(const char *temporary, const char *path, int64_t records, uint64_t seed)
-{
-    FILE *stream = fopen(temporary, "wbx");
-    if (stream == NULL) return zb_fail(ZB_IO, "%s: cannot create: %s", temporary, strerror(errno));
-    zb_status status = write_records(stream, path, records, seed);
-    zb_status closed = sync_and_close(stream, path);
-    if (status == ZB_OK) status = closed;
-    if (status == ZB_OK && rename(temporary, path) != 0)
-        status = zb_fail(ZB_IO, "%s: cannot rename %s to it: %s", path, temporary, strerror(errno));
-    if (status != ZB_OK) unlink(temporary);
-    return status;
+    return zb_output_file_finish(file);
 }
 
 zb_status zb_cifar10_generate(const char *path, int64_t records, uint64_t seed)
 {
     if (records < 1)
         return zb_fail(ZB_INVALID_ARGUMENT, "%s: %" PRId64 " records asked for, want >= 1", path, records);
-    struct stat existing;
-    if (lstat(path, &existing) == 0)
-        return zb_fail(ZB_IO, "%s: exists already, and is not overwritten; remove it or choose another name",
-                       path);
-    size_t bytes = strlen(path) + 32;
-    char *temporary = zb_alloc(bytes);
-    if (temporary == NULL) return ZB_NO_MEMORY;
-    snprintf(temporary, bytes, "%s.tmp-%ld", path, (long)getpid());
-    zb_status status = write_then_rename(temporary, path, records, seed);
-    zb_free(temporary);
+    zb_cifar10_patterns *patterns = zb_alloc(sizeof *patterns);
+    if (patterns == NULL) return ZB_NO_MEMORY;
+    zb_cifar10_patterns_init(patterns);
+    zb_output_file file;
+    zb_status status = zb_output_file_open(&file, path, ZB_OUTPUT_KEEP);
+    if (status == ZB_OK) {
+        status = write_records(&file, patterns, records, seed);
+        zb_output_file_discard(&file);
+    }
+    zb_free(patterns);
     return status;
 }

@@ -75,12 +75,16 @@ zb_status zb_dataset_synthetic(const zb_model *model, int64_t size, uint64_t see
     if (size < 1)
         return zb_fail(ZB_INVALID_ARGUMENT, "synthetic data for %s: size is %" PRId64 ", want >= 1",
                        model->name, size);
+    int output = zb_model_output_module(model);
+    if (output == ZB_MODEL_INPUT)
+        return zb_fail(ZB_INVALID_ARGUMENT, "synthetic data for %s: the model has no module with an output",
+                       model->name);
     synthetic_dataset *self = zb_alloc(sizeof *self);
     if (self == NULL) return ZB_NO_MEMORY;
     self->seed = seed;
     self->input_numel = zb_shape_numel(&model->input);
     self->map_input_numel = self->input_numel < MAP_INPUT_MAX ? self->input_numel : MAP_INPUT_MAX;
-    self->output_numel = zb_shape_numel(&model->modules[zb_model_output_module(model)].out);
+    self->output_numel = zb_shape_numel(&model->modules[output].out);
     self->base = (zb_dataset){ .ops = &synthetic_ops, .size = size, .input = model->input };
     if (model->loss == ZB_LOSS_CROSS_ENTROPY)
         self->base.classes = (int64_t)self->output_numel;

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
-#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,24 +16,6 @@ struct zb_json {
     cJSON *root;
     char *path;
 };
-
-/* ---- allocation ------------------------------------------------------------------------------------- */
-
-/* cJSON returns NULL both for bad text and for lack of memory; this tells them apart. */
-static _Thread_local int allocation_failed;
-
-static void *hook_alloc(size_t bytes)
-{
-    void *block = zb_alloc(bytes);
-    if (block == NULL) allocation_failed = 1;
-    return block;
-}
-
-static void install_hooks(void)
-{
-    cJSON_Hooks hooks = { .malloc_fn = hook_alloc, .free_fn = zb_free };
-    cJSON_InitHooks(&hooks);
-}
 
 /* ---- from lenient to plain JSON --------------------------------------------------------------------- */
 
@@ -236,13 +217,15 @@ static zb_status make_plain(scanner *s)
 static zb_status parse_plain(scanner *s, cJSON **root_p)
 {
     const char *end = NULL;
-    allocation_failed = 0;
+    /* cJSON returns NULL for bad text and for lack of memory alike; malloc leaves this trace. Its hooks would
+     * tell more, but they are the whole process's: a host that uses cJSON itself must find its own there. */
+    errno = 0;
     cJSON *root = cJSON_ParseWithLengthOpts(s->text, s->bytes + 1, &end, 1);
     if (root != NULL) {
         *root_p = root;
         return ZB_OK;
     }
-    if (allocation_failed) return ZB_NO_MEMORY; /* zb_alloc has said so */
+    if (errno == ENOMEM) return zb_fail(ZB_NO_MEMORY, "%s: out of memory while parsing", s->path);
     size_t at = end != NULL ? (size_t)(end - s->text) : s->bytes;
     while (at < s->bytes && strchr(" \t\r\n", s->text[at]) != NULL) at++;
     if (at >= s->bytes) return fail_at(s, s->bytes, "the text ends too early; a bracket or value is missing");
@@ -314,9 +297,6 @@ const char *zb_json_path(const zb_json *json)
 
 zb_status zb_json_parse(const char *text, size_t text_bytes, const char *path, zb_json **json_p)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, install_hooks);
-
     if (path == NULL) path = "<memory>";
     if (text_bytes > ZB_JSON_MAX_BYTES)
         return zb_fail(ZB_INVALID_CONFIG, "%s: is %zu bytes, want at most %d", path, text_bytes,

@@ -1,6 +1,7 @@
 /* Host allocation with a counter and a switch that lets the n-th call fail. */
 #include <zerobit/memory.h>
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +31,7 @@ static int must_fail(void)
 
 static void *out_of_memory(size_t bytes)
 {
+    errno = ENOMEM; /* as malloc does, for callers that stand in for it */
     zb_fail(ZB_NO_MEMORY, "out of memory: %zu bytes wanted", bytes);
     return NULL;
 }

@@ -12,6 +12,7 @@
 #include <zerobit/memory.h>
 
 #include "core/model_parts.h"
+#include "core/output_file.h"
 
 enum {
     LENGTH_BYTES = 8,
@@ -312,19 +313,6 @@ zb_status zb_safetensors_read(const zb_safetensors *file, const zb_safetensors_t
 
 /* --- writing --- */
 
-static zb_status write_all(int file, const char *path, const void *buffer, size_t bytes)
-{
-    const char *from = buffer;
-    while (bytes > 0) {
-        ssize_t put = write(file, from, bytes);
-        if (put < 0 && errno == EINTR) continue;
-        if (put < 0) return zb_fail(ZB_IO, "%s: cannot be written: %s", path, strerror(errno));
-        from += put;
-        bytes -= (size_t)put;
-    }
-    return ZB_OK;
-}
-
 /* `name` as a JSON string; of printable ASCII only the quote and the backslash need a backslash. */
 static const char *quote(const char *name, char text[2 * ZB_NAME_BYTES + 2])
 {
@@ -372,65 +360,34 @@ static zb_status make_header(const zb_safetensors_source *tensors, size_t count,
     return ZB_OK;
 }
 
-static zb_status write_values(int file, const char *path, const zb_safetensors_source *tensor)
+static zb_status write_values(zb_output_file *file, const zb_safetensors_source *tensor)
 {
     unsigned char chunk[CHUNK_BYTES];
     size_t chunk_numel = sizeof chunk / sizeof(float);
     for (size_t first = 0; first < tensor->numel; first += chunk_numel) {
         size_t numel = tensor->numel - first < chunk_numel ? tensor->numel - first : chunk_numel;
         for (size_t i = 0; i < numel; i++) store_le(float_bits(tensor->values[first + i]), chunk + 4 * i, 4);
-        ZB_TRY(write_all(file, path, chunk, numel * sizeof(float)));
+        ZB_TRY(zb_output_file_write(file, chunk, numel * sizeof(float)));
     }
     return ZB_OK;
 }
 
-static zb_status write_content(int file, const char *path, const zb_safetensors_source *tensors, size_t count)
+static zb_status write_content(zb_output_file *file, const zb_safetensors_source *tensors, size_t count)
 {
     char *header = NULL;
-    size_t header_bytes;
+    size_t header_bytes = 0;
     ZB_TRY(make_header(tensors, count, &header, &header_bytes));
-    zb_status status = write_all(file, path, header, header_bytes);
+    zb_status status = zb_output_file_write(file, header, header_bytes);
     zb_free(header);
-    for (size_t i = 0; i < count && status == ZB_OK; i++) status = write_values(file, path, &tensors[i]);
-    if (status == ZB_OK && fsync(file) != 0)
-        status = zb_fail(ZB_IO, "%s: cannot be synced: %s", path, strerror(errno));
-    return status;
-}
-
-/* A new file beside `path`, with the permissions that the user's umask gives. The caller frees *temporary_p.
- */
-static zb_status create_beside(const char *path, char **temporary_p, int *file)
-{
-    enum { SUFFIX_BYTES = 48, TRIES = 100 };
-    size_t bytes = strlen(path) + SUFFIX_BYTES;
-    char *temporary = zb_alloc(bytes);
-    if (temporary == NULL) return ZB_NO_MEMORY;
-    *file = -1;
-    errno = EEXIST;
-    for (int i = 0; i < TRIES && *file < 0 && errno == EEXIST; i++) {
-        snprintf(temporary, bytes, "%s.%ld.%d.tmp", path, (long)getpid(), i);
-        *file = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    }
-    if (*file < 0) {
-        zb_status status = zb_fail(ZB_IO, "%s: cannot be created: %s", temporary, strerror(errno));
-        zb_free(temporary);
-        return status;
-    }
-    *temporary_p = temporary;
-    return ZB_OK;
+    for (size_t i = 0; i < count && status == ZB_OK; i++) status = write_values(file, &tensors[i]);
+    return status == ZB_OK ? zb_output_file_finish(file) : status;
 }
 
 zb_status zb_safetensors_write(const char *path, const zb_safetensors_source *tensors, size_t count)
 {
-    char *temporary = NULL;
-    int file;
-    ZB_TRY(create_beside(path, &temporary, &file));
-    zb_status status = write_content(file, temporary, tensors, count);
-    if (close(file) != 0 && status == ZB_OK)
-        status = zb_fail(ZB_IO, "%s: cannot be written: %s", temporary, strerror(errno));
-    if (status == ZB_OK && rename(temporary, path) != 0)
-        status = zb_fail(ZB_IO, "%s: cannot be renamed to %s: %s", temporary, path, strerror(errno));
-    if (status != ZB_OK) unlink(temporary);
-    zb_free(temporary);
+    zb_output_file file;
+    ZB_TRY(zb_output_file_open(&file, path, ZB_OUTPUT_REPLACE));
+    zb_status status = write_content(&file, tensors, count);
+    zb_output_file_discard(&file);
     return status;
 }

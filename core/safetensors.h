@@ -53,8 +53,7 @@ typedef struct zb_safetensors_source {
     const float *values;
 } zb_safetensors_source;
 
-/** Writes a temporary file beside `path`, syncs it, and renames it over `path`; on failure `path` is as it
- * was. */
+/** On failure `path` is as it was (output_file.h). */
 zb_status zb_safetensors_write(const char *path, const zb_safetensors_source *tensors, size_t count);
 
 #endif

@@ -209,6 +209,9 @@ zb_status zb_initialize(const zb_engine_options *options, zb_engine **engine_p)
 {
     ZB_ASSERT(options->config != NULL && options->model != NULL && options->device != NULL &&
               options->comm != NULL);
+    if (options->weights != NULL && options->weights->param_count != options->model->param_count)
+        return zb_fail(ZB_INVALID_ARGUMENT, "weights of %d parameters for model %s, which has %d",
+                       options->weights->param_count, options->model->name, options->model->param_count);
     int stage = options->stage >= 0 ? options->stage : options->config->zero.stage;
     zb_dtype dtype = options->dtype >= 0 ? (zb_dtype)options->dtype : options->config->dtype;
     zb_plan plan;
@@ -409,10 +412,8 @@ static zb_status show(const zb_observer *observer, zb_observation observation)
     return observer != NULL ? observer->observe(observer->user, &observation) : ZB_OK;
 }
 
-zb_status zb_engine_train_step(zb_engine *e, const zb_observer *observer)
+static zb_status train_micro_batches(zb_engine *e, const zb_observer *observer)
 {
-    if (e->loader == NULL)
-        return zb_fail(ZB_INVALID_ARGUMENT, "the engine has no loader: it was given no data set");
     int64_t step = e->counters.global_steps;
     for (int64_t micro = 0; micro < e->plan.accumulation_steps; micro++) {
         zb_batch batch;
@@ -439,4 +440,17 @@ zb_status zb_engine_train_step(zb_engine *e, const zb_observer *observer)
         ZB_TRY(zb_engine_step(e));
     }
     return ZB_OK;
+}
+
+zb_status zb_engine_train_step(zb_engine *e, const zb_observer *observer)
+{
+    if (e->loader == NULL)
+        return zb_fail(ZB_INVALID_ARGUMENT, "the engine has no loader: it was given no data set");
+    ZB_TRY(expect_phase(e, ZB_WANTS_FORWARD));
+    if (e->micro_index > 0)
+        return zb_fail(ZB_INVALID_ARGUMENT,
+                       "train_step called after %lld of %lld micro-batches of a step that was begun by hand",
+                       (long long)e->micro_index, (long long)e->plan.accumulation_steps);
+    /* The observer's failure breaks the step off as well: the next one would go on in the middle of it. */
+    return enter_phase(e, ZB_WANTS_FORWARD, train_micro_batches(e, observer));
 }

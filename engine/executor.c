@@ -1,6 +1,7 @@
 /* Forward and backward over the module list; see executor.h and, for every formula, zerobit/kernels.h. */
 #include "engine/executor.h"
 
+#include <stdint.h>
 #include <string.h>
 #include <zerobit/memory.h>
 
@@ -94,11 +95,28 @@ void zb_executor_memory(const zb_graph *graph, zb_dtype dtype, size_t max_rows, 
     (void)visit_buffers(graph, dtype, max_rows, &none, visit_count, bytes); /* counting cannot fail */
 }
 
+/* So that no product of rows, elements and bytes above wraps round. */
+static zb_status check_rows(const zb_graph *graph, size_t rows)
+{
+    const zb_model *model = graph->model;
+    size_t numel = zb_shape_numel(&model->input), bytes;
+    for (int m = 0; m < model->module_count; m++) {
+        size_t out = zb_shape_numel(&model->modules[m].out);
+        if (out > numel) numel = out;
+    }
+    if (!__builtin_mul_overflow(numel, rows, &bytes) &&
+        !__builtin_mul_overflow(bytes, sizeof(float), &bytes) && bytes <= PTRDIFF_MAX)
+        return ZB_OK;
+    return zb_fail(ZB_INVALID_ARGUMENT, "micro-batches of %zu rows of model %s are larger than any memory",
+                   rows, model->name);
+}
+
 zb_status zb_executor_create(const zb_graph *graph, zb_device *device, zb_stream *stream, zb_dtype dtype,
                              size_t max_rows, zb_executor *executor)
 {
     size_t modules = (size_t)graph->model->module_count, params = (size_t)graph->model->param_count;
     zb_executor *e = executor;
+    ZB_TRY(check_rows(graph, max_rows));
     *e = (zb_executor){
         .graph = graph, .device = device, .stream = stream, .dtype = dtype, .max_rows = max_rows
     };

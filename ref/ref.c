@@ -84,6 +84,8 @@ static zb_status check_sizes(const zb_plan *plan)
 
 static zb_status check_dataset(const zb_model *model, const zb_dataset *dataset)
 {
+    if (zb_model_output_module(model) == ZB_MODEL_INPUT)
+        return zb_fail(ZB_INVALID_ARGUMENT, "oracle: model %s has no module with an output", model->name);
     size_t outputs = zb_shape_numel(&model->modules[zb_model_output_module(model)].out);
     if (zb_shape_numel(&dataset->input) != zb_shape_numel(&model->input))
         return zb_fail(ZB_INVALID_ARGUMENT, "oracle: a sample has %zu elements, the model's input %zu",

@@ -5,11 +5,12 @@
  * operation is executed, by whichever ranks have come to finish it.
  *
  * An operation (sim_op) goes through
- *     open      some ranks have not come yet          -> complete   by the last rank's arrival
- *     complete  its chunks are there to be executed   -> done       by the last chunk (at once without
- * chunks) done      every rank delivers to itself         -> free       by the last rank that leaves A world
- * that breaks lets go of the ranks in open operations. Complete ones always finish, since ranks read and
- * write each other's buffers there.
+ *   - open: some ranks have not come yet. The last rank's arrival makes it
+ *   - complete: its chunks are there to be executed. The last chunk (at once, without chunks) makes it
+ *   - done: every rank delivers to itself. The last rank that leaves frees it.
+ *
+ * A world that breaks lets go of the ranks in open operations. Complete ones always finish, since ranks read
+ * and write each other's buffers there.
  */
 #ifndef ZB_SIM_WORLD_H
 #define ZB_SIM_WORLD_H

@@ -1,10 +1,9 @@
 /* Exit codes and the way an error is told. */
 #include "tools/command.h"
 
-#include "verify/output_file.h"
+#include "core/output_file.h"
 
 #include <stdio.h>
-#include <string.h>
 
 exit_code exit_code_of(zb_status status)
 {
@@ -48,9 +47,9 @@ exit_code command_lacks(const char *command, const char *what)
 
 zb_status check_writable(const char *path)
 {
-    if (path == NULL || strcmp(path, "-") == 0) return ZB_OK;
+    if (path == NULL) return ZB_OK;
     zb_output_file file;
-    ZB_TRY(zb_output_file_open(&file, path));
+    ZB_TRY(zb_output_file_open(&file, path, ZB_OUTPUT_REPLACE));
     zb_output_file_discard(&file);
     return ZB_OK;
 }

@@ -20,8 +20,8 @@ exit_code command_failed(const char *command, zb_status status);
 /** Says on standard error that this build has no such thing. Returns EXIT_LACKING. */
 exit_code command_lacks(const char *command, const char *what);
 
-/** That a report can be put at `path` (NULL, "-": nothing to check), found out before the work rather than
- * after it. */
+/** That a file can be put at `path` (NULL: none is wanted), found out before the work rather than after it.
+ */
 zb_status check_writable(const char *path);
 
 /* argv[0] is the command's own name. */

@@ -166,6 +166,17 @@ static exit_code verify_inputs(verify_settings *settings, const inputs *in)
     return code;
 }
 
+static zb_status check_reports(const verify_settings *settings)
+{
+    if (settings->json != NULL && strcmp(settings->json, "-") != 0) ZB_TRY(check_writable(settings->json));
+    if (settings->junit != NULL && strcmp(settings->junit, "-") == 0)
+        return zb_fail(ZB_INVALID_ARGUMENT, "--junit -: want a file; only --json goes to standard output");
+    ZB_TRY(check_writable(settings->junit));
+    if (settings->json != NULL && settings->junit != NULL && strcmp(settings->json, settings->junit) == 0)
+        return zb_fail(ZB_INVALID_ARGUMENT, "--json and --junit are both %s", settings->json);
+    return ZB_OK;
+}
+
 exit_code command_verify(int argc, char **argv)
 {
     verify_settings settings = { .input = INPUT_OPTIONS_DEFAULT,
@@ -208,8 +219,7 @@ exit_code command_verify(int argc, char **argv)
     exit_code code = check_against(settings.against);
     if (code != EXIT_EQUAL) return code;
 
-    status = check_writable(settings.json);
-    if (status == ZB_OK) status = check_writable(settings.junit);
+    status = check_reports(&settings);
     if (status != ZB_OK) return command_failed(command_name, status);
 
     settings.input.config_path = operands[0];

@@ -2,7 +2,7 @@
 #include "tools/report.h"
 
 #include "verify/json_writer.h"
-#include "verify/output_file.h"
+#include "core/output_file.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -161,7 +161,7 @@ static zb_status json_text(const verify_report *report, zb_json_writer *json)
 static zb_status write_file(const char *path, const char *text, size_t bytes)
 {
     zb_output_file file;
-    ZB_TRY(zb_output_file_open(&file, path));
+    ZB_TRY(zb_output_file_open(&file, path, ZB_OUTPUT_REPLACE));
     zb_status status = zb_output_file_write(&file, text, bytes);
     if (status == ZB_OK) status = zb_output_file_write(&file, "\n", 1);
     if (status == ZB_OK) return zb_output_file_finish(&file);
@@ -232,7 +232,7 @@ zb_status report_junit(const verify_report *report, const char *path)
         errors += report->cases[i].status != ZB_DIFFERENT && report->cases[i].status != ZB_OK;
     }
     zb_output_file file;
-    ZB_TRY(zb_output_file_open(&file, path));
+    ZB_TRY(zb_output_file_open(&file, path, ZB_OUTPUT_REPLACE));
     fprintf(file.stream,
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
             "<testsuite name=\"zerobit verify\" tests=\"%d\" failures=\"%d\" errors=\"%d\" time=\"%.3f\">\n",

@@ -2,7 +2,7 @@
 #include <zerobit/trace.h>
 
 #include "verify/json_writer.h"
-#include "verify/output_file.h"
+#include "core/output_file.h"
 #include "verify/quantity.h"
 #include "verify/record_list.h"
 #include "verify/trace_format.h"
@@ -23,6 +23,7 @@ struct zb_trace_writer {
     int world_size;
     int64_t step; /* of the records gathered; INT64_MIN: none yet */
     zb_record_list gathered;
+    zb_status status; /* the first failure; nothing is written after it */
 };
 
 /* --- the header --- */
@@ -172,7 +173,7 @@ static zb_status writer_start(zb_trace_writer *writer, const char *path, const z
     writer->params = zb_alloc_array((size_t)model->param_count, sizeof *writer->params);
     if (writer->params == NULL) return ZB_NO_MEMORY;
     for (int i = 0; i < model->param_count; i++) writer->params[i] = model->params[i];
-    ZB_TRY(zb_output_file_open(&writer->file, path));
+    ZB_TRY(zb_output_file_open(&writer->file, path, ZB_OUTPUT_REPLACE));
     return put_header(writer, header);
 }
 
@@ -213,21 +214,38 @@ static zb_status write_locked(zb_trace_writer *writer, const zb_observation *obs
     return ZB_OK;
 }
 
+static zb_status check_whole(const zb_trace_writer *writer)
+{
+    if (writer->status == ZB_OK && writer->file.stream == NULL)
+        return zb_fail(ZB_INVALID_ARGUMENT, "the trace is finished already");
+    if (writer->status == ZB_OK) return ZB_OK;
+    return zb_fail(writer->status, "the trace cannot go on after an earlier failure (%s)",
+                   zb_status_string(writer->status));
+}
+
 zb_status zb_trace_write(zb_trace_writer *writer, const zb_observation *observation)
 {
     pthread_mutex_lock(&writer->lock);
-    zb_status status = write_locked(writer, observation);
+    /* One rank's failure does not keep the others from coming: what it left half written must stay alone. */
+    zb_status status = check_whole(writer);
+    if (status == ZB_OK) status = writer->status = write_locked(writer, observation);
     pthread_mutex_unlock(&writer->lock);
     return status;
 }
 
-zb_status zb_trace_writer_finish(zb_trace_writer *writer)
+static zb_status write_end(zb_trace_writer *writer)
 {
     ZB_TRY(flush_step(writer));
     zb_trace_record_head end = { .kind = ZB_TRACE_END, .numel = writer->record_count };
     ZB_TRY(put_bytes(writer, &end, sizeof end));
     ZB_TRY(put_check(writer));
     return zb_output_file_finish(&writer->file);
+}
+
+zb_status zb_trace_writer_finish(zb_trace_writer *writer)
+{
+    ZB_TRY(check_whole(writer));
+    return writer->status = write_end(writer);
 }
 
 void zb_trace_writer_destroy(zb_trace_writer *writer)

@@ -144,7 +144,10 @@ static const char *read_info(const cJSON *json, zb_trace_info *info, zb_status *
 
 static zb_status parse_header(zb_trace_reader *reader, const char *text, size_t bytes)
 {
+    errno = 0; /* tells lack of memory from bad text */
     cJSON *json = cJSON_ParseWithLength(text, bytes);
+    if (json == NULL && errno == ENOMEM)
+        return zb_fail(ZB_NO_MEMORY, "%s: out of memory while parsing its header", reader->path);
     zb_status status = ZB_OK;
     const char *wrong = json != NULL ? read_info(json, &reader->info, &status) : "JSON";
     cJSON_Delete(json);

@@ -279,11 +279,26 @@ static zb_status check_list(const char *what, const int *values, int count, int 
 
 enum { WORLD_SIZE_MAX = 65536 };
 
+/* A precision that is none is zb_plan_derive's to refuse. */
+static zb_status check_dtypes(const zb_dtype *dtypes, int count)
+{
+    if (count < 1) return zb_fail(ZB_INVALID_ARGUMENT, "no precision given");
+    for (int i = 0; i < count; i++)
+        for (int j = 0; j < i; j++)
+            if (dtypes[j] == dtypes[i])
+                return zb_fail(ZB_INVALID_ARGUMENT, "precision %s given twice", zb_dtype_name(dtypes[i]));
+    return ZB_OK;
+}
+
 static zb_status check_options(const zb_verify_options *options)
 {
+    ZB_ASSERT(options->config != NULL && options->model != NULL && options->weights != NULL &&
+              options->dataset != NULL);
     ZB_TRY(check_list("stage", options->stages, options->stage_count, 0, ZB_STAGE_COUNT - 1));
     ZB_TRY(check_list("world", options->worlds, options->world_count, 1, WORLD_SIZE_MAX));
-    if (options->dtype_count < 1) return zb_fail(ZB_INVALID_ARGUMENT, "no precision given");
+    ZB_TRY(check_dtypes(options->dtypes, options->dtype_count));
+    if (options->workers < 0)
+        return zb_fail(ZB_INVALID_ARGUMENT, "%d workers, want 0 (one per core) or more", options->workers);
     if (options->steps < 1)
         return zb_fail(ZB_INVALID_ARGUMENT, "%" PRId64 " steps, want at least 1", options->steps);
     return ZB_OK;
@@ -314,7 +329,10 @@ zb_status zb_verify(const zb_verify_options *options, zb_verify_case *cases)
     ZB_TRY(plan_cases(options, cases));
 
     int case_count = options->dtype_count * options->world_count * options->stage_count;
-    int64_t done = 0, total = case_count * options->steps;
+    int64_t done = 0, total;
+    if (__builtin_mul_overflow(case_count, options->steps, &total))
+        return zb_fail(ZB_INVALID_ARGUMENT, "%" PRId64 " steps of %d cases are more than can be counted",
+                       options->steps, case_count);
     for (int first = 0; first < case_count; first += options->stage_count) {
         zb_status status = run_world(options, cases + first, &done, total);
         if (status == ZB_OK) continue;

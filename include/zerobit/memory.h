@@ -1,6 +1,6 @@
 /*
- * Host allocation. Every allocation of the library comes through here, so that a test can let the n-th
- * one fail, count what a step allocates, and see that nothing is left. Tensors of a rank are not
+ * Host allocation. Every allocation of the library comes through here (but cJSON's, which uses the process's
+ * cJSON hooks), so that a test can let the n-th one fail, count what a step allocates, and see that nothing is left. Tensors of a rank are not
  * allocated here directly but through its device (device.h), which also keeps the rank's ledger.
  */
 #ifndef ZEROBIT_MEMORY_H

@@ -106,7 +106,7 @@ ZB_API void zb_model_destroy(zb_model *model);
 ZB_API zb_status zb_model_open(const char *name_or_path, zb_model **model_p);
 ZB_API zb_status zb_model_parse_json(const char *text, size_t text_bytes, const char *path, zb_model **model_p);
 
-/** Index of the last module with an output. */
+/** Index of the last module with an output; ZB_MODEL_INPUT while there is none (zb_model_finish refuses that). */
 ZB_API int zb_model_output_module(const zb_model *model);
 /** Index, or ZB_NO_PARAM. */
 ZB_API int zb_model_find_param(const zb_model *model, const char *name);

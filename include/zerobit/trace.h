@@ -27,7 +27,10 @@ typedef struct zb_trace_header {
 typedef struct zb_trace_writer zb_trace_writer;
 /** Writes to a temporary file beside `path`; only zb_trace_writer_finish puts it in place. */
 ZB_API zb_status zb_trace_writer_create(const char *path, const zb_trace_header *header, zb_trace_writer **writer_p);
-/** Thread-safe. Ranks may write in any order: the file is sorted on finish, so the same run gives the same file. */
+/**
+ * Thread-safe. Within a step ranks may write in any order: each step is sorted, so the same run gives the same file. An
+ * observation of a later step ends the present one. After a failure only zb_trace_writer_destroy is left.
+ */
 ZB_API zb_status zb_trace_write(zb_trace_writer *writer, const zb_observation *observation);
 ZB_API zb_status zb_trace_writer_finish(zb_trace_writer *writer);
 /** Without finish: nothing is left behind. */

@@ -33,8 +33,8 @@ typedef struct zb_verify_options {
     const zb_config *config;
     const zb_model *model;
     const zb_weights *weights; /* initial values */
-    const zb_dataset *dataset;
-    const int *stages; int stage_count;
+    const zb_dataset *dataset; /* none of these four may be NULL */
+    const int *stages; int stage_count; /* lists without repetition */
     const int *worlds; int world_count;
     const zb_dtype *dtypes; int dtype_count;
     int64_t steps;

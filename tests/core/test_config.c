@@ -10,6 +10,7 @@
 
 #include <zerobit/config.h>
 #include <zerobit/memory.h>
+#include "tests/cjson_memory.h"
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 #define CIFAR10_PATH ZB_SOURCE_DIR "/examples/configs/cifar10.json"
@@ -642,6 +643,7 @@ static void mutations_never_crash(void **state)
 
 int main(void)
 {
+    cjson_allocates_here();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refuses),
         cmocka_unit_test(accepts_and_notes),

@@ -12,6 +12,7 @@
 
 #include "core/json.h"
 #include <zerobit/memory.h>
+#include "tests/cjson_memory.h"
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
@@ -221,8 +222,32 @@ static void survives_every_allocation_failure(void **state)
     }
 }
 
+static int host_allocations;
+static void *host_alloc(size_t bytes)
+{
+    host_allocations++;
+    return malloc(bytes);
+}
+
+/* A program that uses cJSON itself: what it allocated before, it frees after; its hooks stay. */
+static void leaves_the_hosts_cjson_alone(void **state)
+{
+    (void)state;
+    cJSON_InitHooks(&(cJSON_Hooks){ .malloc_fn = host_alloc, .free_fn = free });
+    cJSON *own = cJSON_Parse("{\"a\": 1}");
+    zb_json *json;
+    assert_int_equal(zb_json_parse("{}", 2, "f", &json), ZB_OK);
+    zb_json_destroy(json);
+    cJSON_Delete(own);
+    int before = host_allocations;
+    cJSON_Delete(cJSON_CreateNull());
+    assert_int_equal(host_allocations, before + 1);
+    cjson_allocates_here();
+}
+
 int main(void)
 {
+    cjson_allocates_here();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(accepts),
         cmocka_unit_test(refuses),
@@ -230,6 +255,7 @@ int main(void)
         cmocka_unit_test(reads_with_types),
         cmocka_unit_test(load_says_what_is_wrong_with_the_file),
         cmocka_unit_test(survives_every_allocation_failure),
+        cmocka_unit_test(leaves_the_hosts_cjson_alone),
     };
     return cmocka_run_group_tests_name("json", tests, NULL, NULL);
 }

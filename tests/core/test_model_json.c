@@ -8,6 +8,7 @@
 #include <cmocka.h>
 #include <zerobit/memory.h>
 #include <zerobit/model.h>
+#include "tests/cjson_memory.h"
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
@@ -307,6 +308,7 @@ static void every_allocation_may_fail(void **state)
 
 int main(void)
 {
+    cjson_allocates_here();
     static const struct CMUnitTest single[] = {
         cmocka_unit_test(every_key_reaches_the_builder),
         cmocka_unit_test(the_description_in_the_docs_is_one),

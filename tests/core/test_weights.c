@@ -15,6 +15,7 @@
 #include <zerobit/memory.h>
 #include <zerobit/model.h>
 #include <zerobit/random.h>
+#include "tests/cjson_memory.h"
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 #define FIXTURES     ZB_SOURCE_DIR "/fixtures/safetensors/"
@@ -518,10 +519,9 @@ static void a_save_that_fails_changes_nothing(void **state)
 
     /* no such folder */
     assert_int_equal(zb_weights_save(model, &weights, in_folder("none/w")), ZB_IO);
-    assert_non_null(strstr(zb_error_message(), "cannot be created: No such file"));
-    /* onto a folder: only the last step, the renaming, can fail */
+    assert_non_null(strstr(zb_error_message(), "cannot be written: No such file"));
     assert_int_equal(zb_weights_save(model, &weights, folder), ZB_IO);
-    assert_non_null(strstr(zb_error_message(), "cannot be renamed to"));
+    assert_non_null(strstr(zb_error_message(), "cannot be written: Is a directory"));
 
     /* no room: at every length up to the file's */
     struct rlimit before;
@@ -596,6 +596,7 @@ static void every_allocation_may_fail(void **state)
 
 int main(void)
 {
+    cjson_allocates_here();
     static const struct CMUnitTest single[] = {
         IN_EMPTY_FOLDER(seed_gives_the_initial_values),
         IN_EMPTY_FOLDER(saved_weights_load_to_the_same_bits),

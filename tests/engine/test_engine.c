@@ -241,6 +241,76 @@ static void a_model_without_output_is_refused(void **state)
     rig_close(&r);
 }
 
+static void weights_of_another_model_are_refused(void **state)
+{
+    (void)state;
+    rig r;
+    rig_open(&r, &(rig_options){ .model = "mlp", .stage = 2 });
+    zb_weights weights = { .param_count = r.model->param_count - 1 };
+    r.options.weights = &weights;
+    assert_int_equal(zb_initialize(&r.options, &r.engine), ZB_INVALID_ARGUMENT);
+    assert_message_has("parameters for model mlp, which has");
+    rig_close(&r);
+}
+
+/* 2^62 rows of 4 elements are 2^66 bytes, or none at all to who does not look. */
+static void a_micro_batch_beyond_all_memory_is_refused(void **state)
+{
+    (void)state;
+    for (int bits = 56; bits <= 62; bits++) {
+        rig r;
+        rig_open(&r, &(rig_options){ .model = "mlp", .stage = 0 });
+        r.config->batch = (zb_batch_triangle){ .micro_batch_size = INT64_C(1) << bits };
+        zb_status status = zb_initialize(&r.options, &r.engine);
+        assert_true(status == ZB_INVALID_ARGUMENT || status == ZB_NO_MEMORY);
+        if (bits == 62) assert_message_has("micro-batches of 4611686018427387904 rows of model mlp");
+        rig_close(&r);
+    }
+}
+
+/* Its micro-batches are numbered from 0: begun elsewhere, the boundary would fall in the middle of them. */
+static void train_step_starts_at_the_first_micro_batch(void **state)
+{
+    (void)state;
+    rig r;
+    rig_open(&r, &(rig_options){ .model = "mlp", .stage = 2, .accumulation = 2 });
+    rig_start(&r);
+    for (int by_hand = 0; by_hand < 2; by_hand++) {
+        for (const char *what = "fbs"; *what != '\0'; what++) assert_int_equal(call(r.engine, *what), ZB_OK);
+        if (by_hand == 0) {
+            assert_int_equal(zb_engine_train_step(r.engine, NULL), ZB_INVALID_ARGUMENT);
+            assert_message_has("after 1 of 2 micro-batches");
+        }
+    }
+    assert_int_equal(call(r.engine, 'f'), ZB_OK);
+    assert_int_equal(zb_engine_train_step(r.engine, NULL), ZB_INVALID_ARGUMENT);
+    assert_message_has("backward is due");
+    for (const char *what = "bsfbs"; *what != '\0'; what++) assert_int_equal(call(r.engine, *what), ZB_OK);
+    assert_int_equal(zb_engine_train_step(r.engine, NULL), ZB_OK); /* refusals changed nothing */
+    assert_int_equal(zb_engine_counters(r.engine).global_steps, 3);
+    rig_close(&r);
+}
+
+static zb_status stop_at_second_samples(void *user, const zb_observation *o)
+{
+    (void)user;
+    return o->quantity == ZB_Q_SAMPLES && o->micro == 1 ? zb_fail(ZB_INTERRUPTED, "enough") : ZB_OK;
+}
+
+/* Between two micro-batches everything is whole but the step. */
+static void an_observer_that_stops_between_micro_batches_breaks_the_step_off(void **state)
+{
+    (void)state;
+    rig r;
+    rig_open(&r, &(rig_options){ .model = "mlp", .stage = 2, .accumulation = 2 });
+    rig_start(&r);
+    zb_observer observer = { stop_at_second_samples, NULL };
+    assert_int_equal(zb_engine_train_step(r.engine, &observer), ZB_INTERRUPTED);
+    assert_int_equal(zb_engine_train_step(r.engine, NULL), ZB_INVALID_ARGUMENT);
+    assert_message_has("after a failure broke a step off");
+    rig_close(&r);
+}
+
 static void without_a_data_set_there_is_no_loader(void **state)
 {
     (void)state;
@@ -485,9 +555,13 @@ static void a_large_parameter_passes_in_pieces(void **state)
 int main(void)
 {
     struct CMUnitTest
-        tests[COUNT(orders) + COUNT(batches) + COUNT(datasets) + COUNT(options) + COUNT(shorts) + 8] = {
+        tests[COUNT(orders) + COUNT(batches) + COUNT(datasets) + COUNT(options) + COUNT(shorts) + 12] = {
             cmocka_unit_test(a_model_that_cannot_train_is_refused),
             cmocka_unit_test(a_model_without_output_is_refused),
+            cmocka_unit_test(weights_of_another_model_are_refused),
+            cmocka_unit_test(a_micro_batch_beyond_all_memory_is_refused),
+            cmocka_unit_test(train_step_starts_at_the_first_micro_batch),
+            cmocka_unit_test(an_observer_that_stops_between_micro_batches_breaks_the_step_off),
             cmocka_unit_test(without_a_data_set_there_is_no_loader),
             cmocka_unit_test(counters_count),
             cmocka_unit_test(weights_before_training_are_the_initial_ones),
@@ -495,7 +569,7 @@ int main(void)
             cmocka_unit_test(an_observer_may_stop),
             cmocka_unit_test(a_large_parameter_passes_in_pieces),
         };
-    size_t n = 8;
+    size_t n = 12;
     ROWS(orders, check_order)
     ROWS(batches, check_batch)
     ROWS(datasets, check_dataset)

@@ -2,6 +2,7 @@
 #include "support.h"
 
 #include <zerobit/memory.h>
+#include "tests/cjson_memory.h"
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 enum { MAX_SHOWN = 12 };
@@ -343,6 +344,7 @@ static void allocation_failures_are_survived(void **state)
 
 int main(void)
 {
+    cjson_allocates_here();
     const struct CMUnitTest whole[] = {
         cmocka_unit_test_setup_teardown(other_models_are_refused, folder_create, folder_remove),
         cmocka_unit_test_setup_teardown(damage_behind_a_difference_is_found, folder_create, folder_remove),

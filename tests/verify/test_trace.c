@@ -4,6 +4,8 @@
 
 #include "verify/trace_reader.h"
 
+#include <signal.h>
+#include <sys/resource.h>
 #include <zerobit/memory.h>
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
@@ -190,6 +192,56 @@ static void without_finish_nothing_is_left(void **state)
     assert_int_equal(folder_entries(), 1);
 }
 
+/* One rank's write fails; the others, which do not know it yet, come with theirs. */
+static void after_a_failure_nothing_goes_on(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        rlim_t room;
+        zb_status status;
+    } cases[] = { { "disk full", 4096, ZB_IO }, { "shown twice", RLIM_INFINITY, ZB_INVALID_ARGUMENT } };
+    signal(SIGXFSZ, SIG_IGN);
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        struct rlimit before, limit;
+        assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+        limit = before;
+        limit.rlim_cur = cases[i].room;
+        zb_trace_header header = small_header(1, 2);
+        zb_trace_writer *writer;
+        assert_int_equal(zb_trace_writer_create(in_folder("trace"), &header, &writer), ZB_OK);
+        int64_t samples[2000] = { 0 };
+        zb_observation o = {
+            .quantity = ZB_Q_SAMPLES, .param = ZB_NO_PARAM, .dtype = ZB_INT64, .numel = 2000, .data = samples
+        };
+        assert_int_equal(zb_trace_write(writer, &o), ZB_OK);
+        if (cases[i].room == RLIM_INFINITY) assert_int_equal(zb_trace_write(writer, &o), ZB_OK);
+        assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+        o.step = 1;
+        for (o.rank = 0; o.rank < 2; o.rank++) assert_int_equal(zb_trace_write(writer, &o), cases[i].status);
+        assert_int_equal(zb_trace_writer_finish(writer), cases[i].status);
+        assert_non_null(strstr(zb_error_message(), "earlier failure"));
+        assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+        zb_trace_writer_destroy(writer);
+        assert_int_equal(folder_entries(), 0);
+    }
+    signal(SIGXFSZ, SIG_DFL);
+}
+
+static void a_trace_is_finished_once(void **state)
+{
+    (void)state;
+    zb_trace_header header = small_header(1, 2);
+    zb_trace_writer *writer;
+    assert_int_equal(zb_trace_writer_create(in_folder("trace"), &header, &writer), ZB_OK);
+    assert_int_equal(zb_trace_writer_finish(writer), ZB_OK);
+    assert_int_equal(zb_trace_writer_finish(writer), ZB_INVALID_ARGUMENT);
+    zb_observation o = shown_observation(&run[0]);
+    assert_int_equal(zb_trace_write(writer, &o), ZB_INVALID_ARGUMENT);
+    zb_trace_writer_destroy(writer);
+    assert_int_equal(folder_entries(), 1);
+}
+
 static void allocation_failures_are_survived(void **state)
 {
     (void)state;
@@ -214,7 +266,8 @@ int main(void)
         IN_FOLDER(reads_back_as_written),          IN_FOLDER(same_run_same_file),
         IN_FOLDER(every_truncation_is_found),      IN_FOLDER(every_flipped_bit_is_found),
         IN_FOLDER(bad_observations_are_refused),   IN_FOLDER(unreadable_files_are_named),
-        IN_FOLDER(without_finish_nothing_is_left), IN_FOLDER(allocation_failures_are_survived),
+        IN_FOLDER(without_finish_nothing_is_left), IN_FOLDER(after_a_failure_nothing_goes_on),
+        IN_FOLDER(a_trace_is_finished_once),       IN_FOLDER(allocation_failures_are_survived),
     };
     return cmocka_run_group_tests_name("trace", tests, NULL, NULL);
 }

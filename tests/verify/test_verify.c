@@ -166,7 +166,8 @@ static void refused_before_any_work(void **state)
 {
     (void)state;
     static const int none[] = { 0 }, twice[] = { 2, 2 }, high[] = { 4 }, negative[] = { -1 };
-    static const zb_dtype fp16[] = { ZB_FP16 };
+    static const zb_dtype fp16[] = { ZB_FP16 }, fp32_twice[] = { ZB_FP32, ZB_FP32 },
+                          no_dtype[] = { (zb_dtype)77 };
     static const struct {
         const char *message;
         const int *stages;
@@ -186,6 +187,10 @@ static void refused_before_any_work(void **state)
         { "stage 2 given twice", twice, 2, world_2, 1, fp32, 1, 1, ZB_INVALID_ARGUMENT },
         { "no precision given", all_stages, 4, world_2, 1, fp32, 0, 1, ZB_INVALID_ARGUMENT },
         { "0 steps, want at least 1", all_stages, 4, world_2, 1, fp32, 1, 0, ZB_INVALID_ARGUMENT },
+        { "precision fp32 given twice", all_stages, 4, world_2, 1, fp32_twice, 2, 1, ZB_INVALID_ARGUMENT },
+        { "stage 0, world 2, ?: dtype is ?", all_stages, 4, world_2, 1, no_dtype, 1, 1, ZB_INVALID_ARGUMENT },
+        { "9223372036854775807 steps of 4 cases", all_stages, 4, world_2, 1, fp32, 1, INT64_MAX,
+          ZB_INVALID_ARGUMENT },
         { "stage 0, world 2, fp16: ", all_stages, 4, world_2, 1, fp16, 1, 1, ZB_UNSUPPORTED },
     };
     for (size_t i = 0; i < COUNT(refusals); i++) {
@@ -199,6 +204,11 @@ static void refused_before_any_work(void **state)
         assert_int_equal(zb_verify(&options, cases), refusals[i].status);
         assert_ptr_equal(strstr(zb_error_message(), refusals[i].message), zb_error_message());
     }
+    zb_verify_case cases[4];
+    zb_verify_options options = options_for(world_2, 1, 1);
+    options.workers = -1;
+    assert_int_equal(zb_verify(&options, cases), ZB_INVALID_ARGUMENT);
+    assert_non_null(strstr(zb_error_message(), "-1 workers"));
     for (int i = 0; i < SAMPLE_COUNT; i++) assert_int_equal(f.data.fetched[i], 0);
 }
 

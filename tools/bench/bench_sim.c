@@ -9,54 +9,20 @@
  */
 #include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <zerobit/comm.h>
 #include <zerobit/memory.h>
 #include <zerobit/sim.h>
 
-enum {
-    RANKS = 4,
-    BYTES = 64 << 20,
-    NUMEL = BYTES / 4,
-    COPY_THREADS = 2,
-    SAMPLES_DEFAULT = 15,
-    SAMPLES_MAX = 1000
-};
+#include "tools/bench/bench.h"
 
-static double seconds_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *samples, int count)
-{
-    qsort(samples, (size_t)count, sizeof samples[0], compare_doubles);
-    return count % 2 ? samples[count / 2] : (samples[count / 2 - 1] + samples[count / 2]) / 2;
-}
-
-/* A benchmark of something that fails says nothing. */
-static void check(zb_status status)
-{
-    if (status == ZB_OK) return;
-    fprintf(stderr, "bench_sim: %s\n", zb_error_message());
-    exit(4);
-}
+enum { RANKS = 4, BYTES = 64 << 20, NUMEL = BYTES / 4, COPY_THREADS = 2 };
 
 /* Ordinary numbers, so that sums stay finite and no subnormals slow the additions down. */
 static float *make_floats(size_t numel)
 {
     float *x = zb_alloc_array(numel, sizeof *x);
-    if (x == NULL) check(ZB_NO_MEMORY);
+    if (x == NULL) bench_check(ZB_NO_MEMORY);
     for (size_t i = 0; i < numel; i++) x[i] = (float)(i % 1021) / 1021 - 0.25F;
     return x;
 }
@@ -78,7 +44,7 @@ static void *copy_thread(void *argument)
 
 static double time_copy(float **to, float **from, int threads)
 {
-    double start = seconds_now();
+    double start = bench_seconds();
     for (int i = 0; i < RANKS; i++) {
         pthread_t ids[COPY_THREADS];
         copy_job jobs[COPY_THREADS];
@@ -90,7 +56,7 @@ static double time_copy(float **to, float **from, int threads)
         copy_thread(&jobs[0]);
         for (int t = 1; t < threads; t++) pthread_join(ids[t], NULL);
     }
-    return seconds_now() - start;
+    return bench_seconds() - start;
 }
 
 static zb_status main_all_reduce(void *user, zb_comm *comm)
@@ -112,16 +78,16 @@ static zb_status main_async_all_reduce(void *user, zb_comm *comm)
 
 static double time_run(zb_sim *sim, zb_rank_main *rank_main, void *user)
 {
-    double start = seconds_now();
-    check(zb_sim_run(sim, rank_main, user));
-    return seconds_now() - start;
+    double start = bench_seconds();
+    bench_check(zb_sim_run(sim, rank_main, user));
+    return bench_seconds() - start;
 }
 
 static zb_sim *create(int ranks, int workers)
 {
     zb_sim *sim;
     zb_sim_options options = { .world_size = ranks, .workers = workers, .seed = 1 };
-    check(zb_sim_create(&options, &sim));
+    bench_check(zb_sim_create(&options, &sim));
     return sim;
 }
 
@@ -130,7 +96,7 @@ static void bandwidth(int samples)
     enum { COPY_1, COPY_2, REDUCE_1, REDUCE_2, ASYNC_2, ROWS };
     static const char *const names[ROWS] = { "memcpy, 1 thread", "memcpy, 2 threads", "all_reduce, 1 worker",
                                              "all_reduce, 2 workers", "async all_reduce, 2 workers" };
-    static double seconds[ROWS][SAMPLES_MAX];
+    static double seconds[ROWS][BENCH_SAMPLES_MAX];
     float *x[RANKS], *y[RANKS];
     for (int i = 0; i < RANKS; i++) x[i] = make_floats(NUMEL), y[i] = make_floats(NUMEL);
     zb_sim *sims[2] = { create(RANKS, 1), create(RANKS, 2) };
@@ -144,7 +110,7 @@ static void bandwidth(int samples)
     }
     printf("64 MiB on 4 ranks, in place; medians of %d\n", samples);
     double medians[ROWS];
-    for (int row = 0; row < ROWS; row++) medians[row] = median(seconds[row], samples);
+    for (int row = 0; row < ROWS; row++) medians[row] = bench_median(seconds[row], samples);
     for (int row = 0; row < ROWS; row++)
         printf("  %-28s %7.1f ms %6.2f GB/s   %.2f of memcpy, 1 thread; %.2f of 2 threads\n", names[row],
                1e3 * medians[row], 2.0 * RANKS * BYTES / medians[row] / 1e9, medians[COPY_1] / medians[row],
@@ -173,14 +139,14 @@ static zb_status main_repeated(void *user, zb_comm *comm)
 
 static double per_rank(int ranks, int workers, repeated job, int samples)
 {
-    double seconds[SAMPLES_MAX];
+    double seconds[BENCH_SAMPLES_MAX];
     zb_sim *sim = create(ranks, workers);
     job.data = make_floats((size_t)ranks * job.numel + 1);
     time_run(sim, main_repeated, &job);
     for (int s = 0; s < samples; s++) seconds[s] = time_run(sim, main_repeated, &job);
     zb_sim_destroy(sim);
     zb_free(job.data);
-    return median(seconds, samples) / job.rounds / ranks;
+    return bench_median(seconds, samples) / job.rounds / ranks;
 }
 
 static void latency(int samples)
@@ -208,11 +174,7 @@ static void latency(int samples)
 
 int main(int argc, char **argv)
 {
-    int samples = argc == 2 ? atoi(argv[1]) : SAMPLES_DEFAULT;
-    if (argc > 2 || samples < 1 || samples > SAMPLES_MAX) {
-        fprintf(stderr, "usage: %s [SAMPLES]   (1..%d, default %d)\n", argv[0], SAMPLES_MAX, SAMPLES_DEFAULT);
-        return 2;
-    }
+    int samples = bench_samples(argc, argv);
     bandwidth(samples);
     latency(samples < 9 ? samples : 9);
     return 0;
