@@ -1,7 +1,7 @@
 /*
- * The sections optimizer and scheduler. Their params are keyword arguments of Python constructors, so an
- * unknown one is an error. Source: deepspeed/runtime/engine.py (_configure_basic_optimizer),
- * deepspeed/ops/adam/fused_adam.py, torch/optim/sgd.py, deepspeed/runtime/lr_schedules.py.
+ * The section optimizer. Its params are keyword arguments of a Python constructor, so an unknown one is an
+ * error. Source: deepspeed/runtime/engine.py (_configure_basic_optimizer), deepspeed/ops/adam/fused_adam.py,
+ * torch/optim/sgd.py.
  */
 #include "core/config_rules.h"
 
@@ -183,107 +183,4 @@ zb_status zb_config_read_optimizer(zb_config *config, const zb_json_at *root)
     }
     config->optimizer_given = 1;
     return check_tested(config, &type_at);
-}
-
-/* ---- scheduler --------------------------------------------------------------------------------------- */
-
-static const zb_config_rule warmup_rules[] = {
-    ZB_HONOURED("warmup_min_lr"),
-    ZB_HONOURED("warmup_max_lr"),
-    ZB_HONOURED("warmup_num_steps"),
-    ZB_HONOURED("warmup_type"),
-    { .key = "last_batch_iteration",
-      .effect = ZB_RULE_ONLY,
-      .type = ZB_RULE_INTEGER,
-      .neutral = -1,
-      .min = -1 },
-};
-
-static const char *const other_schedulers[] = { "LRRangeTest",
-                                                "OneCycle",
-                                                "WarmupDecayLR",
-                                                "WarmupCosineLR",
-                                                "LambdaLR",
-                                                "MultiplicativeLR",
-                                                "StepLR",
-                                                "MultiStepLR",
-                                                "ConstantLR",
-                                                "LinearLR",
-                                                "ExponentialLR",
-                                                "SequentialLR",
-                                                "CosineAnnealingLR",
-                                                "ChainedScheduler",
-                                                "ReduceLROnPlateau",
-                                                "CyclicLR",
-                                                "CosineAnnealingWarmRestarts",
-                                                "OneCycleLR",
-                                                "PolynomialLR",
-                                                NULL };
-
-/* One rate, or a list with one rate for each parameter group; there is one group here. */
-static zb_status read_rate(const zb_json_at *params, const char *key, double *out)
-{
-    zb_json_at at = zb_json_member(params, key);
-    if (!cJSON_IsArray(at.value)) return zb_config_read_number(&at, ZB_SECTION_CALL, 0, out);
-    size_t count = 0;
-    ZB_TRY(zb_json_array(&at, &count));
-    if (count != 1) return zb_json_fail(&at, ZB_INVALID_CONFIG, "one rate: there is one parameter group");
-    zb_json_at only = zb_json_first(&at);
-    return zb_config_read_number(&only, ZB_SECTION_CALL, 0, out);
-}
-
-static zb_status read_warmup_type(zb_config *config, const zb_json_at *params)
-{
-    zb_json_at at = zb_json_member(params, "warmup_type");
-    if (at.value == NULL) return ZB_OK;
-    const char *type;
-    ZB_TRY(zb_json_string(&at, &type));
-    if (strcmp(type, "linear") == 0) {
-        config->schedule.warmup_type = ZB_WARMUP_LINEAR;
-    } else if (strcmp(type, "log") != 0) {
-        return zb_config_note(config, &at, "\"%.60s\" is unknown; \"log\" is used instead, as DeepSpeed does",
-                              type);
-    }
-    return ZB_OK;
-}
-
-static zb_status read_warmup(zb_config *config, const zb_json_at *params)
-{
-    zb_schedule_config *schedule = &config->schedule;
-    schedule->kind = ZB_SCHEDULE_WARMUP_LR;
-    schedule->warmup_num_steps = 1000;
-    schedule->warmup_type = ZB_WARMUP_LOG;
-    schedule->warmup_max_lr = schedule->base_lr;
-    ZB_TRY(zb_config_judge(config, params, ZB_SECTION_CALL, "WarmupLR", warmup_rules, COUNT(warmup_rules)));
-    ZB_TRY(read_rate(params, "warmup_min_lr", &schedule->warmup_min_lr));
-    zb_json_at maximum = zb_json_member(params, "warmup_max_lr");
-    if (zb_json_given(&maximum))
-        ZB_TRY(read_rate(params, "warmup_max_lr", &schedule->warmup_max_lr));
-    else if (!config->optimizer_given)
-        return zb_json_fail(&maximum, ZB_INVALID_CONFIG,
-                            "a number, since there is no optimizer whose lr it could be");
-    zb_json_at steps = zb_json_member(params, "warmup_num_steps");
-    ZB_TRY(
-        zb_config_read_integer(&steps, ZB_SECTION_CALL, 1, ZB_JSON_MAX_INTEGER, &schedule->warmup_num_steps));
-    return read_warmup_type(config, params);
-}
-
-zb_status zb_config_read_schedule(zb_config *config, const zb_json_at *root)
-{
-    config->schedule = (zb_schedule_config){ .kind = ZB_SCHEDULE_CONSTANT, .base_lr = config->optimizer.lr };
-    zb_json_at section = zb_json_member(root, "scheduler");
-    if (section.value == NULL) return ZB_OK;
-    /* The last rule is legacy_fusion, which only an optimizer has. */
-    ZB_TRY(zb_config_judge(config, &section, ZB_SECTION_OPEN, "scheduler", section_rules,
-                           COUNT(section_rules) - 1));
-    zb_json_at type_at = zb_json_member(&section, "type"), params = zb_json_member(&section, "params");
-    const char *type;
-    ZB_TRY(zb_json_string(&type_at, &type));
-    if (strcmp(type, "WarmupLR") == 0) return read_warmup(config, &params);
-    if (zb_config_index_of(type, other_schedulers, 0) >= 0)
-        return zb_json_fail(&type_at, ZB_UNSUPPORTED,
-                            "WarmupLR, or no scheduler: this one is not supported yet");
-    return zb_json_fail(
-        &type_at, ZB_INVALID_CONFIG,
-        "WarmupLR: neither DeepSpeed nor torch.optim.lr_scheduler has this name (case matters)");
 }

@@ -41,6 +41,13 @@ static const char *find_note(const zb_config *config, const char *part)
 #define WARMUP(members)                                                                                      \
     "{\"scheduler\": {\"type\": \"WarmupLR\", \"params\": {\"warmup_max_lr\": 1, " members "}}}"
 
+#define OF_TYPE(name, members) "{\"scheduler\": {\"type\": \"" name "\", \"params\": {" members "}}}"
+#define ONE_CYCLE(members)     OF_TYPE("OneCycle", members)
+#define RANGE_TEST(members)    OF_TYPE("LRRangeTest", members)
+#define DECAY(members)         OF_TYPE("WarmupDecayLR", members)
+#define COSINE(members)        OF_TYPE("WarmupCosineLR", members)
+#define CYCLE                  "\"cycle_min_lr\": 0.25, \"cycle_max_lr\": 0.5, "
+
 static const struct bad_case {
     const char *text;
     zb_status status;
@@ -264,11 +271,74 @@ static const struct bad_case {
 
     /* Schedulers. */
     { SCHEDULER(""), ZB_INVALID_CONFIG, "scheduler.type: is missing, want a string" },
-    { SCHEDULER("\"type\": \"OneCycle\""), ZB_UNSUPPORTED,
-      "scheduler.type: is \"OneCycle\", want WarmupLR, or no scheduler: this one is not supported yet" },
-    { SCHEDULER("\"type\": \"StepLR\""), ZB_UNSUPPORTED, "scheduler.type: is \"StepLR\", want WarmupLR" },
+    { SCHEDULER("\"type\": \"StepLR\""), ZB_UNSUPPORTED,
+      "scheduler.type: is \"StepLR\", want LRRangeTest, OneCycle, WarmupLR, WarmupDecayLR or WarmupCosineLR: "
+      "PyTorch's own are not supported yet" },
     { SCHEDULER("\"type\": \"warmuplr\""), ZB_INVALID_CONFIG,
-      "scheduler.type: is \"warmuplr\", want WarmupLR: neither" },
+      "scheduler.type: is \"warmuplr\", want LRRangeTest, OneCycle, WarmupLR, WarmupDecayLR or "
+      "WarmupCosineLR: "
+      "neither" },
+    { SCHEDULER("\"type\": \"OneCycle\""), ZB_INVALID_CONFIG,
+      "scheduler.params: is missing, want an object" },
+    { ONE_CYCLE("\"cycle_max_lr\": 1"), ZB_INVALID_CONFIG,
+      "scheduler.params.cycle_min_lr: is missing, want a number: this scheduler has no default for it" },
+    { ONE_CYCLE("\"cycle_min_lr\": 1"), ZB_INVALID_CONFIG,
+      "scheduler.params.cycle_max_lr: is missing, want a number" },
+    { ONE_CYCLE("\"cycle_min_lr\": [1], \"cycle_max_lr\": 1"), ZB_INVALID_CONFIG,
+      "scheduler.params.cycle_min_lr: is [1], want a number not below 0" },
+    { ONE_CYCLE(CYCLE "\"cycle_first_step_size\": 0"), ZB_INVALID_CONFIG,
+      "scheduler.params.cycle_first_step_size: is 0, want a number above 0" },
+    { ONE_CYCLE(CYCLE "\"cycle_first_step_size\": null"), ZB_INVALID_CONFIG,
+      "scheduler.params.cycle_first_step_size: is null, want a number" },
+    { ONE_CYCLE(CYCLE "\"cycle_second_step_size\": -1"), ZB_INVALID_CONFIG,
+      "scheduler.params.cycle_second_step_size: is -1, want a number not below 0" },
+    { ONE_CYCLE(CYCLE "\"cycle_first_stair_count\": 1.5"), ZB_INVALID_CONFIG,
+      "scheduler.params.cycle_first_stair_count: is 1.5, want an integer from 0" },
+    { ONE_CYCLE(CYCLE "\"cycle_second_stair_count\": -1"), ZB_INVALID_CONFIG,
+      "scheduler.params.cycle_second_stair_count: is -1, want an integer from 0" },
+    { ONE_CYCLE(CYCLE "\"decay_step_size\": -1"), ZB_INVALID_CONFIG,
+      "scheduler.params.decay_step_size: is -1, want a number not below 0" },
+    { ONE_CYCLE(CYCLE "\"decay_lr_rate\": \"0\""), ZB_INVALID_CONFIG,
+      "scheduler.params.decay_lr_rate: is \"0\", want a number" },
+    { ONE_CYCLE(CYCLE "\"cycle_momentum\": 1"), ZB_INVALID_CONFIG,
+      "scheduler.params.cycle_momentum: is 1, want true or false" },
+    { ONE_CYCLE(CYCLE "\"cycle_min_mom\": 1"), ZB_INVALID_CONFIG,
+      "scheduler.params.cycle_min_mom: is 1, want a number from 0 up to, not including, 1" },
+    { ONE_CYCLE(CYCLE "\"cycle_max_mom\": -0.5"), ZB_INVALID_CONFIG,
+      "scheduler.params.cycle_max_mom: is -0.5, want a number not below 0" },
+    { ONE_CYCLE(CYCLE "\"decay_mom_rate\": []"), ZB_INVALID_CONFIG,
+      "scheduler.params.decay_mom_rate: is [], want a number" },
+    { ONE_CYCLE(CYCLE "\"cycle_mid_lr\": 1"), ZB_INVALID_CONFIG,
+      "scheduler.params.cycle_mid_lr: is 1, want a key that OneCycle knows" },
+    { ONE_CYCLE(CYCLE "\"last_batch_iteration\": 0"), ZB_UNSUPPORTED,
+      "scheduler.params.last_batch_iteration: is 0, want -1" },
+    { RANGE_TEST("\"lr_range_test_min_lr\": [0.1, 0.2]"), ZB_INVALID_CONFIG,
+      "scheduler.params.lr_range_test_min_lr: is [0.1,0.2], want one rate: there is one parameter group" },
+    { RANGE_TEST("\"lr_range_test_step_size\": 0"), ZB_INVALID_CONFIG,
+      "scheduler.params.lr_range_test_step_size: is 0, want an integer from 1" },
+    { RANGE_TEST("\"lr_range_test_step_rate\": -1"), ZB_INVALID_CONFIG,
+      "scheduler.params.lr_range_test_step_rate: is -1, want a number not below 0" },
+    { RANGE_TEST("\"lr_range_test_staircase\": 1"), ZB_INVALID_CONFIG,
+      "scheduler.params.lr_range_test_staircase: is 1, want true or false" },
+    { DECAY(""), ZB_INVALID_CONFIG,
+      "scheduler.params.total_num_steps: is missing, want an integer: this scheduler has no default for it" },
+    { DECAY("\"total_num_steps\": 10.5"), ZB_INVALID_CONFIG,
+      "scheduler.params.total_num_steps: is 10.5, want an integer from 0" },
+    { DECAY("\"total_num_steps\": 10, \"warmup_max_lr\": null"), ZB_INVALID_CONFIG,
+      "scheduler.params.warmup_max_lr: is null, want a number, since there is no optimizer" },
+    { DECAY("\"total_num_steps\": 10, \"warmup_max_lr\": -1"), ZB_INVALID_CONFIG,
+      "scheduler.params.warmup_max_lr: is -1, want a number not below 0" },
+    { DECAY("\"total_num_steps\": 10, \"warmup_num_steps\": 0"), ZB_INVALID_CONFIG,
+      "scheduler.params.warmup_num_steps: is 0, want an integer from 1" },
+    { COSINE("\"warmup_num_steps\": 5"), ZB_INVALID_CONFIG, "scheduler.params.total_num_steps: is missing" },
+    { COSINE("\"total_num_steps\": 10"), ZB_INVALID_CONFIG,
+      "want an optimizer beside it, whose lr it scales" },
+    { COSINE("\"total_num_steps\": 10, \"warmup_min_ratio\": [0]"), ZB_INVALID_CONFIG,
+      "scheduler.params.warmup_min_ratio: is [0], want a number" },
+    { COSINE("\"total_num_steps\": 10, \"cos_min_ratio\": -1"), ZB_INVALID_CONFIG,
+      "scheduler.params.cos_min_ratio: is -1, want a number not below 0" },
+    { COSINE("\"total_num_steps\": 10, \"warmup_min_lr\": 0"), ZB_INVALID_CONFIG,
+      "scheduler.params.warmup_min_lr: is 0, want a key that WarmupCosineLR knows" },
     { SCHEDULER("\"type\": \"WarmupLR\""), ZB_INVALID_CONFIG,
       "scheduler.params: is missing, want an object" },
     { SCHEDULER("\"type\": \"WarmupLR\", \"params\": {}"), ZB_INVALID_CONFIG,
@@ -372,6 +442,15 @@ static const struct note_case {
       "optimizer.params.adam_w_mode: no effect: AdamW always decouples" },
     { WARMUP("\"warmup_type\": \"cosine\""),
       "scheduler.params.warmup_type: \"cosine\" is unknown; \"log\" is used instead" },
+    { DECAY("\"total_num_steps\": 9, \"warmup_type\": \"exp\""), "warmup_type: \"exp\" is unknown" },
+    { ONE_CYCLE(CYCLE "\"last_batch_iteration\": -1"), NULL },
+    { "{\"optimizer\": {\"type\": \"SGD\", \"params\": {\"lr\": 1}}, \"scheduler\": {\"type\": \"OneCycle\", "
+      "\"params\": {" CYCLE "\"cycle_momentum\": true}}}",
+      "scheduler.params.cycle_momentum: no effect: DeepSpeed cycles betas, which this optimizer does not "
+      "have" },
+    { "{\"optimizer\": {\"type\": \"SGD\", \"params\": {\"lr\": 1}}, \"scheduler\": {\"type\": \"OneCycle\", "
+      "\"params\": {" CYCLE "\"cycle_momentum\": false}}}",
+      NULL },
     { "{\"optimizer\": {\"type\": \"SGD\", \"params\": {\"lr\": 1}}, \"zero_optimization\": {\"stage\": 2}, "
       "\"zero_allow_untested_optimizer\": true}",
       NULL },
@@ -485,6 +564,138 @@ static void values_arrive(void **state)
     config = parse("{\"optimizer\": {\"type\": \"AdamW\", \"params\": {\"adam_w_mode\": false}}}");
     assert_int_equal(config->optimizer.decay_mode, ZB_DECAY_DECOUPLED);
     zb_config_destroy(config);
+}
+
+/* Every parameter of every scheduler, once left out and once given. */
+static void schedulers_arrive(void **state)
+{
+    (void)state;
+#define ADAM_BEFORE "{\"optimizer\": {\"type\": \"Adam\", \"params\": {\"lr\": 0.125}}, "
+#define AFTER_ADAM(name, members)                                                                            \
+    ADAM_BEFORE "\"scheduler\": {\"type\": \"" name "\", \"params\": {" members "}}}"
+    static const struct {
+        const char *text;
+        zb_schedule_config want;
+    } rows[] = {
+        { AFTER_ADAM("WarmupLR", ""),
+          { .kind = ZB_SCHEDULE_WARMUP_LR, .warmup_max_lr = 0.125, .warmup_num_steps = 1000 } },
+        { AFTER_ADAM("WarmupDecayLR", "\"total_num_steps\": 0"),
+          { .kind = ZB_SCHEDULE_WARMUP_DECAY_LR, .warmup_max_lr = 0.001, .warmup_num_steps = 1000 } },
+        { AFTER_ADAM("WarmupDecayLR",
+                     "\"total_num_steps\": 9, \"warmup_min_lr\": [2], \"warmup_max_lr\": null, "
+                     "\"warmup_num_steps\": 4, \"warmup_type\": \"linear\""),
+          { .kind = ZB_SCHEDULE_WARMUP_DECAY_LR,
+            .total_num_steps = 9,
+            .warmup_min_lr = 2,
+            .warmup_max_lr = 0.125,
+            .warmup_num_steps = 4,
+            .warmup_type = ZB_WARMUP_LINEAR } },
+        { AFTER_ADAM("WarmupDecayLR", "\"total_num_steps\": 9, \"warmup_max_lr\": [3]"),
+          { .kind = ZB_SCHEDULE_WARMUP_DECAY_LR,
+            .total_num_steps = 9,
+            .warmup_max_lr = 3,
+            .warmup_num_steps = 1000 } },
+        { AFTER_ADAM("WarmupCosineLR", "\"total_num_steps\": 9"),
+          { .kind = ZB_SCHEDULE_WARMUP_COSINE_LR,
+            .total_num_steps = 9,
+            .warmup_num_steps = 1000,
+            .cos_min_ratio = 0.0001 } },
+        { AFTER_ADAM("WarmupCosineLR",
+                     "\"total_num_steps\": 9, \"warmup_min_ratio\": 0.5, \"cos_min_ratio\": 0.25, "
+                     "\"warmup_num_steps\": 4, \"warmup_type\": \"linear\""),
+          { .kind = ZB_SCHEDULE_WARMUP_COSINE_LR,
+            .total_num_steps = 9,
+            .warmup_num_steps = 4,
+            .warmup_min_ratio = 0.5,
+            .cos_min_ratio = 0.25,
+            .warmup_type = ZB_WARMUP_LINEAR } },
+        { AFTER_ADAM("LRRangeTest", ""),
+          { .kind = ZB_SCHEDULE_LR_RANGE_TEST,
+            .lr_range_test_min_lr = 1e-3,
+            .lr_range_test_step_size = 2000,
+            .lr_range_test_step_rate = 1 } },
+        { AFTER_ADAM("LRRangeTest", "\"lr_range_test_min_lr\": [0.5], \"lr_range_test_step_size\": 5, "
+                                    "\"lr_range_test_step_rate\": 2, \"lr_range_test_staircase\": true"),
+          { .kind = ZB_SCHEDULE_LR_RANGE_TEST,
+            .lr_range_test_min_lr = 0.5,
+            .lr_range_test_step_size = 5,
+            .lr_range_test_step_rate = 2,
+            .lr_range_test_staircase = 1 } },
+        { AFTER_ADAM("OneCycle", CYCLE "\"decay_lr_rate\": 0"),
+          { .kind = ZB_SCHEDULE_ONE_CYCLE,
+            .cycle_min_lr = 0.25,
+            .cycle_max_lr = 0.5,
+            .cycle_first_step_size = 2000,
+            .cycle_second_step_size = 2000,
+            .cycle_momentum = 1,
+            .cycle_min_mom = 0.8,
+            .cycle_max_mom = 0.9 } },
+        { AFTER_ADAM("OneCycle", CYCLE "\"cycle_first_step_size\": 7, \"cycle_second_step_size\": null, "
+                                       "\"cycle_first_stair_count\": 3, \"cycle_second_stair_count\": null"),
+          { .kind = ZB_SCHEDULE_ONE_CYCLE,
+            .cycle_min_lr = 0.25,
+            .cycle_max_lr = 0.5,
+            .cycle_first_step_size = 7,
+            .cycle_second_step_size = 7,
+            .cycle_first_stair_count = 3,
+            .cycle_second_stair_count = 3,
+            .cycle_momentum = 1,
+            .cycle_min_mom = 0.8,
+            .cycle_max_mom = 0.9 } },
+        { AFTER_ADAM("OneCycle",
+                     CYCLE "\"cycle_first_step_size\": 7, \"cycle_second_step_size\": 2.5, "
+                           "\"cycle_first_stair_count\": 3, \"cycle_second_stair_count\": 2, "
+                           "\"decay_lr_rate\": 0.5, \"decay_step_size\": 6, \"cycle_momentum\": false, "
+                           "\"cycle_min_mom\": 0.25, \"cycle_max_mom\": 0.75, \"decay_mom_rate\": -0.5"),
+          { .kind = ZB_SCHEDULE_ONE_CYCLE,
+            .cycle_min_lr = 0.25,
+            .cycle_max_lr = 0.5,
+            .cycle_first_step_size = 7,
+            .cycle_second_step_size = 2.5,
+            .cycle_first_stair_count = 3,
+            .cycle_second_stair_count = 2,
+            .decay_lr_rate = 0.5,
+            .decay_step_size = 6,
+            .cycle_min_mom = 0.25,
+            .cycle_max_mom = 0.75,
+            .decay_mom_rate = -0.5 } },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        zb_config *config = parse(rows[i].text);
+        const zb_schedule_config *got = &config->schedule, *want = &rows[i].want;
+        assert_int_equal(config->note_count, 0);
+        assert_true(got->base_lr == 0.125);
+#define FIELD(name)                                                                                          \
+    if (got->name != want->name)                                                                             \
+    fail_msg("%s: %s is %g, want %g", rows[i].text, #name, (double)got->name, (double)want->name)
+        FIELD(kind);
+        FIELD(warmup_min_lr);
+        FIELD(warmup_max_lr);
+        FIELD(warmup_num_steps);
+        FIELD(warmup_type);
+        FIELD(total_num_steps);
+        FIELD(warmup_min_ratio);
+        FIELD(cos_min_ratio);
+        FIELD(lr_range_test_min_lr);
+        FIELD(lr_range_test_step_rate);
+        FIELD(lr_range_test_step_size);
+        FIELD(lr_range_test_staircase);
+        FIELD(cycle_min_lr);
+        FIELD(cycle_max_lr);
+        FIELD(cycle_first_step_size);
+        FIELD(cycle_second_step_size);
+        FIELD(cycle_first_stair_count);
+        FIELD(cycle_second_stair_count);
+        FIELD(decay_lr_rate);
+        FIELD(decay_step_size);
+        FIELD(cycle_momentum);
+        FIELD(cycle_min_mom);
+        FIELD(cycle_max_mom);
+        FIELD(decay_mom_rate);
+        zb_schedule schedule;
+        assert_int_equal(zb_schedule_init(&schedule, got), ZB_OK);
+        zb_config_destroy(config);
+    }
 }
 
 /* ---- the example ------------------------------------------------------------------------------------- */
@@ -649,6 +860,7 @@ int main(void)
         cmocka_unit_test(accepts_and_notes),
         cmocka_unit_test(defaults_are_deepspeeds),
         cmocka_unit_test(values_arrive),
+        cmocka_unit_test(schedulers_arrive),
         cmocka_unit_test(cifar10_example),
         cmocka_unit_test(survives_every_allocation_failure),
         cmocka_unit_test(mutations_never_crash),
