@@ -84,31 +84,33 @@ ZB_ORDERED_REDUCE(int64, int64_t, int64_t, uint64_t, , (int64_t), ZB_SMALLER_INT
 ZB_ORDERED_REDUCE(uint8, uint8_t, uint8_t, uint8_t, , , ZB_SMALLER_INT, ZB_LARGER_INT, ZB_AVERAGE_NONE)
 #undef ZB_ORDERED_REDUCE
 
-/* Sums and averages of fp32, the common case, without the buffer: an element's accumulator stays in a
- * register. */
-static void add_fp32(const zb_ordered_reduce_args *args)
+/* Sums and averages in fp32, the common case, without the buffer: an element's accumulator stays in a
+ * register. Returns how many elements it has done. */
+static inline __attribute__((always_inline)) size_t add_ranks(const zb_dtype dtype,
+                                                              const zb_ordered_reduce_args *args)
 {
     enum { VECS = 4 };
     const int count = args->count, average = args->op == ZB_AVG, power_of_two = (count & (count - 1)) == 0;
     const vec divisor = vec_all((float)count), reciprocal = vec_all(1 / (float)count);
     size_t i = 0;
     for (; i + VECS * VL <= args->numel; i += VECS * VL) {
-        const float *x = (const float *)args->inputs[0] + i;
         vec acc[VECS];
         ZB_UNROLL
-        for (int v = 0; v < VECS; v++) acc[v] = vec_load(x + v * VL);
+        for (int v = 0; v < VECS; v++)
+            acc[v] = load_vec(dtype, const_element(dtype, args->inputs[0], i + v * VL));
         for (int rank = 1; rank < count; rank++) {
-            x = (const float *)args->inputs[rank] + i;
             ZB_UNROLL
-            for (int v = 0; v < VECS; v++) acc[v] = vec_add(acc[v], vec_load(x + v * VL));
+            for (int v = 0; v < VECS; v++)
+                acc[v] = vec_add(acc[v],
+                                 load_vec(dtype, const_element(dtype, args->inputs[rank], i + v * VL)));
         }
         ZB_UNROLL
         for (int v = 0; v < VECS; v++) {
             if (average) acc[v] = power_of_two ? acc[v] * reciprocal : acc[v] / divisor;
-            vec_store((float *)args->out + i + v * VL, acc[v]);
+            store_vec(dtype, element(dtype, args->out, i + v * VL), acc[v]);
         }
     }
-    reduce_block_fp32(args, 1, i, args->numel - i);
+    return i;
 }
 
 /* The factor of a pre-multiplied sum of integers must itself be one. */
@@ -141,11 +143,13 @@ static zb_status ordered_reduce_check(const zb_ordered_reduce_args *args)
 static zb_status op_ordered_reduce(const zb_ordered_reduce_args *args)
 {
     ZB_TRY(ordered_reduce_check(args));
-    if (args->dtype == ZB_FP32 && (args->op == ZB_SUM || args->op == ZB_AVG)) {
-        add_fp32(args);
-        return ZB_OK;
-    }
-    for (size_t first = 0; first < args->numel; first += REDUCE_BLOCK) {
+    size_t first = 0;
+    if (args->op == ZB_SUM || args->op == ZB_AVG)
+        first = args->dtype == ZB_FP32   ? add_ranks(ZB_FP32, args)
+                : args->dtype == ZB_FP16 ? add_ranks(ZB_FP16, args)
+                : args->dtype == ZB_BF16 ? add_ranks(ZB_BF16, args)
+                                         : 0;
+    for (; first < args->numel; first += REDUCE_BLOCK) {
         const size_t numel = args->numel - first < REDUCE_BLOCK ? args->numel - first : REDUCE_BLOCK;
         switch (args->dtype) {
         case ZB_FP32:

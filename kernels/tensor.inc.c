@@ -72,6 +72,16 @@ static inline __attribute__((always_inline)) vec load_vec_part(const zb_dtype dt
     return dtype == ZB_FP16 ? vec_load_part_fp16(from, count) : vec_load_part_bf16(from, count);
 }
 
+static inline __attribute__((always_inline)) void store_vec(const zb_dtype dtype, void *to, vec x)
+{
+    if (dtype == ZB_FP32)
+        vec_store(to, x);
+    else if (dtype == ZB_FP16)
+        vec_store_fp16(to, x);
+    else
+        vec_store_bf16(to, x);
+}
+
 static void widen_fp16(float *restrict to, const uint16_t *restrict from, size_t numel)
 {
     size_t i = 0;

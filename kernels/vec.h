@@ -1,7 +1,8 @@
 /*
- * One vector of floats per SIMD level, chosen by ZB_LEVEL_*: just what the matrix product and the conversions
- * of fp16 and bf16 need beyond plain loops. VL lanes; the _part functions touch only the first `count`
- * elements in memory, 1 <= count <= VL. Loads of 16-bit elements widen them, stores round to nearest even.
+ * One vector of floats per SIMD level, chosen by ZB_LEVEL_*: just what the matrix product, adam and the
+ * conversions of fp16 and bf16 need beyond plain loops. VL lanes; the _part functions touch only the first
+ * `count` elements in memory, 1 <= count <= VL. Loads of 16-bit elements widen them, stores round to nearest
+ * even.
  */
 #ifndef ZB_KERNELS_VEC_H
 #define ZB_KERNELS_VEC_H

@@ -46,6 +46,10 @@ static inline vec vec_fma(vec a, vec b, vec c)
     return _mm256_fmadd_ps(a, b, c);
 }
 
+static inline vec vec_sqrt(vec x)
+{
+    return _mm256_sqrt_ps(x);
+}
 static inline vec vec_load_fp16(const uint16_t *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));

@@ -49,6 +49,10 @@ static inline vec vec_widen_bf16(__m256i x)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
+static inline vec vec_sqrt(vec x)
+{
+    return _mm512_sqrt_ps(x);
+}
 static inline vec vec_load_fp16(const uint16_t *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));

@@ -177,20 +177,52 @@ ZB_API double zb_sum_squares_norm(const int64_t accumulator[ZB_SUM_SQUARES_WORDS
  * has its own type and widens exactly. When param is not NULL it receives p, rounded to param_dtype, in the same pass. ---
  */
 
+/** Whose Adam: the formulas differ in where they round. */
+typedef enum zb_adam_variant {
+    ZB_ADAM_FUSED, /* DeepSpeed's FusedAdam, csrc/adam/multi_tensor_adam.cu, without contraction */
+    ZB_ADAM_TORCH, /* torch.optim.Adam and AdamW 1.13, not foreach, on a CPU with AVX2 and fma   */
+    ZB_ADAM_CPU    /* DeepSpeedCPUAdam, csrc/includes/cpu_adam.h, on a CPU with AVX2 or AVX-512  */
+} zb_adam_variant;
+
 /**
- * DeepSpeed's FusedAdam in IEEE fp32 without contraction (csrc/adam/multi_tensor_adam.cu). Per element:
- *   g = grad * grad_scale
+ * Per element, with g = grad * grad_scale:
+ *
+ * FUSED
  *   if !decoupled: g = g + weight_decay * p
  *   m = beta1 * m + one_minus_beta1 * g
  *   v = beta2 * v + (one_minus_beta2 * g) * g
  *   u = (m / correction1) / (sqrt(v / correction2) + eps)
  *   if decoupled: u = u + weight_decay * p
  *   p = p - lr * u
+ *   correction1 = 1 - beta1^t, correction2 = 1 - beta2^t
+ *
+ * TORCH
+ *   if weight_decay != 0: decoupled ? (p = p * decay) : (g = fma(p, weight_decay, g))
+ *   m = fma(g, one_minus_beta1, m * beta1)
+ *   v = fma(one_minus_beta2 * g, g, v * beta2)
+ *   p = p + (step_size * m) / (sqrt(v) / root_correction2 + eps)
+ *   decay = 1 - lr * weight_decay, step_size = -lr / (1 - beta1^t), root_correction2 = sqrt(1 - beta2^t)
+ *
+ * CPU, the first numel - numel mod vector_width elements
+ *   if weight_decay > 0 and !decoupled: g = fma(p, weight_decay, g)
+ *   m = fma(g, one_minus_beta1, m * beta1)
+ *   v = fma(g * g, one_minus_beta2, v * beta2)
+ *   u = m / fma(sqrt(v), root_correction2, eps)
+ *   if weight_decay > 0 and decoupled: p = fma(p, decay, p)
+ *   p = fma(u, step_size, p)
+ *   decay = -lr * weight_decay, step_size = -lr / (1 - beta1^t), root_correction2 = 1 / sqrt(1 - beta2^t)
+ * and the rest, as its compiler contracts the plain loop:
+ *   m = fma(m, beta1, g * one_minus_beta1);  v = fma(v, beta2, (g * g) * one_minus_beta2);  else the same
+ *
+ * A variant reads only the scalars that its formula names.
  */
 typedef struct zb_adam_args {
     float *p; zb_dtype grad_dtype; const void *grad; float *m, *v; zb_dtype param_dtype; void *param; size_t numel;
     float grad_scale, lr, beta1, beta2, one_minus_beta1, one_minus_beta2, eps, weight_decay, correction1, correction2;
     int decoupled;
+    zb_adam_variant variant;
+    float decay, step_size, root_correction2; /* TORCH, CPU */
+    size_t vector_width;                      /* CPU: 8 with AVX2, 16 with AVX-512 */
 } zb_adam_args;
 
 /**

@@ -231,9 +231,8 @@ static void bytes(void **state)
 
 /* --- optimizers --- */
 
-static void plain_adam(const zb_adam_args *s, float *p, float *m, float *v, float grad)
+static void plain_adam_fused(const zb_adam_args *s, float g, float *p, float *m, float *v)
 {
-    float g = times(grad, s->grad_scale);
     if (!s->decoupled) g = plus(g, times(s->weight_decay, *p));
     *m = plus(times(s->beta1, *m), times(s->one_minus_beta1, g));
     *v = plus(times(s->beta2, *v), times(times(s->one_minus_beta2, g), g));
@@ -242,20 +241,72 @@ static void plain_adam(const zb_adam_args *s, float *p, float *m, float *v, floa
     *p = minus(*p, times(s->lr, u));
 }
 
-static zb_adam_args adam_scalars(int step, int decoupled)
+static void plain_adam_torch(const zb_adam_args *s, float g, float *p, float *m, float *v)
 {
-    const float beta1 = 0.9f, beta2 = 0.999f;
-    return (zb_adam_args){ .grad_scale = 1,
-                           .lr = 1e-3f,
-                           .beta1 = beta1,
-                           .beta2 = beta2,
-                           .one_minus_beta1 = 1 - beta1,
-                           .one_minus_beta2 = 1 - beta2,
-                           .eps = 1e-8f,
-                           .weight_decay = 0.01f,
-                           .decoupled = decoupled,
-                           .correction1 = (float)(1 - pow((double)beta1, step)),
-                           .correction2 = (float)(1 - pow((double)beta2, step)) };
+    if (s->weight_decay != 0 && s->decoupled) *p = times(*p, s->decay);
+    if (s->weight_decay != 0 && !s->decoupled) g = fmaf(s->weight_decay, *p, g);
+    *m = fmaf(s->one_minus_beta1, g, times(*m, s->beta1));
+    *v = fmaf(times(s->one_minus_beta2, g), g, times(*v, s->beta2));
+    *p = plus(*p, over(times(s->step_size, *m), plus(over(root(*v), s->root_correction2), s->eps)));
+}
+
+static void plain_adam_cpu(const zb_adam_args *s, int tail, float g, float *p, float *m, float *v)
+{
+    if (s->weight_decay > 0 && !s->decoupled) g = fmaf(s->weight_decay, *p, g);
+    *m = tail ? fmaf(s->beta1, *m, times(g, s->one_minus_beta1))
+              : fmaf(g, s->one_minus_beta1, times(*m, s->beta1));
+    *v = tail ? fmaf(s->beta2, *v, times(times(g, g), s->one_minus_beta2))
+              : fmaf(times(g, g), s->one_minus_beta2, times(*v, s->beta2));
+    const float u = over(*m, fmaf(root(*v), s->root_correction2, s->eps));
+    if (s->weight_decay > 0 && s->decoupled) *p = fmaf(s->decay, *p, *p);
+    *p = fmaf(s->step_size, u, *p);
+}
+
+/* Element i of n. */
+static void plain_adam(const zb_adam_args *s, size_t i, size_t n, float *p, float *m, float *v, float grad)
+{
+    const float g = times(grad, s->grad_scale);
+    if (s->variant == ZB_ADAM_FUSED)
+        plain_adam_fused(s, g, p, m, v);
+    else if (s->variant == ZB_ADAM_TORCH)
+        plain_adam_torch(s, g, p, m, v);
+    else
+        plain_adam_cpu(s, i >= n / s->vector_width * s->vector_width, g, p, m, v);
+}
+
+/* As the originals compute them: FusedAdam and DeepSpeedCPUAdam from betas in fp32, PyTorch in fp64. */
+static zb_adam_args adam_scalars(zb_adam_variant variant, int step, int decoupled)
+{
+    const double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, weight_decay = 0.01;
+    const float beta1_f = (float)beta1, beta2_f = (float)beta2, lr_f = (float)lr;
+    zb_adam_args s = { .grad_scale = 1,
+                       .lr = lr_f,
+                       .beta1 = beta1_f,
+                       .beta2 = beta2_f,
+                       .one_minus_beta1 = 1 - beta1_f,
+                       .one_minus_beta2 = 1 - beta2_f,
+                       .eps = 1e-8f,
+                       .weight_decay = (float)weight_decay,
+                       .decoupled = decoupled,
+                       .variant = variant };
+    if (variant == ZB_ADAM_FUSED) {
+        s.correction1 = (float)(1 - pow((double)beta1_f, step));
+        s.correction2 = (float)(1 - pow((double)beta2_f, step));
+    } else if (variant == ZB_ADAM_TORCH) {
+        s.one_minus_beta1 = (float)(1 - beta1);
+        s.one_minus_beta2 = (float)(1 - beta2);
+        s.decay = (float)(1 - lr * weight_decay);
+        s.step_size = (float)(-lr / (1 - pow(beta1, step)));
+        s.root_correction2 = (float)sqrt(1 - pow(beta2, step));
+    } else {
+        float power1 = 1, power2 = 1;
+        for (int i = 0; i < step; i++) power1 = times(power1, beta1_f), power2 = times(power2, beta2_f);
+        s.decay = times(-lr_f, (float)weight_decay);
+        s.step_size = over(-lr_f, minus(1, power1));
+        s.root_correction2 = over(1, root(minus(1, power2)));
+        s.vector_width = 8;
+    }
+    return s;
 }
 
 /* Types of the gradient and of the rounded copy of the parameters; has_param is 0 where there is no copy. */
@@ -280,7 +331,7 @@ static void check_adam(rng *r, zb_adam_args args, optimizer_types types, size_t 
     for (size_t i = 0; i < n && kind != FILL_BITS; i++) /* as it is in a real run */
         ((float *)v.data)[i] = v.values[i] = fabsf(v.values[i]);
     for (size_t i = 0; i < n; i++) {
-        plain_adam(&args, &p.values[i], &m.values[i], &v.values[i], grad.values[i]);
+        plain_adam(&args, i, n, &p.values[i], &m.values[i], &v.values[i], grad.values[i]);
         if (types.has_param) param.values[i] = p.values[i];
     }
     args.p = p.data, args.m = m.data, args.v = v.data, args.numel = n;
@@ -290,8 +341,8 @@ static void check_adam(rng *r, zb_adam_args args, optimizer_types types, size_t 
     const tensor *const arrays[] = { &p, &m, &v, &grad, &param };
     static const char *const names[] = { "p", "m", "v", "grad", "param" };
     for (int i = 0; i < 5; i++)
-        assert_tensor(arrays[i], "adam %s, decoupled %d, %s, gradients of %s", names[i], args.decoupled,
-                      fill_name(kind), zb_dtype_name(types.grad));
+        assert_tensor(arrays[i], "adam %s, variant %d, decoupled %d, %s, gradients of %s", names[i],
+                      (int)args.variant, args.decoupled, fill_name(kind), zb_dtype_name(types.grad));
     tensor_free(&p), tensor_free(&m), tensor_free(&v), tensor_free(&grad), tensor_free(&param);
 }
 
@@ -299,46 +350,116 @@ static void adam(void **state)
 {
     use_level(state);
     rng r = { 22 };
-    for (size_t c = 0; c < edge_size_count * FILL_KINDS * 2 * OPTIMIZER_TYPES; c++) {
-        zb_adam_args args = adam_scalars((int)c % 5 + 1, (int)(c % 2));
-        if (c % 3 == 0) args.grad_scale = 0.37f;
-        check_adam(&r, args, optimizer_types_of(c / 2), edge_sizes[c / (FILL_KINDS * 2 * OPTIMIZER_TYPES)],
-                   (fill_kind)(c / (2 * OPTIMIZER_TYPES) % FILL_KINDS));
-    }
+    for (size_t s = 0; s < edge_size_count; s++)
+        for (size_t c = 0; c < FILL_KINDS * 6 * OPTIMIZER_TYPES; c++) {
+            zb_adam_args args = adam_scalars((zb_adam_variant)(c / 2 % 3), (int)(c % 5) + 1, (int)(c % 2));
+            if (rng_below(&r, 3) == 0) args.grad_scale = 0.37f;
+            if (rng_below(&r, 4) == 0) args.weight_decay = 0;
+            if (rng_below(&r, 2) == 0) args.vector_width *= 2;
+            check_adam(&r, args, optimizer_types_of(c / 6), edge_sizes[s],
+                       (fill_kind)(c / (6 * OPTIMIZER_TYPES)));
+        }
 }
 
-/* DeepSpeed's FusedAdam in IEEE arithmetic, three steps: parameters (1, -2, 0.5), gradients t * (0.1, -0.2,
- * 0.3). */
+/* Three steps of the originals: parameters (1, -2, 0.5), gradients t * (0.1, -0.2, 0.3). FusedAdam in IEEE
+ * arithmetic; DeepSpeedCPUAdam's body (all elements when a vector has one) and tail (all when it has eight);
+ * PyTorch 1.13. */
 static void adam_golden(void **state)
 {
     use_level(state);
     static const struct {
+        const char *name;
+        zb_adam_variant variant;
         int decoupled;
+        size_t vector_width;
         uint32_t p[3], m[3], v[3];
     } golden[] = {
-        { 1,
+        { "FusedAdam, decoupled",
+          ZB_ADAM_FUSED,
+          1,
+          0,
           { 0x3f7f3e76, 0xbfff9e40, 0x3efe7ee4 },
           { 0x3d65c921, 0xbde5c921, 0x3e2c56d9 },
           { 0x3912bc61, 0x3a12bc61, 0x3aa513ee } },
-        { 0,
+        { "FusedAdam, L2",
+          ZB_ADAM_FUSED,
+          0,
+          0,
           { 0x3f7f3fc9, 0xbfff9fe5, 0x3efe80a0 },
           { 0x3d70dfc2, 0xbdf0e144, 0x3e2db94d },
           { 0x391f9b76, 0x3a1f9daa, 0x3aa77068 } },
+        { "DeepSpeedCPUAdam body, decoupled",
+          ZB_ADAM_CPU,
+          1,
+          1,
+          { 0x3f7f3e77, 0xbfff9e3e, 0x3efe7ee5 },
+          { 0x3d65c921, 0xbde5c921, 0x3e2c56d8 },
+          { 0x3912bc61, 0x3a12bc61, 0x3aa513ed } },
+        { "DeepSpeedCPUAdam tail, decoupled",
+          ZB_ADAM_CPU,
+          1,
+          8,
+          { 0x3f7f3e77, 0xbfff9e3e, 0x3efe7ee5 },
+          { 0x3d65c921, 0xbde5c921, 0x3e2c56d9 },
+          { 0x3912bc61, 0x3a12bc61, 0x3aa513ed } },
+        { "DeepSpeedCPUAdam body, L2",
+          ZB_ADAM_CPU,
+          0,
+          1,
+          { 0x3f7f3fca, 0xbfff9fe5, 0x3efe80a1 },
+          { 0x3d70dfc2, 0xbdf0e144, 0x3e2db94d },
+          { 0x391f9b76, 0x3a1f9daa, 0x3aa77069 } },
+        { "DeepSpeedCPUAdam tail, L2",
+          ZB_ADAM_CPU,
+          0,
+          16,
+          { 0x3f7f3fca, 0xbfff9fe5, 0x3efe80a1 },
+          { 0x3d70dfc2, 0xbdf0e144, 0x3e2db94d },
+          { 0x391f9b76, 0x3a1f9daa, 0x3aa77069 } },
+        { "torch AdamW",
+          ZB_ADAM_TORCH,
+          1,
+          0,
+          { 0x3f7f3e75, 0xbfff9e3e, 0x3efe7ee4 },
+          { 0x3d65c91e, 0xbde5c91e, 0x3e2c56d6 },
+          { 0x3912bcdd, 0x3a12bcdd, 0x3aa51479 } },
+        { "torch Adam",
+          ZB_ADAM_TORCH,
+          0,
+          0,
+          { 0x3f7f3fc9, 0xbfff9fe5, 0x3efe80a0 },
+          { 0x3d70dfbf, 0xbdf0e140, 0x3e2db94a },
+          { 0x391f9bfd, 0x3a1f9e31, 0x3aa770f7 } },
     };
-    for (size_t c = 0; c < 2; c++) {
+    for (size_t c = 0; c < sizeof golden / sizeof golden[0]; c++) {
         float p[3] = { 1, -2, 0.5f }, m[3] = { 0 }, v[3] = { 0 };
         for (int step = 1; step <= 3; step++) {
             const float t = (float)step, grad[3] = { t * 0.1f, t * -0.2f, t * 0.3f };
-            zb_adam_args args = adam_scalars(step, golden[c].decoupled);
+            zb_adam_args args = adam_scalars(golden[c].variant, step, golden[c].decoupled);
             args.p = p, args.grad = grad, args.m = m, args.v = v, args.numel = 3;
+            args.vector_width = golden[c].vector_width;
             assert_ok(zb_cpu_adam(&args));
         }
-        for (int i = 0; i < 3; i++) {
-            assert_int_equal(bits_of(p[i]), golden[c].p[i]);
-            assert_int_equal(bits_of(m[i]), golden[c].m[i]);
-            assert_int_equal(bits_of(v[i]), golden[c].v[i]);
-        }
+        for (int i = 0; i < 3; i++)
+            if (bits_of(p[i]) != golden[c].p[i] || bits_of(m[i]) != golden[c].m[i] ||
+                bits_of(v[i]) != golden[c].v[i])
+                fail_msg("%s: element %d is p %08x m %08x v %08x, want %08x %08x %08x", golden[c].name, i,
+                         bits_of(p[i]), bits_of(m[i]), bits_of(v[i]), golden[c].p[i], golden[c].m[i],
+                         golden[c].v[i]);
     }
+}
+
+static void adam_refusals(void **state)
+{
+    use_level(state);
+    float x = 1;
+    zb_adam_args args = { .p = &x, .grad = &x, .m = &x, .v = &x, .numel = 1, .variant = ZB_ADAM_CPU };
+    assert_int_equal(zb_cpu_adam(&args), ZB_INVALID_ARGUMENT);
+    assert_non_null(strstr(zb_error_message(), "vector width of 0"));
+    args.variant = (zb_adam_variant)3;
+    assert_int_equal(zb_cpu_adam(&args), ZB_INVALID_ARGUMENT);
+    assert_non_null(strstr(zb_error_message(), "variant 3"));
+    assert_true(x == 1);
 }
 
 static void plain_sgd(const zb_sgd_args *s, float *p, float *buf, float grad)
@@ -432,8 +553,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         AT_EACH_LEVEL(elementwise), AT_EACH_LEVEL(other_types), AT_EACH_LEVEL(bytes),
-        AT_EACH_LEVEL(adam),        AT_EACH_LEVEL(adam_golden), AT_EACH_LEVEL(sgd),
-        AT_EACH_LEVEL(sgd_golden),
+        AT_EACH_LEVEL(adam),        AT_EACH_LEVEL(adam_golden), AT_EACH_LEVEL(adam_refusals),
+        AT_EACH_LEVEL(sgd),         AT_EACH_LEVEL(sgd_golden),
     };
     return cmocka_run_group_tests_name("elementwise", tests, NULL, NULL);
 }

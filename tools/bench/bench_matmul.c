@@ -1,6 +1,7 @@
 /*
  * How fast the matrix product is: beside OpenBLAS on one thread where it was found, sample by sample in
  * turns, so that both see the same machine. Each result is first compared with the plain loop, bit by bit.
+ * The columns fp16 and bf16 are the speeds of the same product in these types, beside fp32.
  *
  * ZEROBIT_SIMD names the SIMD level to measure. OpenBLAS picks its kernels by the processor's model and may
  * not know a new one; OPENBLAS_CORETYPE names others (SKYLAKEX for AVX-512). The head line says which ones
@@ -38,9 +39,11 @@ static const struct shape {
     { "cifar fc1 forward, 16 rows", 16, 120, 400, 0, 1 },
 };
 
-static zb_matmul_args matmul_args(const struct shape *s, const float *a, const float *b, float *c)
+static zb_matmul_args matmul_args(const struct shape *s, zb_dtype dtype, const void *a, const void *b,
+                                  void *c)
 {
     return (zb_matmul_args){
+        .dtype = dtype,
         .m = s->m,
         .n = s->n,
         .k = s->k,
@@ -58,14 +61,14 @@ static zb_matmul_args matmul_args(const struct shape *s, const float *a, const f
 /* Elements that differ from the plain loop. */
 static size_t count_wrong(const zb_matmul_args *args)
 {
+    const float *a = args->a, *b = args->b, *c = args->c;
     size_t wrong = 0;
     for (size_t i = 0; i < args->m; i++)
         for (size_t j = 0; j < args->n; j++) {
             float acc = 0;
             for (size_t p = 0; p < args->k; p++)
-                acc = fmaf(args->a[i * args->a_row + p * args->a_col],
-                           args->b[p * args->b_row + j * args->b_col], acc);
-            wrong += memcmp(&acc, &args->c[i * args->c_row + j], sizeof acc) != 0;
+                acc = fmaf(a[i * args->a_row + p * args->a_col], b[p * args->b_row + j * args->b_col], acc);
+            wrong += memcmp(&acc, &c[i * args->c_row + j], sizeof acc) != 0;
         }
     return wrong;
 }
@@ -96,15 +99,48 @@ static double sample(void (*run)(const struct shape *, const zb_matmul_args *), 
     return (bench_seconds() - start) / calls;
 }
 
+static void cast(zb_dtype to_dtype, void *to, zb_dtype from_dtype, const void *from, size_t numel)
+{
+    bench_check(zb_cpu_cast(&(zb_cast_args){ to, to_dtype, from, from_dtype, numel }));
+}
+
+/*
+ * The same product with a, b and c of 16 bits: how fast, beside fp32, sample by sample in turns; and how
+ * many elements differ from the fp32 product of the same values, rounded.
+ */
+static size_t measure_half(const struct shape *s, zb_dtype dtype, int samples)
+{
+    static double half[BENCH_SAMPLES_MAX], single[BENCH_SAMPLES_MAX];
+    const size_t a_numel = s->m * s->k, b_numel = s->k * s->n, c_numel = s->m * s->n;
+    float *a = bench_floats(a_numel), *b = bench_floats(b_numel), *c = bench_floats(c_numel);
+    uint16_t *a16 = (uint16_t *)bench_floats(a_numel), *b16 = (uint16_t *)bench_floats(b_numel);
+    uint16_t *c16 = (uint16_t *)bench_floats(c_numel), *want = (uint16_t *)bench_floats(c_numel);
+    cast(dtype, a16, ZB_FP32, a, a_numel), cast(ZB_FP32, a, dtype, a16, a_numel);
+    cast(dtype, b16, ZB_FP32, b, b_numel), cast(ZB_FP32, b, dtype, b16, b_numel);
+    const zb_matmul_args args = matmul_args(s, ZB_FP32, a, b, c),
+                         args16 = matmul_args(s, dtype, a16, b16, c16);
+    for (int i = -1; i < samples; i++) { /* the first one warms up */
+        const double time = sample(run_zerobit, s, &args), half_time = sample(run_zerobit, s, &args16);
+        if (i >= 0) single[i] = time, half[i] = half_time;
+    }
+    cast(dtype, want, ZB_FP32, c, c_numel);
+    size_t wrong = 0;
+    for (size_t i = 0; i < c_numel; i++) wrong += c16[i] != want[i];
+    printf(" %6.2f", bench_median(single, samples) / bench_median(half, samples));
+    free(a), free(b), free(c), free(a16), free(b16), free(c16), free(want);
+    return wrong;
+}
+
 static size_t measure(const struct shape *s, int samples)
 {
     static double ours[BENCH_SAMPLES_MAX], theirs[BENCH_SAMPLES_MAX];
     float *a = bench_floats(s->m * s->k), *b = bench_floats(s->k * s->n);
     float *c = bench_floats(s->m * s->n), *c_blas = bench_floats(s->m * s->n);
-    const zb_matmul_args args = matmul_args(s, a, b, c), args_blas = matmul_args(s, a, b, c_blas);
+    const zb_matmul_args args = matmul_args(s, ZB_FP32, a, b, c),
+                         args_blas = matmul_args(s, ZB_FP32, a, b, c_blas);
     const double gflop = 2e-9 * (double)s->m * (double)s->n * (double)s->k;
     run_zerobit(s, &args);
-    const size_t wrong = count_wrong(&args);
+    size_t wrong = count_wrong(&args);
     for (int i = 0; i < samples; i++) {
         ours[i] = sample(run_zerobit, s, &args);
 #if ZB_BENCH_OPENBLAS
@@ -120,6 +156,8 @@ static size_t measure(const struct shape *s, int samples)
 #else
     (void)theirs, (void)args_blas;
 #endif
+    wrong += measure_half(s, ZB_FP16, samples);
+    wrong += measure_half(s, ZB_BF16, samples);
     printf(" %6zu\n", wrong);
     free(a), free(b), free(c), free(c_blas);
     return wrong;
@@ -139,7 +177,7 @@ int main(int argc, char **argv)
 #if ZB_BENCH_OPENBLAS
     printf(" %8s %6s", "OpenBLAS", "ratio");
 #endif
-    printf(" %6s\n", "wrong");
+    printf(" %6s %6s %6s\n", "fp16", "bf16", "wrong");
     size_t wrong = 0;
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) wrong += measure(&shapes[i], samples);
     return wrong != 0;
