@@ -166,11 +166,6 @@ static zb_status check_runnable(const zb_config *config, int stage)
     if (!config->optimizer_given)
         return zb_fail(ZB_INVALID_CONFIG, "%s: optimizer: is missing, want an object with type and params",
                        config->path);
-    if (config->schedule.kind == ZB_SCHEDULE_ONE_CYCLE && config->schedule.cycle_momentum)
-        return zb_fail(ZB_UNSUPPORTED,
-                       "%s: scheduler.params.cycle_momentum: is true, want false: training with betas that "
-                       "change is not supported yet",
-                       config->path);
     if (config->average == ZB_SUM_ONLY && stage == 3)
         return zb_fail(
             ZB_INVALID_CONFIG,

@@ -367,6 +367,10 @@ static float grad_scale(const zb_plan *plan, double norm, double loss_scale)
 static zb_status apply_step(zb_engine *e, const zb_shard *shard)
 {
     float scale = grad_scale(&e->plan, e->grad_norm, e->scale_used);
+    if (zb_schedule_has_momentum(&e->schedule)) {
+        e->optimizer.config.beta1 = zb_schedule_beta1(&e->schedule);
+        e->optimizer.config.beta2 = zb_schedule_beta2(&e->schedule);
+    }
     ZB_TRY(zb_optimizer_step(&e->optimizer, e->compute, shard, scale, e->lr_used));
     ZB_TRY(e->stage->ops->publish(e->stage));
     zb_schedule_step(&e->schedule);

@@ -362,10 +362,15 @@ static void update_weights(zb_ref *ref, const step_scalars *scalars)
     const zb_plan *plan = &ref->plan;
     const int64_t applied = ref->step - ref->skipped; /* this one included */
     const float grad_scale = zb_ref_grad_scale(scalars->norm, plan->clip_norm, scalars->loss_scale);
+    zb_optimizer_config optimizer = plan->optimizer;
+    if (zb_schedule_has_momentum(&ref->schedule)) {
+        optimizer.beta1 = zb_schedule_beta1(&ref->schedule);
+        optimizer.beta2 = zb_schedule_beta2(&ref->schedule);
+    }
     for (int p = 0; p < ref->model->param_count; p++) {
         const zb_param *param = &ref->model->params[p];
         if (!param->requires_grad) continue;
-        zb_ref_update(&plan->optimizer, scalars->lr, applied, grad_scale, param->numel, ref->master.param[p],
+        zb_ref_update(&optimizer, scalars->lr, applied, grad_scale, param->numel, ref->master.param[p],
                       ref->reduced.param[p], ref->exp_avg.param[p], ref->exp_avg_sq.param[p]);
     }
     zb_ref_store(plan->param_dtype, &ref->master, 0, &ref->values);

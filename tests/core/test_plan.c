@@ -227,9 +227,6 @@ static const struct derive_case {
     { "{\"train_batch_size\": 8}", 0, 1, ZB_FP32, ZB_INVALID_CONFIG, "f.json: optimizer: is missing" },
     { "{\"train_batch_size\": 8, \"gradient_allreduce_op\": \"SUM\", " OPTIMIZER "}", 3, 1, ZB_FP32,
       ZB_INVALID_CONFIG, "f.json: gradient_allreduce_op: is \"sum\", want \"mean\" at stage 3" },
-    { "{\"train_batch_size\": 8, " OPTIMIZER ", \"scheduler\": {\"type\": \"OneCycle\", \"params\": "
-      "{\"cycle_min_lr\": 0, \"cycle_max_lr\": 1}}}",
-      0, 1, ZB_FP32, ZB_UNSUPPORTED, "f.json: scheduler.params.cycle_momentum: is true, want false" },
     { "{\"train_batch_size\": 8, \"zerobit\": {\"semantics\": \"deepspeed-0.19.6\"}, " OPTIMIZER "}", 0, 1,
       ZB_FP32, ZB_UNSUPPORTED,
       "f.json: zerobit.semantics: is \"deepspeed-0.19.6\", want \"standard\": not supported yet" },

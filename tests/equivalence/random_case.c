@@ -169,6 +169,53 @@ static zb_status make_model(draw *d, random_case *c)
 
 /* --- config --- */
 
+static void append_schedule(draw *d, random_case *c)
+{
+    const char *type = one_in(d, 2) ? "log" : "linear";
+    char *text = c->config_text;
+    size_t bytes = sizeof c->config_text;
+    switch (between(d, 0, 7)) {
+    case 0:
+        append(
+            text, bytes,
+            "\"scheduler\":{\"type\":\"WarmupLR\",\"params\":{\"warmup_min_lr\":0.001,\"warmup_max_lr\":0.05,"
+            "\"warmup_num_steps\":%d,\"warmup_type\":\"%s\"}},",
+            between(d, 1, 5), type);
+        break;
+    case 1:
+        append(text, bytes,
+               "\"scheduler\":{\"type\":\"WarmupDecayLR\",\"params\":{\"total_num_steps\":4,\"warmup_max_"
+               "lr\":0.05,"
+               "\"warmup_num_steps\":2,\"warmup_type\":\"%s\"}},",
+               type);
+        break;
+    case 2:
+        append(text, bytes,
+               "\"scheduler\":{\"type\":\"WarmupCosineLR\",\"params\":{\"total_num_steps\":5,"
+               "\"warmup_min_ratio\":0.1,\"warmup_num_steps\":2,\"cos_min_ratio\":0.01,\"warmup_type\":\"%"
+               "s\"}},",
+               type);
+        break;
+    case 3:
+        append(
+            text, bytes,
+            "\"scheduler\":{\"type\":\"OneCycle\",\"params\":{\"cycle_min_lr\":0.001,\"cycle_max_lr\":0.05,"
+            "\"cycle_first_step_size\":%d,\"decay_step_size\":1,\"decay_lr_rate\":0.5,\"decay_mom_rate\":0."
+            "01}},",
+            between(d, 1, 2));
+        break;
+    case 4:
+        append(text, bytes,
+               "\"scheduler\":{\"type\":\"LRRangeTest\",\"params\":{\"lr_range_test_min_lr\":0.001,"
+               "\"lr_range_test_step_size\":%d,\"lr_range_test_step_rate\":1.5,\"lr_range_test_staircase\":%"
+               "s}},",
+               between(d, 1, 2), one_in(d, 2) ? "true" : "false");
+        break;
+    default:
+        break; /* the optimizer's own rate */
+    }
+}
+
 static void append_optimizer(draw *d, random_case *c)
 {
     static const char *const decays[] = { "0", "0.01", "0.5" };
@@ -187,12 +234,7 @@ static void append_optimizer(draw *d, random_case *c)
                one_in(d, 2) ? "Adam" : "AdamW", decay, one_in(d, 2) ? "true" : "false",
                one_in(d, 4) ? "false" : "true");
     }
-    if (one_in(d, 2))
-        append(
-            c->config_text, sizeof c->config_text,
-            "\"scheduler\":{\"type\":\"WarmupLR\",\"params\":{\"warmup_min_lr\":0.001,\"warmup_max_lr\":0.05,"
-            "\"warmup_num_steps\":%d,\"warmup_type\":\"%s\"}},",
-            between(d, 1, 5), one_in(d, 2) ? "log" : "linear");
+    append_schedule(d, c);
 }
 
 static uint64_t random_bucket_limit(draw *d, const zb_model *model)
