@@ -76,6 +76,47 @@ static void narrowing_at_boundaries(void **state)
     }
 }
 
+/* Halfway between the half h and the next one; for the largest, the next one is where infinity begins. */
+static double midpoint_above(zb_dtype half, uint16_t h)
+{
+    const double next = plain_from_half(half, (uint16_t)(h + 1));
+    return plain_from_half(half, h) / 2 + (isinf(next) ? (half == ZB_FP16 ? 0x1p16 : 0x1p128) : next) / 2;
+}
+
+/* All 2^32 numbers, ascending by magnitude: the result moves on where a midpoint has been passed, or reached
+ * from an odd number. */
+static void check_every_number(zb_dtype half, uint32_t sign)
+{
+    static float x[BATCH];
+    static uint16_t got[BATCH];
+    const uint16_t infinity = half == ZB_FP16 ? 0x7c00 : 0x7f80;
+    uint16_t want = 0;
+    double limit = midpoint_above(half, want);
+    for (uint32_t first = 0; first < 0x80000000; first += BATCH) {
+        for (uint32_t i = 0; i < BATCH; i++) x[i] = from_bits(sign | (first + i));
+        assert_ok(zb_cpu_cast(&(zb_cast_args){ got, half, x, ZB_FP32, BATCH }));
+        for (uint32_t i = 0; i < BATCH; i++) {
+            const double magnitude = fabs((double)x[i]);
+            while (want != infinity && (magnitude > limit || (magnitude == limit && want % 2 == 1))) {
+                want++;
+                if (want != infinity) limit = midpoint_above(half, want);
+            }
+            if (isnan(x[i]) ? !is_half_nan(half, got[i]) : got[i] != (sign >> 16 | want))
+                fail_msg("%a (%08x) to %s gives %04x, want %04x", (double)x[i], bits_of(x[i]),
+                         zb_dtype_name(half), got[i], sign >> 16 | want);
+        }
+    }
+}
+
+static void narrowing_every_number(void **state)
+{
+    use_level(state);
+    for (size_t f = 0; f < 2; f++) {
+        check_every_number(halves[f], 0);
+        check_every_number(halves[f], 0x80000000);
+    }
+}
+
 static void narrowing_at_random(void **state)
 {
     use_level(state);
@@ -135,8 +176,11 @@ static void refuses_integers(void **state)
     assert_true(to == 2 && from == 1);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    const struct CMUnitTest exhaustive[] = { AT_EACH_LEVEL(narrowing_every_number) };
+    if (argc == 2 && strcmp(argv[1], "--exhaustive") == 0)
+        return cmocka_run_group_tests_name("cast, exhaustive", exhaustive, NULL, NULL);
     const struct CMUnitTest tests[] = {
         AT_EACH_LEVEL(widening_every_value), AT_EACH_LEVEL(narrowing_at_boundaries),
         AT_EACH_LEVEL(narrowing_at_random),  AT_EACH_LEVEL(between_wide_types),
