@@ -195,7 +195,7 @@ static double one_cycle_rate(const zb_schedule_config *config, int64_t last)
     const double low = config->cycle_min_lr, high = config->cycle_max_lr;
     if (last < 0) return low;
     if ((double)last < cycle_size(config)) return low + (high - low) * cycle_height(config, last);
-    if (config->decay_step_size == 0 || config->decay_lr_rate == 0) return low;
+    if (config->decay_step_size == 0) return low;
     return low / (1 + config->decay_lr_rate * decay_interval(config, last));
 }
 
@@ -205,7 +205,7 @@ static double one_cycle_beta1(const zb_schedule_config *config, int64_t last)
     const double low = config->cycle_min_mom, high = config->cycle_max_mom;
     if (last < 0) return low;
     if ((double)last < cycle_size(config)) return high - (high - low) * cycle_height(config, last);
-    if (config->decay_step_size == 0 || config->decay_mom_rate == 0) return high;
+    if (config->decay_step_size == 0) return high;
     return high * (1 + config->decay_mom_rate * decay_interval(config, last));
 }
 

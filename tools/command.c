@@ -23,6 +23,7 @@ exit_code exit_code_of(zb_status status)
     case ZB_MISMATCH:
     case ZB_DEADLOCK:
     case ZB_RACE:
+    /* What a run does whose gradients overflow at the smallest scale. */
     case ZB_LOSS_SCALE:
         return EXIT_DIFFERENT;
     case ZB_NO_MEMORY:

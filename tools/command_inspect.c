@@ -18,6 +18,8 @@ typedef struct inspect_settings {
     input_options input;
     int64_t world_size, stage, steps, size, rank, epoch, params;
     const char *memory_model; /* no default: --params may stand for it */
+    const char *overflow;     /* one '0' or '1' per step */
+    dtype_list dtypes;        /* empty: the config's */
     int no_shuffle, drop_last;
 } inspect_settings;
 
@@ -54,6 +56,44 @@ static zb_status inspect_lr(const inspect_settings *settings, zb_json_writer *js
     }
     zb_json_end_array(json);
     return ZB_OK;
+}
+
+static zb_status check_overflow_bits(const char *bits)
+{
+    if (bits == NULL)
+        return zb_fail(ZB_INVALID_ARGUMENT, "--overflow is missing; see zerobit inspect loss-scale --help");
+    size_t good = strspn(bits, "01");
+    if (bits[good] == '\0') return ZB_OK;
+    return zb_fail(ZB_INVALID_ARGUMENT,
+                   "--overflow: '%c' at character %zu: want 0 and 1 only, one for each step", bits[good],
+                   good + 1);
+}
+
+static int stage_of(const inspect_settings *settings, const inputs *in)
+{
+    return settings->stage >= 0 ? (int)settings->stage : in->config->zero.stage;
+}
+
+/* Ends early where training would; what was written until then is whole, and the caller prints it. */
+static zb_status inspect_loss_scale(const inspect_settings *settings, zb_json_writer *json)
+{
+    ZB_TRY(check_overflow_bits(settings->overflow));
+    inputs in;
+    zb_loss_scaler_config config;
+    ZB_TRY(inputs_open_config(&settings->input, &in));
+    zb_status status = zb_scaler_derive(in.config, stage_of(settings, &in), in.config->dtype, &config);
+    inputs_close(&in);
+    if (status != ZB_OK) return status;
+    zb_loss_scaler scaler;
+    ZB_TRY(zb_loss_scaler_init(&scaler, &config));
+    zb_json_begin_array(json, NULL);
+    zb_json_put_double(json, NULL, scaler.scale);
+    for (const char *bit = settings->overflow; *bit != '\0' && status == ZB_OK; bit++) {
+        status = zb_loss_scaler_update(&scaler, *bit == '1');
+        if (status == ZB_OK) zb_json_put_double(json, NULL, scaler.scale);
+    }
+    zb_json_end_array(json);
+    return status;
 }
 
 static zb_status inspect_sampler(const inspect_settings *settings, zb_json_writer *json)
@@ -105,7 +145,7 @@ static void put_rank(zb_json_writer *json, const zb_model *model, int rank, cons
 static zb_status put_partition(zb_json_writer *json, const inspect_settings *settings, const inputs *in)
 {
     int world_size = (int)settings->world_size;
-    int stage = settings->stage >= 0 ? (int)settings->stage : in->config->zero.stage;
+    int stage = stage_of(settings, in);
     /* Whether this world is possible at all. */
     zb_batch_triangle batch;
     ZB_TRY(zb_batch_resolve(&in->config->batch, world_size, &batch));
@@ -141,14 +181,16 @@ static zb_status inspect_partition(const inspect_settings *settings, zb_json_wri
 static zb_status put_memory(zb_json_writer *json, const inspect_settings *settings, const inputs *in)
 {
     uint64_t numel = in->model != NULL ? in->model->param_numel : (uint64_t)settings->params;
+    zb_dtype dtype = settings->dtypes.count > 0 ? settings->dtypes.values[0] : in->config->dtype;
     zb_json_begin_object(json, NULL);
     zb_json_put_int(json, "world", settings->world_size);
     zb_json_put_uint(json, "numel", numel);
+    zb_json_put_string(json, "dtype", zb_dtype_name(dtype));
     zb_json_begin_array(json, "stages");
     for (int stage = 0; stage < ZB_STAGE_COUNT; stage++) {
         zb_plan plan;
         uint64_t bytes[ZB_MEM_COUNT];
-        ZB_TRY(zb_plan_derive(in->config, stage, ZB_FP32, (int)settings->world_size, &plan));
+        ZB_TRY(zb_plan_derive(in->config, stage, dtype, (int)settings->world_size, &plan));
         if (in->model != NULL)
             ZB_TRY(zb_memory_formula(in->config, in->model, &plan, stage, bytes));
         else
@@ -170,6 +212,7 @@ static zb_status inspect_memory(const inspect_settings *settings, zb_json_writer
 {
     if (settings->params > 0 && settings->memory_model != NULL)
         return zb_fail(ZB_INVALID_ARGUMENT, "--model and --params exclude one another");
+    if (settings->dtypes.count > 1) return zb_fail(ZB_INVALID_ARGUMENT, "--dtypes: want one precision");
     if (settings->params == 0 && settings->memory_model == NULL)
         return zb_fail(ZB_INVALID_ARGUMENT,
                        "--model or --params is missing; see zerobit inspect memory --help");
@@ -185,20 +228,20 @@ static zb_status inspect_memory(const inspect_settings *settings, zb_json_writer
 
 typedef zb_status inspect_fn(const inspect_settings *settings, zb_json_writer *json);
 
-static const char *const topics[] = { "batch",  "lr",         "sampler", "partition",
-                                      "memory", "loss-scale", "quirks",  NULL };
+static const char *const topics[] = { "batch",     "lr",     "loss-scale", "sampler",
+                                      "partition", "memory", "quirks",     NULL };
+#define TOPICS "batch, lr, loss-scale, sampler, partition or memory"
 
 static exit_code unknown_topic(const char *word)
 {
     const char *meant = word != NULL ? closest_word(word, topics) : NULL;
     zb_status status;
     if (word == NULL)
-        status = zb_fail(ZB_INVALID_ARGUMENT, "what? batch, lr, sampler, partition or memory");
+        status = zb_fail(ZB_INVALID_ARGUMENT, "what? " TOPICS);
     else if (meant != NULL)
         status = zb_fail(ZB_INVALID_ARGUMENT, "unknown topic %s; did you mean %s?", word, meant);
     else
-        status = zb_fail(ZB_INVALID_ARGUMENT,
-                         "unknown topic %s; want batch, lr, sampler, partition or memory", word);
+        status = zb_fail(ZB_INVALID_ARGUMENT, "unknown topic %s; want " TOPICS, word);
     return command_failed("inspect", status);
 }
 
@@ -208,6 +251,7 @@ static void print_topics(void)
          "Says what a config will mean, as one JSON value, with no training.\n\n"
          "  batch CONFIG --world W                      the batch sizes, resolved\n"
          "  lr CONFIG --steps N                         the learning rates of N steps\n"
+         "  loss-scale CONFIG --overflow BITS           the loss scales of as many steps, and the next\n"
          "  sampler --size N --world W --rank R         the sample indices of one rank\n"
          "  partition CONFIG --model M --world W        what each rank owns of the parameters\n"
          "  memory CONFIG --model M|--params N --world W  bytes per rank at every stage");
@@ -227,8 +271,12 @@ static exit_code run_topic(const command_spec *spec, inspect_fn *inspect, inspec
     settings->input.config_path = operands[0];
     zb_json_writer json = { 0 };
     if (status == ZB_OK) status = inspect(settings, &json);
-    if (status == ZB_OK) status = zb_json_writer_finish(&json);
-    if (status == ZB_OK) puts(json.text);
+    /* A loss scale that cannot be lowered ends what is shown; it does not take it back. */
+    if (status == ZB_OK || status == ZB_LOSS_SCALE) {
+        zb_status finished = zb_json_writer_finish(&json);
+        if (finished == ZB_OK) puts(json.text);
+        if (finished != ZB_OK) status = finished;
+    }
     zb_json_writer_destroy(&json);
     return status == ZB_OK ? EXIT_EQUAL : command_failed(spec->name, status);
 }
@@ -242,9 +290,19 @@ static exit_code find_topic(const char *topic, int argc, char **argv)
     {                                                                                                        \
         "--world", OPTION_INT, &settings.world_size, "W", "number of ranks (1)", 1, WORLD_SIZE_MAX           \
     }
+#define ROW_STAGE                                                                                            \
+    {                                                                                                        \
+        "--stage", OPTION_INT, &settings.stage, "S", "ZeRO stage (the config's)", 0, ZB_STAGE_COUNT - 1      \
+    }
     const option_spec batch_options[] = { ROW_WORLD, OPTION_ROWS_BATCH(settings.input), { 0 } };
     const option_spec lr_options[] = {
         { "--steps", OPTION_INT, &settings.steps, "N", "optimizer steps (20)", 0, INT32_MAX },
+        { 0 },
+    };
+    const option_spec loss_scale_options[] = {
+        { "--overflow", OPTION_TEXT, &settings.overflow, "BITS",
+          "for each optimizer step 1 if its gradients overflow, otherwise 0; required", 0, 0 },
+        ROW_STAGE,
         { 0 },
     };
     const option_spec sampler_options[] = {
@@ -259,22 +317,21 @@ static exit_code find_topic(const char *topic, int argc, char **argv)
         { 0 },
     };
     const option_spec partition_options[] = {
-        OPTION_ROW_MODEL(settings.input),
-        ROW_WORLD,
-        { "--stage", OPTION_INT, &settings.stage, "S", "ZeRO stage (the config's)", 0, ZB_STAGE_COUNT - 1 },
-        OPTION_ROWS_BATCH(settings.input),
-        { 0 },
+        OPTION_ROW_MODEL(settings.input), ROW_WORLD, ROW_STAGE, OPTION_ROWS_BATCH(settings.input), { 0 },
     };
     const option_spec memory_options[] = {
         { "--model", OPTION_TEXT, &settings.memory_model, "M",
           "cifar10-net, mlp:IN-..-OUT, mlp-mse:.. or a JSON file", 0, 0 },
         { "--params", OPTION_INT, &settings.params, "N", "instead of a model: a number of parameters", 1,
           INT64_MAX / 64 },
+        { "--dtypes", OPTION_DTYPES, &settings.dtypes, "DTYPE",
+          "precision: fp32, fp16 or bf16 (the config's)", 0, 0 },
         ROW_WORLD,
         OPTION_ROWS_BATCH(settings.input),
         { 0 },
     };
 #undef ROW_WORLD
+#undef ROW_STAGE
     const struct {
         const char *topic;
         inspect_fn *inspect;
@@ -286,6 +343,12 @@ static exit_code find_topic(const char *topic, int argc, char **argv)
         { "lr",
           inspect_lr,
           { "inspect lr", "The learning rates that the optimizer steps use.", { "CONFIG" }, lr_options } },
+        { "loss-scale",
+          inspect_loss_scale,
+          { "inspect loss-scale",
+            "The loss scale in force at each optimizer step, and the one after the last.",
+            { "CONFIG" },
+            loss_scale_options } },
         { "sampler",
           inspect_sampler,
           { "inspect sampler",
@@ -301,7 +364,7 @@ static exit_code find_topic(const char *topic, int argc, char **argv)
         { "memory",
           inspect_memory,
           { "inspect memory",
-            "Bytes of model states that a rank holds, at every stage, in fp32.",
+            "Bytes of model states that a rank holds, at every stage.",
             { "CONFIG" },
             memory_options } },
     };
@@ -319,10 +382,8 @@ exit_code command_inspect(int argc, char **argv)
         print_topics();
         return EXIT_EQUAL;
     }
-    if (strcmp(topic, "loss-scale") == 0 || strcmp(topic, "quirks") == 0) {
-        fprintf(stderr,
-                "zerobit inspect %s: not in this version, which trains in fp32 by standard semantics only\n",
-                topic);
+    if (strcmp(topic, "quirks") == 0) {
+        fprintf(stderr, "zerobit inspect quirks: not in this version, which has standard semantics only\n");
         return EXIT_LACKING;
     }
     return find_topic(topic, argc - 1, argv + 1);

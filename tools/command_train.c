@@ -211,12 +211,9 @@ static exit_code check_back_ends(const train_settings *settings)
 
 static zb_status train_inputs(train_settings *settings, const inputs *in)
 {
-    if (settings->dtypes.count == 0) {
-        ZB_TRY(inputs_check_dtype(in->config));
-        settings->dtypes = (dtype_list){ { in->config->dtype }, 1 };
-    } else if (settings->dtypes.count > 1) {
+    if (settings->dtypes.count == 0) settings->dtypes = (dtype_list){ { in->config->dtype }, 1 };
+    if (settings->dtypes.count > 1)
         return zb_fail(ZB_INVALID_ARGUMENT, "--dtypes: a training run has one precision");
-    }
     if (settings->print_every == 0) settings->print_every = settings->steps >= 10 ? settings->steps / 10 : 1;
     train_run run = { .settings = settings, .in = in, .rank_count = (int)settings->world_size };
     interrupt_watch();
@@ -241,7 +238,8 @@ exit_code command_train(int argc, char **argv)
         { "--device", OPTION_TEXT, &settings.device, "NAME", "what computes: cpu (cpu)", 0, 0 },
         { "--world", OPTION_INT, &settings.world_size, "W", "number of ranks (1)", 1, 65536 },
         { "--stage", OPTION_INT, &settings.stage, "S", "ZeRO stage (the config's)", 0, ZB_STAGE_COUNT - 1 },
-        { "--dtypes", OPTION_DTYPES, &settings.dtypes, "DTYPE", "precision: fp32 (the config's)", 0, 0 },
+        { "--dtypes", OPTION_DTYPES, &settings.dtypes, "DTYPE",
+          "precision: fp32, fp16 or bf16 (the config's)", 0, 0 },
         { "--steps", OPTION_INT, &settings.steps, "N", "optimizer steps (20)", 1, INT32_MAX },
         OPTION_ROWS_BATCH(settings.input),
         { "--trace", OPTION_TEXT, &settings.trace, "FILE", "write everything the run shows, for zerobit diff",

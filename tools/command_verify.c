@@ -153,11 +153,7 @@ static exit_code run_cases(const verify_settings *settings, const inputs *in, zb
 
 static exit_code verify_inputs(verify_settings *settings, const inputs *in)
 {
-    if (settings->dtypes.count == 0) {
-        zb_status status = inputs_check_dtype(in->config);
-        if (status != ZB_OK) return command_failed(command_name, status);
-        settings->dtypes = (dtype_list){ { in->config->dtype }, 1 };
-    }
+    if (settings->dtypes.count == 0) settings->dtypes = (dtype_list){ { in->config->dtype }, 1 };
     int case_count = settings->stages.count * settings->worlds.count * settings->dtypes.count;
     zb_verify_case *cases = zb_alloc_array((size_t)case_count, sizeof *cases);
     if (cases == NULL) return command_failed(command_name, ZB_NO_MEMORY);
@@ -190,7 +186,8 @@ exit_code command_verify(int argc, char **argv)
         OPTION_ROWS_DATA(settings.input),
         { "--stages", OPTION_INTS, &settings.stages, "LIST", "ZeRO stages (0,1,2,3)", 0, ZB_STAGE_COUNT - 1 },
         { "--worlds", OPTION_INTS, &settings.worlds, "LIST", "numbers of ranks (1,2,4,8)", 1, 65536 },
-        { "--dtypes", OPTION_DTYPES, &settings.dtypes, "LIST", "precisions: fp32 (the config's)", 0, 0 },
+        { "--dtypes", OPTION_DTYPES, &settings.dtypes, "LIST", "precisions: fp32, fp16, bf16 (the config's)",
+          0, 0 },
         { "--steps", OPTION_INT, &settings.steps, "N", "optimizer steps (20)", 1, INT32_MAX },
         OPTION_ROWS_BATCH(settings.input),
         { "--against", OPTION_TEXT, &settings.against, "LIST", "what to hold the engine against: ref (ref)",

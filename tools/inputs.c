@@ -65,13 +65,3 @@ void inputs_close(inputs *in)
     zb_config_destroy(in->config);
     *in = (inputs){ 0 };
 }
-
-zb_status inputs_check_dtype(const zb_config *config)
-{
-    if (config->dtype == ZB_FP32) return ZB_OK;
-    return zb_fail(
-        ZB_UNSUPPORTED,
-        "%s: %s.enabled is true, but 16-bit training is not supported yet; use --dtypes fp32 to run this "
-        "config in fp32",
-        config->path, zb_dtype_name(config->dtype));
-}

@@ -54,7 +54,4 @@ zb_status inputs_open_config(const input_options *options, inputs *in);
 zb_status inputs_open(const input_options *options, inputs *in);
 void inputs_close(inputs *in);
 
-/** Refuses a config for 16 bits when no other precision was asked for, saying what to do. */
-zb_status inputs_check_dtype(const zb_config *config);
-
 #endif

@@ -59,8 +59,7 @@ static const struct refusal {
     { "plan", 3, "zerobit: plan is not in this version\n" },
 
     { "verify", 2, "zerobit verify: CONFIG is missing; see zerobit verify --help\n" },
-    { "verify " CIFAR " --json @/j", 2, "16-bit training is not supported yet; use --dtypes fp32" },
-    { "verify " CIFAR " --dtypes fp16", 2, "not supported yet" },
+    { "verify " CIFAR " --dtypes fp64 --json @/j", 2, "--dtypes" },
     { "verify " CIFAR " --worlds 0 --json @/j", 2,
       "zerobit verify: --worlds 0: want an integer from 1 to 65536\n" },
     { "verify " CIFAR " --worlds 2,2", 2, "zerobit verify: --worlds: 2 is given twice\n" },
@@ -86,7 +85,6 @@ static const struct refusal {
     { "verify " CIFAR " --against ref,cuda", 3, "zerobit verify: this build has no CUDA device\n" },
     { "verify " CIFAR " --against ref,nonsense", 2, "--against nonsense: want ref, mpi, cuda or nccl" },
 
-    { "train " CIFAR, 2, "16-bit training is not supported yet; use --dtypes fp32" },
     { "train " CIFAR " --comm mpi", 3, "this build has no MPI communicator" },
     { "train " CIFAR " --comm nccl", 3, "this build has no NCCL communicator" },
     { "train " CIFAR " --device cuda", 3, "this build has no CUDA device" },
@@ -105,7 +103,13 @@ static const struct refusal {
 
     { "inspect", 2, "zerobit inspect: what?" },
     { "inspect bach", 2, "unknown topic bach; did you mean batch?" },
-    { "inspect loss-scale " CIFAR, 3, "not in this version" },
+    { "inspect loss-scale " CIFAR, 2, "zerobit inspect loss-scale: --overflow is missing" },
+    { "inspect loss-scale --overflow 01", 2, "zerobit inspect loss-scale: CONFIG is missing" },
+    { "inspect loss-scale " CIFAR " --overflow 01x1", 2,
+      "--overflow: 'x' at character 3: want 0 and 1 only, one for each step" },
+    { "inspect loss-scale " CIFAR " --overflow ''", 2, "--overflow: want BITS, not nothing" },
+    { "inspect loss-scale " CIFAR " --overflow 0 --stage 4", 2, "--stage 4" },
+    { "inspect loss-scale @/nothing --overflow 0", 2, "nothing: cannot be opened" },
     { "inspect quirks " CIFAR, 3, "not in this version" },
     { "inspect batch", 2, "zerobit inspect batch: CONFIG is missing" },
     { "inspect batch " CIFAR " --world 3", 2, "world size 3" },
@@ -119,6 +123,7 @@ static const struct refusal {
     { "inspect memory " CIFAR, 2, "--model or --params is missing" },
     { "inspect memory " CIFAR " --params 5 --model cifar10-net", 2, "exclude one another" },
     { "inspect memory " CIFAR " --params 5 --world 3", 2, "world size 3" },
+    { "inspect memory " CIFAR " --params 5 --dtypes fp16,bf16", 2, "--dtypes: want one precision" },
 
     { "info --jason", 2, "zerobit info: unknown option --jason; did you mean --json?" },
     { "info x", 2, "unexpected \"x\"" },
@@ -162,6 +167,7 @@ static void help_is_everywhere(void **state)
                                             "inspect",
                                             "inspect batch",
                                             "inspect lr",
+                                            "inspect loss-scale",
                                             "inspect sampler",
                                             "inspect partition",
                                             "inspect memory",
@@ -195,7 +201,8 @@ static void verify_reports_equal(void **state)
 static void verify_of_the_example(void **state)
 {
     (void)state;
-    expect("verify " CIFAR " --dtypes fp32 --steps 2", 0, "16 cases, all equal to the bit", "");
+    expect("verify " CIFAR " --steps 2", 0, "0      8  fp16 ", "");
+    expect("verify " CIFAR " --dtypes fp32,fp16,bf16 --steps 2", 0, "48 cases, all equal to the bit", "");
     expect("verify " CIFAR " --dtypes fp32 --steps 2 --worlds 3,5,7 --micro-batch 4", 0,
            "12 cases, all equal", "");
 }
@@ -258,8 +265,17 @@ static void inspect_prints_json(void **state)
         { "inspect sampler --size 10 --world 2 --rank 0 --seed 1", "[5,1,0,9,7]\n" },
         { "inspect lr " CIFAR " --steps 4", "[0,0,0.00010034333188799373,0.00015904041823988749]\n" },
         { "inspect lr " CIFAR " --steps 0", "[]\n" },
-        { "inspect memory " CIFAR " --params 1000 --world 1",
-          "{\"world\":1,\"numel\":1000,\"stages\":["
+        { "inspect loss-scale " CIFAR " --overflow 0110011",
+          "[32768,32768,32768,16384,16384,16384,8192,4096]\n" },
+        { "inspect memory " CIFAR " --params 1000 --world 2",
+          "{\"world\":2,\"numel\":1000,\"dtype\":\"fp16\",\"stages\":["
+          "{\"stage\":0,\"parameters\":2000,\"gradients\":2000,\"optimizer_states\":12000,\"total\":16000},"
+          "{\"stage\":1,\"parameters\":2000,\"gradients\":2000,\"optimizer_states\":6000,\"total\":10000},"
+          "{\"stage\":2,\"parameters\":2000,\"gradients\":1000,\"optimizer_states\":6000,\"total\":9000},"
+          "{\"stage\":3,\"parameters\":1000,\"gradients\":1000,\"optimizer_states\":6000,\"total\":8000}]}"
+          "\n" },
+        { "inspect memory " CIFAR " --params 1000 --world 1 --dtypes fp32",
+          "{\"world\":1,\"numel\":1000,\"dtype\":\"fp32\",\"stages\":["
           "{\"stage\":0,\"parameters\":4000,\"gradients\":4000,\"optimizer_states\":8000,\"total\":16000},"
           "{\"stage\":1,\"parameters\":4000,\"gradients\":4000,\"optimizer_states\":8000,\"total\":16000},"
           "{\"stage\":2,\"parameters\":4000,\"gradients\":4000,\"optimizer_states\":8000,\"total\":16000},"
@@ -271,6 +287,86 @@ static void inspect_prints_json(void **state)
         assert_int_equal(o.exit, 0);
         assert_string_equal(o.out, exact[i].out);
         assert_string_equal(o.err, "");
+        outcome_free(&o);
+    }
+}
+
+/* Each scheduler from the config's text on: sequences that DeepSpeed's own code gave. */
+static void inspect_lr_of_each_scheduler(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *scheduler;
+        double lr[6];
+    } rows[] = {
+        { "\"LRRangeTest\", \"params\": {\"lr_range_test_step_size\": 3}",
+          { 0.001, 0.0013333333333333333, 0.0016666666666666666, 0.002, 0.002333333333333333,
+            0.002666666666666667 } },
+        { "\"OneCycle\", \"params\": {\"cycle_min_lr\": 0.001, \"cycle_max_lr\": 0.01, "
+          "\"cycle_first_step_size\": 3, "
+          "\"cycle_second_step_size\": 6}",
+          { 0.001, 0.004000000000000002, 0.007000000000000004, 0.009999999999999998, 0.0085,
+            0.006999999999999999 } },
+        { "\"WarmupLR\", \"params\": {\"warmup_num_steps\": 5}",
+          { 0, 0, 0.00043067655807339306, 0.0006826061944859854, 0.0008613531161467861, 0.001 } },
+        { "\"WarmupDecayLR\", \"params\": {\"total_num_steps\": 10, \"warmup_num_steps\": 4, "
+          "\"warmup_min_lr\": 1e-4}",
+          { 0.0001, 0.0001, 0.00055, 0.0008132331253245204, 0.001, 0.001 } },
+        { "\"WarmupCosineLR\", \"params\": {\"total_num_steps\": 10, \"warmup_num_steps\": 4, "
+          "\"warmup_type\": "
+          "\"linear\"}",
+          { 0, 0, 0.00025, 0.0005, 0.00075, 0.0009330194006220301 } },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        char text[512];
+        int bytes = snprintf(text, sizeof text,
+                             "{\"optimizer\": {\"type\": \"Adam\"}, \"scheduler\": {\"type\": %s}}",
+                             rows[i].scheduler);
+        write_whole(in_folder("c"), text, (size_t)bytes);
+        outcome o = run("inspect lr @/c --steps 6");
+        assert_int_equal(o.exit, 0);
+        cJSON *json = cJSON_Parse(o.out);
+        assert_int_equal(cJSON_GetArraySize(json), 6);
+        for (int k = 0; k < 6; k++) {
+            double got = cJSON_GetArrayItem(json, k)->valuedouble;
+            if (got != rows[i].lr[k])
+                fail_msg("%s: step %d uses %.17g, want %.17g", text, k + 1, got, rows[i].lr[k]);
+        }
+        cJSON_Delete(json);
+        outcome_free(&o);
+    }
+}
+
+/* What was in force until DeepSpeed gives up is printed, and then the command fails. */
+static void inspect_loss_scale_by_stage(void **state)
+{
+    (void)state;
+#define FP16 "\"fp16\": {\"enabled\": true, \"initial_scale_power\": 3, \"hysteresis\": 1}"
+    static const struct {
+        const char *text, *options;
+        int exit;
+        const char *out, *err;
+    } rows[] = {
+        { "{" FP16 "}", "--overflow 1111", 1, "[8,4,2,1]\n", "step 4: gradients overflow at loss scale 1" },
+        { "{" FP16 "}", "--overflow 111", 0, "[8,4,2,1]\n", "" },
+        { "{" FP16 ", \"zerobit\": {\"semantics\": \"deepspeed-0.19.6\"}}", "--overflow 111111", 0,
+          "[8,4,2,1,1,1,1]\n", "" },
+        { "{" FP16 ", \"zerobit\": {\"semantics\": \"deepspeed-0.19.6\"}}", "--overflow 1111 --stage 2", 1,
+          "[8,4,2,1]\n", "cannot be lowered" },
+        { "{\"fp16\": {\"enabled\": true, \"loss_scale\": 0.5}}", "--overflow 101", 0, "[0.5,0.5,0.5,0.5]\n",
+          "" },
+        { "{\"bf16\": {\"enabled\": true}}", "--overflow 10", 0, "[1,1,1]\n", "" },
+        { "{\"fp16\": {\"enabled\": true, \"min_loss_scale\": 0.5}}", "--overflow 0", 2, "",
+          "c: fp16.min_loss_scale: is 0.5, want an integer" },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        write_whole(in_folder("c"), rows[i].text, strlen(rows[i].text));
+        char line[128];
+        snprintf(line, sizeof line, "inspect loss-scale @/c %s", rows[i].options);
+        outcome o = run(line);
+        if (o.exit != rows[i].exit || strcmp(o.out, rows[i].out) != 0 || strstr(o.err, rows[i].err) == NULL ||
+            (o.exit == 0 && o.err[0] != '\0'))
+            fail_msg("row %zu: exit %d, out %s, err %s", i, o.exit, o.out, o.err);
         outcome_free(&o);
     }
 }
@@ -376,6 +472,8 @@ int main(void)
         IN_FOLDER(training_runs_are_compared),
         IN_FOLDER(generated_data_is_read),
         IN_FOLDER(inspect_prints_json),
+        IN_FOLDER(inspect_lr_of_each_scheduler),
+        IN_FOLDER(inspect_loss_scale_by_stage),
         IN_FOLDER(inspect_partition_tiles),
         IN_FOLDER(info_tells_what_there_is),
         IN_FOLDER(interrupt_stops_between_steps),

@@ -698,6 +698,16 @@ static void schedulers_arrive(void **state)
     }
 }
 
+static void momentum_needs_betas(void **state)
+{
+    (void)state;
+    zb_config *config = parse(
+        "{\"optimizer\": {\"type\": \"SGD\", \"params\": {\"lr\": 1}}, \"scheduler\": {\"type\": "
+        "\"OneCycle\", \"params\": {" CYCLE "\"cycle_momentum\": true}}}");
+    assert_int_equal(config->schedule.cycle_momentum, 0);
+    zb_config_destroy(config);
+}
+
 /* ---- the example ------------------------------------------------------------------------------------- */
 
 static void cifar10_example(void **state)
@@ -861,6 +871,7 @@ int main(void)
         cmocka_unit_test(defaults_are_deepspeeds),
         cmocka_unit_test(values_arrive),
         cmocka_unit_test(schedulers_arrive),
+        cmocka_unit_test(momentum_needs_betas),
         cmocka_unit_test(cifar10_example),
         cmocka_unit_test(survives_every_allocation_failure),
         cmocka_unit_test(mutations_never_crash),
