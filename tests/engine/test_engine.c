@@ -192,7 +192,7 @@ static const struct option_case {
     { "stage and dtype of the config", -1, -1, ZB_OK, NULL, 2 },
     { "stage of the options goes first", 3, ZB_FP32, ZB_OK, NULL, 3 },
     { "stage above", 4, -1, ZB_INVALID_ARGUMENT, "stage is 4, want 0 to 3", 0 },
-    { "half precision", 0, ZB_FP16, ZB_UNSUPPORTED, "fp16", 0 },
+    { "half precision of the options goes first", 0, ZB_FP16, ZB_OK, NULL, 0 },
     { "an integer type", 0, ZB_INT32, ZB_INVALID_ARGUMENT, "int32", 0 },
     { "no type at all", 0, 99, ZB_INVALID_ARGUMENT, "?", 0 },
 };
@@ -207,7 +207,7 @@ static void check_options(void **state)
     assert_int_equal(zb_initialize(&r.options, &r.engine), c->status);
     if (c->status == ZB_OK) {
         assert_int_equal(zb_engine_stage(r.engine), c->runs_at);
-        assert_int_equal(zb_engine_plan(r.engine)->param_dtype, ZB_FP32);
+        assert_int_equal(zb_engine_plan(r.engine)->param_dtype, c->dtype >= 0 ? c->dtype : ZB_FP32);
     } else {
         assert_message_has(c->message);
     }
