@@ -320,39 +320,69 @@ static void info_tells_what_there_is(void **state)
     outcome_free(&o);
 }
 
-/* --- Ctrl-C --- */
+/* --- signals --- */
 
-static void interrupt_stops_between_steps(void **state)
+typedef struct stop {
+    const char *command; /* a shell's, with %s for the command and for the folder, thrice */
+    int signal;
+    const char *err;
+} stop;
+
+static const stop stops[] = {
+    { "exec %s verify " SMALL "--worlds 2 --steps 2000000000 --json %s/j >%s/.out 2>%s/.err", SIGINT,
+      "before step " },
+    { "exec %s train " SMALL "--world 2 --steps 2000000000 --print-every 1 --trace %s/t >%s/.out 2>%s/.err",
+      SIGINT, "before step " },
+    { "exec %s train " SMALL "--world 2 --steps 2000000000 --trace %s/t >%s/.out 2>%s/.err", SIGTERM,
+      "before step " },
+    { "exec %s train " SMALL "--world 2 --steps 2000000000 --trace %s/t >%s/.out 2>%s/.err", SIGHUP,
+      "before step " },
+    { "exec %s train " SMALL "--world 2 --steps 2000000000 --trace %s/t >%s/.out 2>%s/.err", SIGPIPE,
+      "before step " },
+    { "exec %s generate-cifar10 %s/g --records 2000000 >%s/.out 2>%s/.err", SIGINT, "before record " },
+};
+
+static void a_signal_leaves_nothing(void **state)
+{
+    const stop *s = *state;
+    folder_create(NULL);
+    char line[1024];
+    snprintf(line, sizeof line, s->command, ZB_COMMAND, folder, folder, folder);
+    pid_t child = fork();
+    if (child == 0) {
+        execl("/bin/sh", "sh", "-c", line, (char *)NULL);
+        _exit(127);
+    }
+    nanosleep(&(struct timespec){ 0, 500000000 }, NULL);
+    assert_int_equal(kill(child, s->signal), 0);
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFSIGNALED(status));
+    assert_int_equal(WTERMSIG(status), s->signal);
+    size_t bytes;
+    char *text = (char *)read_whole(in_folder(".err"), &bytes);
+    text[bytes] = '\0';
+    if (strstr(text, "interrupted") == NULL || strstr(text, s->err) == NULL)
+        fail_msg("standard error: %s\nwant: %s", text, s->err);
+    free(text);
+    unlink(in_folder(".out"));
+    unlink(in_folder(".err"));
+    assert_int_equal(folder_entries(), 0);
+    folder_remove(NULL);
+}
+
+/* What a shell or nohup has switched off stays off. */
+static void an_ignored_signal_stays_ignored(void **state)
 {
     (void)state;
-    static const char *const commands[] = {
-        "exec %s verify " SMALL "--worlds 2 --steps 2000000000 --json %s/j >%s/.out 2>%s/.err",
-        "exec %s train " SMALL "--world 2 --steps 2000000000 --print-every 1 --trace %s/t >%s/.out 2>%s/.err",
-    };
-    for (size_t i = 0; i < COUNT(commands); i++) {
-        char line[1024];
-        snprintf(line, sizeof line, commands[i], ZB_COMMAND, folder, folder, folder);
-        pid_t child = fork();
-        if (child == 0) {
-            execl("/bin/sh", "sh", "-c", line, (char *)NULL);
-            _exit(127);
-        }
-        nanosleep(&(struct timespec){ 0, 500000000 }, NULL);
-        assert_int_equal(kill(child, SIGINT), 0);
-        int status;
-        assert_int_equal(waitpid(child, &status, 0), child);
-        assert_true(WIFSIGNALED(status));
-        assert_int_equal(WTERMSIG(status), SIGINT);
-        size_t bytes;
-        char *text = (char *)read_whole(in_folder(".err"), &bytes);
-        text[bytes] = '\0';
-        assert_non_null(strstr(text, "interrupted"));
-        assert_non_null(strstr(text, "before step "));
-        free(text);
-        unlink(in_folder(".out"));
-        unlink(in_folder(".err"));
-        assert_int_equal(folder_entries(), 0);
-    }
+    char line[1024];
+    snprintf(line, sizeof line,
+             "trap '' HUP; %s train " SMALL "--world 2 --steps 3000 --save-weights %s/w >/dev/null & "
+             "sleep 0.1; kill -HUP $!; wait $!",
+             ZB_COMMAND, folder);
+    int status = system(line);
+    assert_int_equal(WEXITSTATUS(status), 0);
+    assert_int_equal(folder_entries(), 1);
 }
 
 /* A full disk is no success. */
@@ -378,13 +408,18 @@ int main(void)
         IN_FOLDER(inspect_prints_json),
         IN_FOLDER(inspect_partition_tiles),
         IN_FOLDER(info_tells_what_there_is),
-        IN_FOLDER(interrupt_stops_between_steps),
+        IN_FOLDER(an_ignored_signal_stays_ignored),
         IN_FOLDER(unwritable_output_is_an_error),
     };
     struct CMUnitTest tests[COUNT(refusals)];
     for (size_t i = 0; i < COUNT(refusals); i++)
         tests[i] = (struct CMUnitTest){ refusals[i].arguments, check_refusal, NULL, NULL,
                                         (void *)&refusals[i] };
+    struct CMUnitTest signals[COUNT(stops)];
+    for (size_t i = 0; i < COUNT(stops); i++)
+        signals[i] = (struct CMUnitTest){ stops[i].command, a_signal_leaves_nothing, NULL, NULL,
+                                          (void *)&stops[i] };
     return cmocka_run_group_tests_name("command, refusals", tests, NULL, NULL) +
+           cmocka_run_group_tests_name("command, signals", signals, NULL, NULL) +
            cmocka_run_group_tests_name("command", whole, NULL, NULL);
 }
