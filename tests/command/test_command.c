@@ -320,6 +320,21 @@ static void info_tells_what_there_is(void **state)
     outcome_free(&o);
 }
 
+/* With standard output closed, the next file opened gets its descriptor: what is printed must not end up
+ * there. */
+static void closed_output_does_not_reach_a_file(void **state)
+{
+    (void)state;
+    expect("train " SMALL "--world 2 --steps 3 --stage 2 --trace @/a", 0, "", "");
+    char line[1024];
+    snprintf(line, sizeof line,
+             "exec %s train " SMALL "--world 2 --steps 3 --stage 2 --trace %s/b <&- >&- 2>&-", ZB_COMMAND,
+             folder);
+    int status = system(line);
+    assert_int_equal(WEXITSTATUS(status), 2);
+    expect("diff @/a @/b", 0, "equal", "");
+}
+
 /* --- signals --- */
 
 typedef struct stop {
@@ -408,6 +423,7 @@ int main(void)
         IN_FOLDER(inspect_prints_json),
         IN_FOLDER(inspect_partition_tiles),
         IN_FOLDER(info_tells_what_there_is),
+        IN_FOLDER(closed_output_does_not_reach_a_file),
         IN_FOLDER(an_ignored_signal_stays_ignored),
         IN_FOLDER(unwritable_output_is_an_error),
     };
