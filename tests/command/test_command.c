@@ -3,6 +3,7 @@
 
 #include <cjson/cJSON.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -320,6 +321,15 @@ static void info_tells_what_there_is(void **state)
     outcome_free(&o);
 }
 
+/* Opening a pipe that nobody writes to would wait for ever. */
+static void a_pipe_is_no_file(void **state)
+{
+    (void)state;
+    assert_int_equal(mkfifo(in_folder("pipe"), 0600), 0);
+    expect("diff @/pipe @/pipe", 2, "", "pipe: cannot be read: not a regular file");
+    expect("verify " CIFAR " --dtypes fp32 --data @/pipe", 2, "", "pipe: not a regular file");
+}
+
 /* With standard output closed, the next file opened gets its descriptor: what is printed must not end up
  * there. */
 static void closed_output_does_not_reach_a_file(void **state)
@@ -423,6 +433,7 @@ int main(void)
         IN_FOLDER(inspect_prints_json),
         IN_FOLDER(inspect_partition_tiles),
         IN_FOLDER(info_tells_what_there_is),
+        IN_FOLDER(a_pipe_is_no_file),
         IN_FOLDER(closed_output_does_not_reach_a_file),
         IN_FOLDER(an_ignored_signal_stays_ignored),
         IN_FOLDER(unwritable_output_is_an_error),
