@@ -321,6 +321,17 @@ static void info_tells_what_there_is(void **state)
     outcome_free(&o);
 }
 
+/* A level that is not there is no level to report. */
+static void an_unknown_simd_level_is_refused(void **state)
+{
+    (void)state;
+    assert_int_equal(setenv("ZEROBIT_SIMD", "abacus", 1), 0);
+    expect("info", 2, "", "zerobit info: ZEROBIT_SIMD");
+    expect("info --json", 2, "", "zerobit info: ZEROBIT_SIMD");
+    expect("verify " SMALL "--worlds 1 --steps 1", 2, "", "ZEROBIT_SIMD");
+    unsetenv("ZEROBIT_SIMD");
+}
+
 /* Opening a pipe that nobody writes to would wait for ever. */
 static void a_pipe_is_no_file(void **state)
 {
@@ -328,6 +339,20 @@ static void a_pipe_is_no_file(void **state)
     assert_int_equal(mkfifo(in_folder("pipe"), 0600), 0);
     expect("diff @/pipe @/pipe", 2, "", "pipe: cannot be read: not a regular file");
     expect("verify " CIFAR " --dtypes fp32 --data @/pipe", 2, "", "pipe: not a regular file");
+}
+
+static void nothing_to_train_is_refused_before_the_run(void **state)
+{
+    (void)state;
+    static const char model[] = "{\"name\":\"still\",\"input\":[4],\"loss\":\"cross_entropy\",\"modules\":["
+                                "{\"kind\":\"linear\",\"name\":\"fc\",\"out_features\":4,\"frozen\":true}]}";
+    write_whole(in_folder("still.json"), (const unsigned char *)model, sizeof model - 1);
+    outcome o = run("verify " CIFAR " --dtypes fp32 --model @/still.json --json @/j");
+    assert_int_equal(o.exit, 2);
+    assert_string_equal(o.out, "");
+    assert_non_null(strstr(o.err, "model still has no trainable element"));
+    assert_int_equal(access(in_folder("j"), F_OK), -1);
+    outcome_free(&o);
 }
 
 /* With standard output closed, the next file opened gets its descriptor: what is printed must not end up
@@ -433,7 +458,9 @@ int main(void)
         IN_FOLDER(inspect_prints_json),
         IN_FOLDER(inspect_partition_tiles),
         IN_FOLDER(info_tells_what_there_is),
+        IN_FOLDER(an_unknown_simd_level_is_refused),
         IN_FOLDER(a_pipe_is_no_file),
+        IN_FOLDER(nothing_to_train_is_refused_before_the_run),
         IN_FOLDER(closed_output_does_not_reach_a_file),
         IN_FOLDER(an_ignored_signal_stays_ignored),
         IN_FOLDER(unwritable_output_is_an_error),
