@@ -125,6 +125,19 @@ static void junit_says_what_failed(void **state)
     free(text);
 }
 
+static void the_quiet_form_names_what_is_not_equal(void **state)
+{
+    (void)state;
+    char text[1024] = "";
+    FILE *to = fmemopen(text, sizeof text, "w");
+    verify_report equal = report_of(1), unequal = report_of(2);
+    report_unequal(&equal, to);
+    report_unequal(&unequal, to);
+    fclose(to);
+    assert_string_equal(
+        text, "stage 2, world 2, fp32: results differ: step 3, rank 1, <loss> (oracle against engine)\n");
+}
+
 static void table_names_the_difference(void **state)
 {
     (void)state;
@@ -228,6 +241,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         IN_FOLDER(json_says_it_all),
         IN_FOLDER(junit_says_what_failed),
+        cmocka_unit_test(the_quiet_form_names_what_is_not_equal),
         cmocka_unit_test(table_names_the_difference),
         IN_FOLDER(failures_leave_no_file),
         cmocka_unit_test(json_reads_back),
