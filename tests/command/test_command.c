@@ -372,6 +372,25 @@ static void closed_output_does_not_reach_a_file(void **state)
     expect("diff @/a @/b", 0, "equal", "");
 }
 
+/* A limit on the size of files is told like a full disk. */
+static void a_file_size_limit_is_an_error(void **state)
+{
+    (void)state;
+    char line[1024];
+    snprintf(line, sizeof line,
+             "ulimit -f 8; exec %s generate-cifar10 %s/g --records 40 >/dev/null 2>%s/.err", ZB_COMMAND,
+             folder, folder);
+    int status = system(line);
+    assert_int_equal(WEXITSTATUS(status), 2);
+    size_t bytes;
+    char *text = (char *)read_whole(in_folder(".err"), &bytes);
+    text[bytes] = '\0';
+    assert_non_null(strstr(text, "g: cannot be written: File too large"));
+    free(text);
+    unlink(in_folder(".err"));
+    assert_int_equal(folder_entries(), 0);
+}
+
 /* --- signals --- */
 
 typedef struct stop {
@@ -464,6 +483,7 @@ int main(void)
         IN_FOLDER(a_pipe_is_no_file),
         IN_FOLDER(nothing_to_train_is_refused_before_the_run),
         IN_FOLDER(closed_output_does_not_reach_a_file),
+        IN_FOLDER(a_file_size_limit_is_an_error),
         IN_FOLDER(an_ignored_signal_stays_ignored),
         IN_FOLDER(unwritable_output_is_an_error),
     };
