@@ -85,8 +85,8 @@ static void occupy_standard_streams(void)
 int main(int argc, char **argv)
 {
     occupy_standard_streams();
-    signal(SIGXFSZ,
-           SIG_IGN); /* so that a file above the caller's limit is an error that can be told, with EFBIG */
+    /* So that a file above the caller's limit is an error that can be told. */
+    signal(SIGXFSZ, SIG_IGN);
     exit_code code = run(argc, argv);
     /* A report that could not be written out (disk full, closed pipe) is no success. */
     if ((fflush(stdout) != 0 || ferror(stdout)) && code == EXIT_EQUAL) {
