@@ -68,9 +68,13 @@ void zb_cifar10_make_record(const zb_cifar10_patterns *patterns, uint64_t seed, 
 /* --- to a file --- */
 
 static zb_status write_records(zb_output_file *file, const zb_cifar10_patterns *patterns, int64_t records,
-                               uint64_t seed)
+                               uint64_t seed, const volatile sig_atomic_t *interrupt)
 {
     for (int64_t i = 0; i < records; i++) {
+        if (interrupt != NULL && *interrupt != 0)
+            return zb_fail(ZB_INTERRUPTED,
+                           "%s: interrupted before record %" PRId64 " of %" PRId64 "; nothing was written",
+                           file->path, i, records);
         uint8_t record[ZB_CIFAR10_RECORD_BYTES];
         zb_cifar10_make_record(patterns, seed, i, record);
         ZB_TRY(zb_output_file_write(file, record, sizeof record));
@@ -78,7 +82,8 @@ static zb_status write_records(zb_output_file *file, const zb_cifar10_patterns *
     return zb_output_file_finish(file);
 }
 
-zb_status zb_cifar10_generate(const char *path, int64_t records, uint64_t seed)
+zb_status zb_cifar10_generate(const char *path, int64_t records, uint64_t seed,
+                              const volatile sig_atomic_t *interrupt)
 {
     if (records < 1)
         return zb_fail(ZB_INVALID_ARGUMENT, "%s: %" PRId64 " records asked for, want >= 1", path, records);
@@ -88,7 +93,7 @@ zb_status zb_cifar10_generate(const char *path, int64_t records, uint64_t seed)
     zb_output_file file;
     zb_status status = zb_output_file_open(&file, path, ZB_OUTPUT_KEEP);
     if (status == ZB_OK) {
-        status = write_records(&file, patterns, records, seed);
+        status = write_records(&file, patterns, records, seed, interrupt);
         zb_output_file_discard(&file);
     }
     zb_free(patterns);

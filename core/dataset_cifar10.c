@@ -85,12 +85,14 @@ static void batch_list_close(batch_list *list)
 
 static zb_status batch_open(batch_file *file)
 {
+    struct stat info;
+    /* Before it is opened: a pipe would wait for somebody to write. */
+    if (stat(file->path, &info) == 0 && !S_ISREG(info.st_mode))
+        return zb_fail(ZB_IO, "%s: not a regular file", file->path);
     file->stream = fopen(file->path, "rb");
     if (file->stream == NULL) return zb_fail(ZB_IO, "%s: cannot open: %s", file->path, strerror(errno));
-    struct stat info;
     if (fstat(fileno(file->stream), &info) != 0)
         return zb_fail(ZB_IO, "%s: cannot read its size: %s", file->path, strerror(errno));
-    if (!S_ISREG(info.st_mode)) return zb_fail(ZB_IO, "%s: not a regular file", file->path);
     if (info.st_size == 0 || info.st_size % ZB_CIFAR10_RECORD_BYTES != 0)
         return zb_fail(ZB_CORRUPT,
                        "%s: %" PRId64

@@ -1,5 +1,6 @@
 /* zerobit generate-cifar10: learnable synthetic images in CIFAR-10's binary format. */
 #include "tools/command.h"
+#include "tools/interrupt.h"
 #include "tools/options.h"
 
 #include <inttypes.h>
@@ -26,7 +27,8 @@ exit_code command_generate_cifar10(int argc, char **argv)
         options_print_help(&spec);
         return EXIT_EQUAL;
     }
-    status = zb_cifar10_generate(operands[0], records, (uint64_t)seed);
+    interrupt_watch();
+    status = zb_cifar10_generate(operands[0], records, (uint64_t)seed, &interrupt_flag);
     if (status != ZB_OK) return command_failed(spec.name, status);
     printf("%s: %" PRId64 " records\n", operands[0], records);
     return EXIT_EQUAL;

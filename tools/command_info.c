@@ -22,12 +22,12 @@ static const capability capabilities[] = {
 };
 enum { CAPABILITY_COUNT = sizeof capabilities / sizeof capabilities[0] };
 
-static zb_status print_json(void)
+static zb_status print_json(const char *simd)
 {
     zb_json_writer json = { .indented = 1 };
     zb_json_begin_object(&json, NULL);
     zb_json_put_string(&json, "zerobit_version", ZB_VERSION);
-    zb_json_put_string(&json, "simd", zb_simd_level());
+    zb_json_put_string(&json, "simd", simd);
     zb_json_put_int(&json, "cores", sysconf(_SC_NPROCESSORS_ONLN));
     zb_json_begin_array(&json, "communicators");
     zb_json_put_string(&json, NULL, "self");
@@ -47,10 +47,10 @@ static zb_status print_json(void)
     return status;
 }
 
-static void print_text(void)
+static void print_text(const char *simd)
 {
     printf("zerobit        %s\n", ZB_VERSION);
-    printf("simd           %s\n", zb_simd_level());
+    printf("simd           %s\n", simd);
     printf("cores          %ld\n", sysconf(_SC_NPROCESSORS_ONLN));
     printf("communicators  self, sim\n");
     printf("devices        cpu\n");
@@ -68,11 +68,15 @@ exit_code command_info(int argc, char **argv)
     };
     const command_spec spec = { "info", "Says what this build and this machine offer.", { NULL }, options };
     zb_status status = options_parse(&spec, argc, argv, NULL, &help);
-    if (status == ZB_OK && help)
+    if (status == ZB_OK && help) {
         options_print_help(&spec);
-    else if (status == ZB_OK && json)
-        status = print_json();
+        return EXIT_EQUAL;
+    }
+    const char *simd = status == ZB_OK ? zb_simd_level() : NULL;
+    if (status == ZB_OK && simd == NULL) status = ZB_INVALID_ARGUMENT; /* said by zb_simd_level */
+    if (status == ZB_OK && json)
+        status = print_json(simd);
     else if (status == ZB_OK)
-        print_text();
+        print_text(simd);
     return status == ZB_OK ? EXIT_EQUAL : command_failed(spec.name, status);
 }

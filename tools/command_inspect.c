@@ -25,12 +25,18 @@ typedef struct inspect_settings {
 
 /* --- each topic fills in `json` --- */
 
+static zb_status resolve_batch(const inputs *in, const inspect_settings *settings, zb_batch_triangle *batch)
+{
+    if (zb_batch_resolve(&in->config->batch, (int)settings->world_size, batch) == ZB_OK) return ZB_OK;
+    return zb_fail_context("%s", in->config->path);
+}
+
 static zb_status inspect_batch(const inspect_settings *settings, zb_json_writer *json)
 {
     inputs in;
     ZB_TRY(inputs_open_config(&settings->input, &in));
     zb_batch_triangle batch;
-    zb_status status = zb_batch_resolve(&in.config->batch, (int)settings->world_size, &batch);
+    zb_status status = resolve_batch(&in, settings, &batch);
     inputs_close(&in);
     if (status != ZB_OK) return status;
     zb_json_begin_object(json, NULL);
@@ -148,7 +154,7 @@ static zb_status put_partition(zb_json_writer *json, const inspect_settings *set
     int stage = stage_of(settings, in);
     /* Whether this world is possible at all. */
     zb_batch_triangle batch;
-    ZB_TRY(zb_batch_resolve(&in->config->batch, world_size, &batch));
+    ZB_TRY(resolve_batch(in, settings, &batch));
     zb_json_begin_object(json, NULL);
     zb_json_put_int(json, "stage", stage);
     zb_json_put_int(json, "world", world_size);

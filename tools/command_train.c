@@ -158,11 +158,13 @@ static zb_status train(train_run *run)
     const train_settings *settings = run->settings;
     ZB_TRY(create_run(run));
     ZB_TRY(zb_sim_run(run->sim, start_rank, run));
-    for (int64_t step = 0; step < settings->steps; step++) {
+    /* Once more after the last step: when it came in time, nothing is written. */
+    for (int64_t step = 0;; step++) {
         if (interrupt_flag != 0)
             return zb_fail(ZB_INTERRUPTED,
                            "interrupted before step %" PRId64 " of %" PRId64 "; nothing was written", step,
                            settings->steps);
+        if (step == settings->steps) break;
         ZB_TRY(zb_sim_run(run->sim, step_rank, run));
         print_step(run, step);
     }

@@ -97,7 +97,10 @@ static exit_code code_of_cases(const verify_report *report)
 static exit_code give_report(const verify_settings *settings, const verify_report *report)
 {
     int json_on_stdout = settings->json != NULL && strcmp(settings->json, "-") == 0;
-    if (!settings->quiet) report_table(report, json_on_stdout ? stderr : stdout);
+    if (settings->quiet)
+        report_unequal(report, stderr);
+    else
+        report_table(report, json_on_stdout ? stderr : stdout);
     if (settings->json != NULL) {
         zb_status status = report_json(report, settings->json);
         if (status != ZB_OK) return command_failed(command_name, status);
@@ -197,7 +200,8 @@ exit_code command_verify(int argc, char **argv)
         { "--json", OPTION_TEXT, &settings.json, "FILE", "write a report as JSON; -: to standard output", 0,
           0 },
         { "--junit", OPTION_TEXT, &settings.junit, "FILE", "write a report as JUnit's XML", 0, 0 },
-        { "--quiet", OPTION_FLAG, &settings.quiet, NULL, "no table, no progress bar", 0, 0 },
+        { "--quiet", OPTION_FLAG, &settings.quiet, NULL, "no table, no progress bar; only what is not equal",
+          0, 0 },
         { 0 },
     };
     const command_spec spec = {

@@ -1,10 +1,13 @@
-/* Ctrl-C: a flag that long work looks at between two steps. */
+/* Ctrl-C and other requests to end: a flag that long work looks at between two steps. */
 #ifndef TOOLS_INTERRUPT_H
 #define TOOLS_INTERRUPT_H
 
 #include <signal.h>
 
-/** From now on SIGINT and SIGTERM set the flag; a second one ends the process at once. */
+/**
+ * From now on SIGINT, SIGTERM, SIGHUP and SIGPIPE set the flag, unless the caller of the command had them
+ * ignored. A second one of the first three ends the process at once.
+ */
 void interrupt_watch(void);
 extern volatile sig_atomic_t interrupt_flag;
 

@@ -229,6 +229,8 @@ zb_status options_parse(const command_spec *spec, int argc, char **argv, const c
             return zb_fail(ZB_INVALID_ARGUMENT, "unexpected \"%s\"; see zerobit %s --help", argv[at],
                            spec->name);
         } else {
+            if (argv[at][0] == '\0')
+                return zb_fail(ZB_INVALID_ARGUMENT, "%s: want a path, not nothing", spec->operands[count]);
             operands[count++] = argv[at];
         }
     }

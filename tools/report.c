@@ -43,6 +43,17 @@ static const char *grouped(uint64_t value, char text[32])
     return text;
 }
 
+void report_unequal(const verify_report *report, FILE *to)
+{
+    for (int i = 0; i < report->case_count; i++) {
+        const zb_verify_case *c = &report->cases[i];
+        if (c->status != ZB_OK)
+            fprintf(to, "stage %d, world %d, %s: %s: %s%s\n", c->stage, c->world_size,
+                    zb_dtype_name(c->dtype), zb_status_string(c->status), c->message,
+                    c->difference.found && !c->difference.missing ? " (oracle against engine)" : "");
+    }
+}
+
 void report_table(const verify_report *report, FILE *to)
 {
     char text[48], number[32];
@@ -66,13 +77,7 @@ void report_table(const verify_report *report, FILE *to)
                 grouped(c->values_compared, number), c->seconds);
     }
     fputc('\n', to);
-    for (int i = 0; i < report->case_count; i++) {
-        const zb_verify_case *c = &report->cases[i];
-        if (c->status != ZB_OK)
-            fprintf(to, "stage %d, world %d, %s: %s: %s%s\n", c->stage, c->world_size,
-                    zb_dtype_name(c->dtype), zb_status_string(c->status), c->message,
-                    c->difference.found && !c->difference.missing ? " (oracle against engine)" : "");
-    }
+    report_unequal(report, to);
     if (unequal == 0)
         fprintf(to, "%d cases, all equal to the bit: %s values in %.2f s\n", report->case_count,
                 grouped(values, number), report->seconds);

@@ -16,6 +16,8 @@ typedef struct verify_report {
 
 int report_all_equal(const verify_report *report);
 void report_table(const verify_report *report, FILE *to);
+/** Only the cases that are not equal, one sentence each; the table ends with them. */
+void report_unequal(const verify_report *report, FILE *to);
 /** "-": standard output; otherwise the file is replaced as a whole, or not at all. */
 zb_status report_json(const verify_report *report, const char *path);
 zb_status report_junit(const verify_report *report, const char *path);

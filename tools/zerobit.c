@@ -3,8 +3,11 @@
 #include "tools/interrupt.h"
 #include "tools/options.h"
 
+#include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 #include <zerobit/version.h>
 
 static const struct {
@@ -69,8 +72,21 @@ static exit_code run(int argc, char **argv)
     return unknown_command(argv[1]);
 }
 
+/* A standard stream that the caller closed would be the next file that is opened, and what is printed would
+ * end up in it. Stand-ins that can only be read, so that printing still fails. */
+static void occupy_standard_streams(void)
+{
+    int file;
+    do file = open("/dev/null", O_RDONLY);
+    while (file >= 0 && file <= STDERR_FILENO);
+    if (file >= 0) close(file);
+}
+
 int main(int argc, char **argv)
 {
+    occupy_standard_streams();
+    /* So that a file above the caller's limit is an error that can be told. */
+    signal(SIGXFSZ, SIG_IGN);
     exit_code code = run(argc, argv);
     /* A report that could not be written out (disk full, closed pipe) is no success. */
     if ((fflush(stdout) != 0 || ferror(stdout)) && code == EXIT_EQUAL) {

@@ -30,18 +30,51 @@ static void append_text(zb_json_writer *writer, const char *text)
     append(writer, text, strlen(text));
 }
 
+/* Bytes of the UTF-8 character at `c`, or 0 when it is none. A NUL ends the text and is never a continuation.
+ */
+static size_t utf8_length(const unsigned char *c)
+{
+    if (c[0] < 0x80) return 1;
+    /* What the second byte may be tells overlong forms, surrogates and what is above U+10FFFF. */
+    unsigned low = 0x80, high = 0xbf;
+    size_t length;
+    if (c[0] >= 0xc2 && c[0] <= 0xdf) {
+        length = 2;
+    } else if ((c[0] & 0xf0) == 0xe0) {
+        length = 3;
+        if (c[0] == 0xe0) low = 0xa0;
+        if (c[0] == 0xed) high = 0x9f;
+    } else if (c[0] >= 0xf0 && c[0] <= 0xf4) {
+        length = 4;
+        if (c[0] == 0xf0) low = 0x90;
+        if (c[0] == 0xf4) high = 0x8f;
+    } else {
+        return 0;
+    }
+    if (c[1] < low || c[1] > high) return 0;
+    for (size_t i = 2; i < length; i++)
+        if ((c[i] & 0xc0) != 0x80) return 0;
+    return length;
+}
+
+/* Paths and keys are the user's, in any encoding: a byte that is not UTF-8 becomes U+FFFD, as JSON must be
+ * UTF-8. */
 static void append_quoted(zb_json_writer *writer, const char *text)
 {
     append(writer, "\"", 1);
-    for (const unsigned char *c = (const unsigned char *)text; *c != '\0'; c++) {
+    for (const unsigned char *c = (const unsigned char *)text; *c != '\0';) {
+        size_t length = utf8_length(c);
         if (*c == '"' || *c == '\\') {
             append(writer, (char[]){ '\\', (char)*c }, 2);
         } else if (*c < 0x20) {
             char escaped[8];
             append(writer, escaped, (size_t)snprintf(escaped, sizeof escaped, "\\u%04x", *c));
+        } else if (length == 0) {
+            append_text(writer, "\\ufffd");
         } else {
-            append(writer, (const char *)c, 1);
+            append(writer, (const char *)c, length);
         }
+        c += length > 0 ? length : 1;
     }
     append(writer, "\"", 1);
 }

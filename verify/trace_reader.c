@@ -252,10 +252,12 @@ static zb_status reader_start(zb_trace_reader *reader, const char *path)
     struct stat status;
     reader->path = zb_strdup(path);
     if (reader->path == NULL) return ZB_NO_MEMORY;
+    /* Before it is opened: a pipe would wait for somebody to write. */
+    if (stat(path, &status) == 0 && !S_ISREG(status.st_mode))
+        return zb_fail(ZB_IO, "%s: cannot be read: not a regular file", path);
     reader->stream = fopen(path, "rb");
     if (reader->stream == NULL || fstat(fileno(reader->stream), &status) != 0)
         return zb_fail(ZB_IO, "%s: cannot be read: %s", path, strerror(errno));
-    if (!S_ISREG(status.st_mode)) return zb_fail(ZB_IO, "%s: cannot be read: not a regular file", path);
     reader->file_bytes = (uint64_t)status.st_size;
     ZB_TRY(read_header(reader));
     return read_head(reader);

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <time.h>
 #include <zerobit/engine.h>
+#include <zerobit/kernels.h>
 #include <zerobit/memory.h>
 #include <zerobit/ref.h>
 #include <zerobit/sim.h>
@@ -290,10 +291,20 @@ static zb_status check_dtypes(const zb_dtype *dtypes, int count)
     return ZB_OK;
 }
 
+/* Each engine would refuse it; so would all of them, which is one bad input and not many failed cases. */
+static zb_status check_model(const zb_model *model)
+{
+    for (int p = 0; p < model->param_count; p++)
+        if (model->params[p].requires_grad && model->params[p].numel > 0) return ZB_OK;
+    return zb_fail(ZB_INVALID_ARGUMENT, "model %s has no trainable element: nothing to verify", model->name);
+}
+
 static zb_status check_options(const zb_verify_options *options)
 {
     ZB_ASSERT(options->config != NULL && options->model != NULL && options->weights != NULL &&
               options->dataset != NULL);
+    if (zb_simd_level() == NULL) return ZB_INVALID_ARGUMENT; /* said by zb_simd_level */
+    ZB_TRY(check_model(options->model));
     ZB_TRY(check_list("stage", options->stages, options->stage_count, 0, ZB_STAGE_COUNT - 1));
     ZB_TRY(check_list("world", options->worlds, options->world_count, 1, WORLD_SIZE_MAX));
     ZB_TRY(check_dtypes(options->dtypes, options->dtype_count));

@@ -5,6 +5,7 @@
 #ifndef ZEROBIT_DATA_H
 #define ZEROBIT_DATA_H
 
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <zerobit/model.h>
@@ -46,8 +47,10 @@ ZB_API zb_status zb_dataset_open_cifar10(const char *path, int test, zb_dataset 
 /**
  * Write `records` learnable synthetic records in CIFAR-10's format: a smooth picture per class, the same for every
  * seed, plus noise; labels and noise from the seed (docs/data.md). Refuses to overwrite; never leaves half a file.
+ * interrupt: NULL, or stop between two records, with nothing written, when it becomes non-zero.
  */
-ZB_API zb_status zb_cifar10_generate(const char *path, int64_t records, uint64_t seed);
+ZB_API zb_status zb_cifar10_generate(const char *path, int64_t records, uint64_t seed,
+                                     const volatile sig_atomic_t *interrupt);
 /** The same records, in memory. */
 ZB_API zb_status zb_dataset_synthetic_cifar10(int64_t records, uint64_t seed, zb_dataset **dataset_p);
 /**

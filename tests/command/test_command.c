@@ -3,6 +3,7 @@
 
 #include <cjson/cJSON.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -112,12 +113,12 @@ static const struct refusal {
     { "inspect loss-scale @/nothing --overflow 0", 2, "nothing: cannot be opened" },
     { "inspect quirks " CIFAR, 3, "not in this version" },
     { "inspect batch", 2, "zerobit inspect batch: CONFIG is missing" },
-    { "inspect batch " CIFAR " --world 3", 2, "world size 3" },
+    { "inspect batch " CIFAR " --world 3", 2, CIFAR ": batch sizes do not fit: train_batch_size 16" },
     { "inspect batch " CIFAR " --world 0", 2, "--world 0" },
     { "inspect lr @/nothing", 2, "nothing" },
     { "inspect sampler --world 2", 2, "--size is missing" },
     { "inspect sampler --size 5 --world 2 --rank 2", 2, "--rank 2: want 0 to 1 in a world of 2" },
-    { "inspect partition " CIFAR " --world 3", 2, "world size 3" },
+    { "inspect partition " CIFAR " --world 3", 2, CIFAR ": batch sizes do not fit: train_batch_size 16" },
     { "inspect partition " CIFAR " --stage 4", 2, "--stage 4" },
     { "inspect partition " CIFAR " --model nonsense", 2, "nonsense" },
     { "inspect memory " CIFAR, 2, "--model or --params is missing" },
@@ -127,6 +128,8 @@ static const struct refusal {
 
     { "info --jason", 2, "zerobit info: unknown option --jason; did you mean --json?" },
     { "info x", 2, "unexpected \"x\"" },
+    { "inspect batch ''", 2, "zerobit inspect batch: CONFIG: want a path, not nothing" },
+    { "generate-cifar10 ''", 2, "zerobit generate-cifar10: FILE: want a path, not nothing" },
     { "generate-cifar10", 2, "FILE is missing" },
     { "generate-cifar10 @/x --records 0", 2, "--records 0" },
     { "generate-cifar10 @/no/such/place", 2, "no/such/place" },
@@ -416,39 +419,137 @@ static void info_tells_what_there_is(void **state)
     outcome_free(&o);
 }
 
-/* --- Ctrl-C --- */
-
-static void interrupt_stops_between_steps(void **state)
+/* A level that is not there is no level to report. */
+static void an_unknown_simd_level_is_refused(void **state)
 {
     (void)state;
-    static const char *const commands[] = {
-        "exec %s verify " SMALL "--worlds 2 --steps 2000000000 --json %s/j >%s/.out 2>%s/.err",
-        "exec %s train " SMALL "--world 2 --steps 2000000000 --print-every 1 --trace %s/t >%s/.out 2>%s/.err",
-    };
-    for (size_t i = 0; i < COUNT(commands); i++) {
-        char line[1024];
-        snprintf(line, sizeof line, commands[i], ZB_COMMAND, folder, folder, folder);
-        pid_t child = fork();
-        if (child == 0) {
-            execl("/bin/sh", "sh", "-c", line, (char *)NULL);
-            _exit(127);
-        }
-        nanosleep(&(struct timespec){ 0, 500000000 }, NULL);
-        assert_int_equal(kill(child, SIGINT), 0);
-        int status;
-        assert_int_equal(waitpid(child, &status, 0), child);
-        assert_true(WIFSIGNALED(status));
-        assert_int_equal(WTERMSIG(status), SIGINT);
-        size_t bytes;
-        char *text = (char *)read_whole(in_folder(".err"), &bytes);
-        text[bytes] = '\0';
-        assert_non_null(strstr(text, "interrupted"));
-        assert_non_null(strstr(text, "before step "));
-        free(text);
-        unlink(in_folder(".out"));
-        unlink(in_folder(".err"));
-        assert_int_equal(folder_entries(), 0);
+    assert_int_equal(setenv("ZEROBIT_SIMD", "abacus", 1), 0);
+    expect("info", 2, "", "zerobit info: ZEROBIT_SIMD");
+    expect("info --json", 2, "", "zerobit info: ZEROBIT_SIMD");
+    expect("verify " SMALL "--worlds 1 --steps 1", 2, "", "ZEROBIT_SIMD");
+    unsetenv("ZEROBIT_SIMD");
+}
+
+/* Opening a pipe that nobody writes to would wait for ever. */
+static void a_pipe_is_no_file(void **state)
+{
+    (void)state;
+    assert_int_equal(mkfifo(in_folder("pipe"), 0600), 0);
+    expect("diff @/pipe @/pipe", 2, "", "pipe: cannot be read: not a regular file");
+    expect("verify " CIFAR " --dtypes fp32 --data @/pipe", 2, "", "pipe: not a regular file");
+}
+
+static void nothing_to_train_is_refused_before_the_run(void **state)
+{
+    (void)state;
+    static const char model[] = "{\"name\":\"still\",\"input\":[4],\"loss\":\"cross_entropy\",\"modules\":["
+                                "{\"kind\":\"linear\",\"name\":\"fc\",\"out_features\":4,\"frozen\":true}]}";
+    write_whole(in_folder("still.json"), (const unsigned char *)model, sizeof model - 1);
+    outcome o = run("verify " CIFAR " --dtypes fp32 --model @/still.json --json @/j");
+    assert_int_equal(o.exit, 2);
+    assert_string_equal(o.out, "");
+    assert_non_null(strstr(o.err, "model still has no trainable element"));
+    assert_int_equal(access(in_folder("j"), F_OK), -1);
+    outcome_free(&o);
+}
+
+/* With standard output closed, the next file opened gets its descriptor: what is printed must not end up
+ * there. */
+static void closed_output_does_not_reach_a_file(void **state)
+{
+    (void)state;
+    expect("train " SMALL "--world 2 --steps 3 --stage 2 --trace @/a", 0, "", "");
+    char line[1024];
+    snprintf(line, sizeof line,
+             "exec %s train " SMALL "--world 2 --steps 3 --stage 2 --trace %s/b <&- >&- 2>&-", ZB_COMMAND,
+             folder);
+    int status = system(line);
+    assert_int_equal(WEXITSTATUS(status), 2);
+    expect("diff @/a @/b", 0, "equal", "");
+}
+
+/* A limit on the size of files is told like a full disk. */
+static void a_file_size_limit_is_an_error(void **state)
+{
+    (void)state;
+    char line[1024];
+    snprintf(line, sizeof line,
+             "ulimit -f 8; exec %s generate-cifar10 %s/g --records 40 >/dev/null 2>%s/.err", ZB_COMMAND,
+             folder, folder);
+    int status = system(line);
+    assert_int_equal(WEXITSTATUS(status), 2);
+    size_t bytes;
+    char *text = (char *)read_whole(in_folder(".err"), &bytes);
+    text[bytes] = '\0';
+    assert_non_null(strstr(text, "g: cannot be written: File too large"));
+    free(text);
+    unlink(in_folder(".err"));
+    assert_int_equal(folder_entries(), 0);
+}
+
+/* --- signals --- */
+
+typedef struct stop {
+    const char *command; /* a shell's, with %s for the command and for the folder, thrice */
+    int signal;
+    const char *err;
+} stop;
+
+static const stop stops[] = {
+    { "exec %s verify " SMALL "--worlds 2 --steps 2000000000 --json %s/j >%s/.out 2>%s/.err", SIGINT,
+      "before step " },
+    { "exec %s train " SMALL "--world 2 --steps 2000000000 --print-every 1 --trace %s/t >%s/.out 2>%s/.err",
+      SIGINT, "before step " },
+    { "exec %s train " SMALL "--world 2 --steps 2000000000 --trace %s/t >%s/.out 2>%s/.err", SIGTERM,
+      "before step " },
+    { "exec %s train " SMALL "--world 2 --steps 2000000000 --trace %s/t >%s/.out 2>%s/.err", SIGHUP,
+      "before step " },
+    { "exec %s train " SMALL "--world 2 --steps 2000000000 --trace %s/t >%s/.out 2>%s/.err", SIGPIPE,
+      "before step " },
+    { "exec %s generate-cifar10 %s/g --records 2000000 >%s/.out 2>%s/.err", SIGINT, "before record " },
+};
+
+static void a_signal_leaves_nothing(void **state)
+{
+    const stop *s = *state;
+    folder_create(NULL);
+    char line[1024];
+    snprintf(line, sizeof line, s->command, ZB_COMMAND, folder, folder, folder);
+    pid_t child = fork();
+    if (child == 0) {
+        execl("/bin/sh", "sh", "-c", line, (char *)NULL);
+        _exit(127);
     }
+    nanosleep(&(struct timespec){ 0, 500000000 }, NULL);
+    assert_int_equal(kill(child, s->signal), 0);
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFSIGNALED(status));
+    assert_int_equal(WTERMSIG(status), s->signal);
+    size_t bytes;
+    char *text = (char *)read_whole(in_folder(".err"), &bytes);
+    text[bytes] = '\0';
+    if (strstr(text, "interrupted") == NULL || strstr(text, s->err) == NULL)
+        fail_msg("standard error: %s\nwant: %s", text, s->err);
+    free(text);
+    unlink(in_folder(".out"));
+    unlink(in_folder(".err"));
+    assert_int_equal(folder_entries(), 0);
+    folder_remove(NULL);
+}
+
+/* What a shell or nohup has switched off stays off. */
+static void an_ignored_signal_stays_ignored(void **state)
+{
+    (void)state;
+    char line[1024];
+    snprintf(line, sizeof line,
+             "trap '' HUP; %s train " SMALL "--world 2 --steps 3000 --save-weights %s/w >/dev/null & "
+             "sleep 0.1; kill -HUP $!; wait $!",
+             ZB_COMMAND, folder);
+    int status = system(line);
+    assert_int_equal(WEXITSTATUS(status), 0);
+    assert_int_equal(folder_entries(), 1);
 }
 
 /* A full disk is no success. */
@@ -476,13 +577,23 @@ int main(void)
         IN_FOLDER(inspect_loss_scale_by_stage),
         IN_FOLDER(inspect_partition_tiles),
         IN_FOLDER(info_tells_what_there_is),
-        IN_FOLDER(interrupt_stops_between_steps),
+        IN_FOLDER(an_unknown_simd_level_is_refused),
+        IN_FOLDER(a_pipe_is_no_file),
+        IN_FOLDER(nothing_to_train_is_refused_before_the_run),
+        IN_FOLDER(closed_output_does_not_reach_a_file),
+        IN_FOLDER(a_file_size_limit_is_an_error),
+        IN_FOLDER(an_ignored_signal_stays_ignored),
         IN_FOLDER(unwritable_output_is_an_error),
     };
     struct CMUnitTest tests[COUNT(refusals)];
     for (size_t i = 0; i < COUNT(refusals); i++)
         tests[i] = (struct CMUnitTest){ refusals[i].arguments, check_refusal, NULL, NULL,
                                         (void *)&refusals[i] };
+    struct CMUnitTest signals[COUNT(stops)];
+    for (size_t i = 0; i < COUNT(stops); i++)
+        signals[i] = (struct CMUnitTest){ stops[i].command, a_signal_leaves_nothing, NULL, NULL,
+                                          (void *)&stops[i] };
     return cmocka_run_group_tests_name("command, refusals", tests, NULL, NULL) +
+           cmocka_run_group_tests_name("command, signals", signals, NULL, NULL) +
            cmocka_run_group_tests_name("command", whole, NULL, NULL);
 }

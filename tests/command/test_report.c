@@ -125,6 +125,19 @@ static void junit_says_what_failed(void **state)
     free(text);
 }
 
+static void the_quiet_form_names_what_is_not_equal(void **state)
+{
+    (void)state;
+    char text[1024] = "";
+    FILE *to = fmemopen(text, sizeof text, "w");
+    verify_report equal = report_of(1), unequal = report_of(2);
+    report_unequal(&equal, to);
+    report_unequal(&unequal, to);
+    fclose(to);
+    assert_string_equal(
+        text, "stage 2, world 2, fp32: results differ: step 3, rank 1, <loss> (oracle against engine)\n");
+}
+
 static void table_names_the_difference(void **state)
 {
     (void)state;
@@ -196,15 +209,43 @@ static void json_reads_back(void **state)
     zb_json_writer_destroy(&json);
 }
 
+/* Paths and keys come as the user wrote them, in whatever encoding. */
+static void odd_bytes_leave_valid_utf8(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *json;
+    } rows[] = {
+        { "caf\xc3\xa9 \xe2\x98\x83 \xf0\x9f\x98\x80", "\"caf\xc3\xa9 \xe2\x98\x83 \xf0\x9f\x98\x80\"" },
+        { "caf\xe9.json", "\"caf\\ufffd.json\"" },
+        { "\x80", "\"\\ufffd\"" },
+        { "\xe2\x98", "\"\\ufffd\\ufffd\"" },
+        { "\xc0\xaf", "\"\\ufffd\\ufffd\"" },                       /* longer than need be */
+        { "\xe0\x80\xaf", "\"\\ufffd\\ufffd\\ufffd\"" },            /* likewise */
+        { "\xed\xa0\x80", "\"\\ufffd\\ufffd\\ufffd\"" },            /* half a surrogate pair */
+        { "\xf4\x90\x80\x80", "\"\\ufffd\\ufffd\\ufffd\\ufffd\"" }, /* above U+10FFFF */
+        { "\xff\xfe", "\"\\ufffd\\ufffd\"" },
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        zb_json_writer json = { 0 };
+        zb_json_put_string(&json, NULL, rows[i].text);
+        assert_int_equal(zb_json_writer_finish(&json), ZB_OK);
+        assert_string_equal(json.text, rows[i].json);
+        zb_json_writer_destroy(&json);
+    }
+}
+
 int main(void)
 {
 #define IN_FOLDER(test) cmocka_unit_test_setup_teardown(test, folder_create, folder_remove)
     const struct CMUnitTest tests[] = {
         IN_FOLDER(json_says_it_all),
         IN_FOLDER(junit_says_what_failed),
+        cmocka_unit_test(the_quiet_form_names_what_is_not_equal),
         cmocka_unit_test(table_names_the_difference),
         IN_FOLDER(failures_leave_no_file),
         cmocka_unit_test(json_reads_back),
+        cmocka_unit_test(odd_bytes_leave_valid_utf8),
     };
     return cmocka_run_group_tests_name("report", tests, NULL, NULL);
 }

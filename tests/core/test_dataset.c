@@ -282,7 +282,7 @@ static void check_record(void **state)
     const struct record_case *c = *state;
     folder f;
     folder_make(&f);
-    assert_int_equal(zb_cifar10_generate(folder_file(&f, "made.bin"), c->index + 1, c->seed), ZB_OK);
+    assert_int_equal(zb_cifar10_generate(folder_file(&f, "made.bin"), c->index + 1, c->seed, NULL), ZB_OK);
     static uint8_t made[5 * RECORD];
     size_t bytes = read_file(folder_file(&f, "made.bin"), made, sizeof made);
     assert_int_equal(bytes, (size_t)(c->index + 1) * RECORD);
@@ -302,9 +302,9 @@ static void file_and_memory_hold_the_same_records(void **state)
     folder f;
     folder_make(&f);
     static uint8_t first[(MADE + 1) * RECORD], again[(MADE + 1) * RECORD], other[(MADE + 1) * RECORD];
-    assert_int_equal(zb_cifar10_generate(folder_file(&f, "first.bin"), MADE, 11), ZB_OK);
-    assert_int_equal(zb_cifar10_generate(folder_file(&f, "again.bin"), MADE / 2, 11), ZB_OK);
-    assert_int_equal(zb_cifar10_generate(folder_file(&f, "other.bin"), MADE, 12), ZB_OK);
+    assert_int_equal(zb_cifar10_generate(folder_file(&f, "first.bin"), MADE, 11, NULL), ZB_OK);
+    assert_int_equal(zb_cifar10_generate(folder_file(&f, "again.bin"), MADE / 2, 11, NULL), ZB_OK);
+    assert_int_equal(zb_cifar10_generate(folder_file(&f, "other.bin"), MADE, 12, NULL), ZB_OK);
     assert_int_equal(read_file(folder_file(&f, "first.bin"), first, sizeof first), MADE * RECORD);
     assert_int_equal(read_file(folder_file(&f, "again.bin"), again, sizeof again), MADE / 2 * RECORD);
     assert_int_equal(read_file(folder_file(&f, "other.bin"), other, sizeof other), MADE * RECORD);
@@ -376,18 +376,18 @@ static void generator_refuses_and_leaves_nothing_behind(void **state)
     folder f;
     folder_make(&f);
     zb_dataset *dataset = NULL;
-    assert_int_equal(zb_cifar10_generate(folder_file(&f, "a.bin"), 0, 1), ZB_INVALID_ARGUMENT);
+    assert_int_equal(zb_cifar10_generate(folder_file(&f, "a.bin"), 0, 1, NULL), ZB_INVALID_ARGUMENT);
     assert_non_null(strstr(zb_error_message(), "a.bin: 0 records"));
     assert_int_equal(zb_dataset_synthetic_cifar10(-4, 1, &dataset), ZB_INVALID_ARGUMENT);
     assert_non_null(strstr(zb_error_message(), "-4 records"));
     assert_null(dataset);
 
-    assert_int_equal(zb_cifar10_generate(folder_file(&f, "no/such/folder.bin"), 1, 1), ZB_IO);
+    assert_int_equal(zb_cifar10_generate(folder_file(&f, "no/such/folder.bin"), 1, 1, NULL), ZB_IO);
     assert_non_null(strstr(zb_error_message(), "folder.bin: cannot be written: No such file"));
     assert_int_equal(folder_file_count(&f), 0);
 
     write_file(&f, "mine.bin", "precious", 8);
-    assert_int_equal(zb_cifar10_generate(folder_file(&f, "mine.bin"), 1, 1), ZB_IO);
+    assert_int_equal(zb_cifar10_generate(folder_file(&f, "mine.bin"), 1, 1, NULL), ZB_IO);
     assert_non_null(strstr(zb_error_message(), "mine.bin: exists already"));
     uint8_t kept[16];
     assert_int_equal(read_file(folder_file(&f, "mine.bin"), kept, sizeof kept), 8);
@@ -408,11 +408,11 @@ static void failed_write_is_reported_and_removed(void **state)
     small.rlim_cur = 10000;
     void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
-    zb_status in_the_middle = zb_cifar10_generate(folder_file(&f, "full.bin"), 100, 1);
+    zb_status in_the_middle = zb_cifar10_generate(folder_file(&f, "full.bin"), 100, 1, NULL);
     int said = strstr(zb_error_message(), "full.bin: cannot be written: File too large") != NULL;
     small.rlim_cur = 2000; /* less than a buffer: only the flush at the end notices */
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
-    zb_status at_the_end = zb_cifar10_generate(folder_file(&f, "full.bin"), 1, 1);
+    zb_status at_the_end = zb_cifar10_generate(folder_file(&f, "full.bin"), 1, 1, NULL);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
     signal(SIGXFSZ, handler);
     assert_int_equal(in_the_middle, ZB_IO);
@@ -522,7 +522,7 @@ static zb_status generate(zb_dataset **dataset_p)
 {
     (void)dataset_p;
     remove(folder_file(&failing_folder, "made.bin"));
-    return zb_cifar10_generate(folder_file(&failing_folder, "made.bin"), 2, 1);
+    return zb_cifar10_generate(folder_file(&failing_folder, "made.bin"), 2, 1, NULL);
 }
 
 static void every_allocation_may_fail(void **state)
