@@ -489,7 +489,7 @@ static void observe_shows_everything_once(void **state)
                 check_shown(&r, -1, before, 2, 1); /* bytes held */
                 rig_train(&r, 2);
                 /* norm, overflow, loss scale, rate, counters, bytes held, bytes sent */
-                check_shown(&r, 1, after, kinds[k].tensors, 7);
+                check_shown(&r, 1, after, kinds[k].tensors, 8);
                 rig_close(&r);
             }
 }

@@ -160,9 +160,13 @@ static void break_held(shown *list)
 {
     list[16].values.i[ZB_MEM_GRAD] = 51;
 }
-static void break_sent(shown *list)
+static void break_calls(shown *list)
 {
     list[18].values.i[ZB_COLLECTIVE_BARRIER] = 1;
+}
+static void break_sent(shown *list)
+{
+    list[20].values.i[ZB_COLLECTIVE_BARRIER] = 1;
 }
 static void show_unknown(shown *list)
 {
@@ -197,6 +201,7 @@ static const struct fault_case {
       "step 0, rank 1, model weight[10]: shown by the oracle" },
     { "a weight that one rank lacks, stage 3", lose_replica, 0, NULL },
     { "bytes held", break_held, 1, "step 0, rank 1, bytes held (gradients): 50 against 51" },
+    { "collectives called", break_calls, 1, "step 0, rank 1, collectives called (barrier): 0 against 1" },
     { "bytes sent", break_sent, 1, "step 0, rank 1, bytes sent (barrier): 0 against 1" },
     { "more than the oracle", show_unknown, 1, "step 0, rank 1, gradient norm: shown by the oracle" },
 };
