@@ -52,7 +52,7 @@ typedef struct tile_args {
     const float *bias; /* added at the end of the chain, or NULL                  */
 } tile_args;
 
-static inline __attribute__((always_inline)) void tile(const int rows, const int vecs, const tile_args *t)
+ZB_SPECIALISED void tile(const int rows, const int vecs, const tile_args *t)
 {
     vec acc[TILE_ROWS][TILE_VECS], b_vec[TILE_VECS];
     const int last = vecs - 1;
@@ -127,11 +127,10 @@ static void (*const tiles[TILE_ROWS + 1][TILE_VECS + 1])(const tile_args *) = {
  * Packing, for one type of element: to[p * width + i] = from[i * step + p * stride] for i < count, +0 for the
  * rest of the width.
  */
-#define ZB_PACK static inline __attribute__((always_inline)) void
 
 /* step 1 */
-ZB_PACK pack_rows(const zb_dtype dtype, float *to, size_t width, const void *from, size_t count,
-                  size_t stride, size_t k)
+ZB_SPECIALISED void pack_rows(const zb_dtype dtype, float *to, size_t width, const void *from, size_t count,
+                              size_t stride, size_t k)
 {
     for (size_t p = 0; p < k; p++, to += width, from = const_element(dtype, from, stride)) {
         size_t i = 0;
@@ -146,8 +145,10 @@ ZB_PACK pack_rows(const zb_dtype dtype, float *to, size_t width, const void *fro
     }
 }
 
-/* A block of VL x VL, whole on both sides. */
-ZB_PACK transpose_whole(const zb_dtype dtype, float *to, size_t width, const void *from, size_t step)
+/* A block of VL x VL, whole on both sides. Apart from the loops around it: a transpose needs the registers.
+ */
+static __attribute__((noinline)) void transpose_whole(const zb_dtype dtype, float *to, size_t width,
+                                                      const void *from, size_t step)
 {
     vec rows[VL];
     ZB_UNROLL
@@ -158,8 +159,9 @@ ZB_PACK transpose_whole(const zb_dtype dtype, float *to, size_t width, const voi
 }
 
 /* Only `count` rows and `k` columns of the block exist; `stored` floats of each packed row may be written. */
-ZB_PACK transpose_part(const zb_dtype dtype, float *to, size_t width, const void *from, size_t step,
-                       size_t count, size_t k, size_t stored)
+static __attribute__((noinline)) void transpose_part(const zb_dtype dtype, float *to, size_t width,
+                                                     const void *from, size_t step, size_t count, size_t k,
+                                                     size_t stored)
 {
     vec rows[VL];
     ZB_UNROLL
@@ -172,8 +174,8 @@ ZB_PACK transpose_part(const zb_dtype dtype, float *to, size_t width, const void
 }
 
 /* stride 1 */
-ZB_PACK pack_columns(const zb_dtype dtype, float *to, size_t width, const void *from, size_t count,
-                     size_t step, size_t k)
+ZB_SPECIALISED void pack_columns(const zb_dtype dtype, float *to, size_t width, const void *from,
+                                 size_t count, size_t step, size_t k)
 {
     for (size_t i = 0; i < width; i += VL) {
         for (size_t p = 0; p < k; p += VL) {
@@ -189,8 +191,8 @@ ZB_PACK pack_columns(const zb_dtype dtype, float *to, size_t width, const void *
     }
 }
 
-ZB_PACK pack_any(const zb_dtype dtype, float *to, size_t width, const void *from, size_t count, size_t step,
-                 size_t stride, size_t k)
+ZB_SPECIALISED void pack_any(const zb_dtype dtype, float *to, size_t width, const void *from, size_t count,
+                             size_t step, size_t stride, size_t k)
 {
     if (step == 1) {
         pack_rows(dtype, to, width, from, count, stride, k);
@@ -202,7 +204,6 @@ ZB_PACK pack_any(const zb_dtype dtype, float *to, size_t width, const void *from
                 to[p * width + i] = i < count ? load_one(dtype, from, i * step + p * stride) : 0;
     }
 }
-#undef ZB_PACK
 
 static void pack(zb_dtype dtype, float *to, size_t width, const void *from, size_t count, size_t step,
                  size_t stride, size_t k)

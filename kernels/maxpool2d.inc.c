@@ -7,10 +7,8 @@ typedef float window_values __attribute__((vector_size(16)));
 typedef int32_t window_bits __attribute__((vector_size(16)));
 
 /* y and argmax of up to four windows of one row of outputs, the first of them at x[corner]. */
-static inline __attribute__((always_inline)) void maxpool_windows(const zb_dtype dtype,
-                                                                  const zb_maxpool2d_shape *s, const void *x,
-                                                                  size_t corner, size_t count, void *y,
-                                                                  int32_t *argmax)
+ZB_SPECIALISED void maxpool_windows(const zb_dtype dtype, const zb_maxpool2d_shape *s, const void *x,
+                                    size_t corner, size_t count, void *y, int32_t *argmax)
 {
     size_t from[WINDOWS]; /* where no window is left, the last one again */
     for (size_t i = 0; i < WINDOWS; i++) from[i] = corner + smaller(i, count - 1) * s->stride;
@@ -32,8 +30,7 @@ static inline __attribute__((always_inline)) void maxpool_windows(const zb_dtype
     }
 }
 
-static inline __attribute__((always_inline)) void maxpool_forward(const zb_dtype dtype,
-                                                                  const zb_maxpool2d_forward_args *args)
+ZB_SPECIALISED void maxpool_forward(const zb_dtype dtype, const zb_maxpool2d_forward_args *args)
 {
     const zb_maxpool2d_shape *s = &args->shape;
     for (size_t plane = 0; plane < s->rows * s->channels; plane++)
@@ -59,8 +56,7 @@ static zb_status op_maxpool2d_forward(const zb_maxpool2d_forward_args *args)
 }
 
 /* Windows may overlap: each sum is rounded before the next one reads it. */
-static inline __attribute__((always_inline)) void maxpool_backward(const zb_dtype dtype,
-                                                                   const zb_maxpool2d_backward_args *args)
+ZB_SPECIALISED void maxpool_backward(const zb_dtype dtype, const zb_maxpool2d_backward_args *args)
 {
     const zb_maxpool2d_shape *s = &args->shape;
     const size_t in = s->ih * s->iw, out = s->oh * s->ow;

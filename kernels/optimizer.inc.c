@@ -25,9 +25,7 @@ typedef enum adam_formula {
 } adam_formula;
 typedef enum adam_decay { DECAY_NONE, DECAY_L2, DECAY_DECOUPLED, DECAYS } adam_decay;
 
-#define ZB_ADAM_STEP static inline __attribute__((always_inline)) void
-
-ZB_ADAM_STEP adam_fused(const zb_adam_args *s, const adam_decay decay, vec g, vec *p, vec *m, vec *v)
+ZB_SPECIALISED void adam_fused(const zb_adam_args *s, const adam_decay decay, vec g, vec *p, vec *m, vec *v)
 {
     if (decay == DECAY_L2) g = g + vec_all(s->weight_decay) * *p;
     *m = vec_all(s->beta1) * *m + vec_all(s->one_minus_beta1) * g;
@@ -37,7 +35,7 @@ ZB_ADAM_STEP adam_fused(const zb_adam_args *s, const adam_decay decay, vec g, ve
     *p = *p - vec_all(s->lr) * u;
 }
 
-ZB_ADAM_STEP adam_torch(const zb_adam_args *s, const adam_decay decay, vec g, vec *p, vec *m, vec *v)
+ZB_SPECIALISED void adam_torch(const zb_adam_args *s, const adam_decay decay, vec g, vec *p, vec *m, vec *v)
 {
     if (decay == DECAY_L2) g = vec_fma(*p, vec_all(s->weight_decay), g);
     if (decay == DECAY_DECOUPLED) *p = *p * vec_all(s->decay);
@@ -47,8 +45,8 @@ ZB_ADAM_STEP adam_torch(const zb_adam_args *s, const adam_decay decay, vec g, ve
     *p = *p + vec_all(s->step_size) * *m / denominator;
 }
 
-ZB_ADAM_STEP adam_cpu(const zb_adam_args *s, const int tail, const adam_decay decay, vec g, vec *p, vec *m,
-                      vec *v)
+ZB_SPECIALISED void adam_cpu(const zb_adam_args *s, const int tail, const adam_decay decay, vec g, vec *p,
+                             vec *m, vec *v)
 {
     const vec beta1 = vec_all(s->beta1), beta2 = vec_all(s->beta2);
     const vec rest1 = vec_all(s->one_minus_beta1), rest2 = vec_all(s->one_minus_beta2);
@@ -61,8 +59,8 @@ ZB_ADAM_STEP adam_cpu(const zb_adam_args *s, const int tail, const adam_decay de
 }
 
 /* VL elements: of p, m and v, and from grad to param, unless that is NULL. */
-ZB_ADAM_STEP adam_vec(const zb_adam_args *s, const adam_formula formula, const adam_decay decay, float *p_at,
-                      float *m_at, float *v_at, const void *grad, void *param)
+ZB_SPECIALISED void adam_vec(const zb_adam_args *s, const adam_formula formula, const adam_decay decay,
+                             float *p_at, float *m_at, float *v_at, const void *grad, void *param)
 {
     vec p = vec_load(p_at), m = vec_load(m_at), v = vec_load(v_at);
     const vec g = load_vec(s->grad_dtype, grad) * vec_all(s->grad_scale);
@@ -77,8 +75,8 @@ ZB_ADAM_STEP adam_vec(const zb_adam_args *s, const adam_formula formula, const a
 }
 
 /* Elements first .. end-1; the last few, less than a vector, by way of whole ones. */
-ZB_ADAM_STEP adam_loop(const zb_adam_args *args, const adam_formula formula, const adam_decay decay,
-                       size_t first, size_t end)
+ZB_SPECIALISED void adam_loop(const zb_adam_args *args, const adam_formula formula, const adam_decay decay,
+                              size_t first, size_t end)
 {
     const zb_adam_args s = *args; /* a copy that no store can change */
     size_t i = first;
@@ -95,14 +93,13 @@ ZB_ADAM_STEP adam_loop(const zb_adam_args *args, const adam_formula formula, con
     if (s.param != NULL)
         memcpy(element(s.param_dtype, s.param, i), param, rest * zb_dtype_bytes(s.param_dtype));
 }
-#undef ZB_ADAM_STEP
 
 #define ZB_ADAM_LOOPS(X)                                                                                     \
     X(ADAM_FUSED, DECAY_L2)                                                                                  \
-    X(ADAM_FUSED, DECAY_DECOUPLED) X(ADAM_TORCH, DECAY_NONE) X(ADAM_TORCH, DECAY_L2)                         \
-        X(ADAM_TORCH, DECAY_DECOUPLED) X(ADAM_CPU_BODY, DECAY_NONE) X(ADAM_CPU_BODY, DECAY_L2)               \
-            X(ADAM_CPU_BODY, DECAY_DECOUPLED) X(ADAM_CPU_TAIL, DECAY_NONE) X(ADAM_CPU_TAIL, DECAY_L2)        \
-                X(ADAM_CPU_TAIL, DECAY_DECOUPLED)
+    X(ADAM_FUSED, DECAY_DECOUPLED)                                                                           \
+    X(ADAM_TORCH, DECAY_NONE) X(ADAM_TORCH, DECAY_L2) X(ADAM_TORCH, DECAY_DECOUPLED)                         \
+        X(ADAM_CPU_BODY, DECAY_NONE) X(ADAM_CPU_BODY, DECAY_L2) X(ADAM_CPU_BODY, DECAY_DECOUPLED)            \
+            X(ADAM_CPU_TAIL, DECAY_NONE) X(ADAM_CPU_TAIL, DECAY_L2) X(ADAM_CPU_TAIL, DECAY_DECOUPLED)
 #define ZB_ADAM_FUNCTION(formula, decay)                                                                     \
     static void formula##_##decay(const zb_adam_args *args, size_t first, size_t end)                        \
     {                                                                                                        \

@@ -86,8 +86,7 @@ ZB_ORDERED_REDUCE(uint8, uint8_t, uint8_t, uint8_t, , , ZB_SMALLER_INT, ZB_LARGE
 
 /* Sums and averages in fp32, the common case, without the buffer: an element's accumulator stays in a
  * register. Returns how many elements it has done. */
-static inline __attribute__((always_inline)) size_t add_ranks(const zb_dtype dtype,
-                                                              const zb_ordered_reduce_args *args)
+ZB_SPECIALISED size_t add_ranks(const zb_dtype dtype, const zb_ordered_reduce_args *args)
 {
     enum { VECS = 4 };
     const int count = args->count, average = args->op == ZB_AVG, power_of_two = (count & (count - 1)) == 0;

@@ -45,14 +45,13 @@ static inline void *element(zb_dtype dtype, void *data, size_t index)
 }
 
 /* One element. `dtype` is a constant wherever speed matters. */
-static inline __attribute__((always_inline)) float load_one(const zb_dtype dtype, const void *data, size_t i)
+ZB_SPECIALISED float load_one(const zb_dtype dtype, const void *data, size_t i)
 {
     if (dtype == ZB_FP32) return ((const float *)data)[i];
     const uint16_t bits = ((const uint16_t *)data)[i];
     return dtype == ZB_FP16 ? zb_float_from_fp16(bits) : zb_float_from_bf16(bits);
 }
-static inline __attribute__((always_inline)) void store_one(const zb_dtype dtype, void *data, size_t i,
-                                                            float x)
+ZB_SPECIALISED void store_one(const zb_dtype dtype, void *data, size_t i, float x)
 {
     if (dtype == ZB_FP32)
         ((float *)data)[i] = x;
@@ -61,18 +60,17 @@ static inline __attribute__((always_inline)) void store_one(const zb_dtype dtype
 }
 
 /* A vector of neighbours. */
-static inline __attribute__((always_inline)) vec load_vec(const zb_dtype dtype, const void *from)
+ZB_SPECIALISED vec load_vec(const zb_dtype dtype, const void *from)
 {
     return dtype == ZB_FP32 ? vec_load(from) : dtype == ZB_FP16 ? vec_load_fp16(from) : vec_load_bf16(from);
 }
-static inline __attribute__((always_inline)) vec load_vec_part(const zb_dtype dtype, const void *from,
-                                                               size_t count)
+ZB_SPECIALISED vec load_vec_part(const zb_dtype dtype, const void *from, size_t count)
 {
     if (dtype == ZB_FP32) return vec_load_part(from, count);
     return dtype == ZB_FP16 ? vec_load_part_fp16(from, count) : vec_load_part_bf16(from, count);
 }
 
-static inline __attribute__((always_inline)) void store_vec(const zb_dtype dtype, void *to, vec x)
+ZB_SPECIALISED void store_vec(const zb_dtype dtype, void *to, vec x)
 {
     if (dtype == ZB_FP32)
         vec_store(to, x);

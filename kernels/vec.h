@@ -9,6 +9,9 @@
 
 #include <stddef.h>
 
+/* For functions of a constant, such as an element type, that become one loop for each of its values. */
+#define ZB_SPECIALISED static inline __attribute__((always_inline))
+
 #if defined(__clang__)
 #define ZB_INDEPENDENT_ITERATIONS _Pragma("clang loop vectorize(assume_safety)")
 #define ZB_UNROLL                 _Pragma("clang loop unroll(full)")
