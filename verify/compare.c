@@ -136,6 +136,7 @@ typedef struct rank_tally {
 struct zb_compare {
     const zb_reference *reference;
     int whole_param_on_every_rank;
+    const uint64_t *owned_numel;
     int64_t bytes_held[ZB_MEM_COUNT];
     int64_t calls[2][ZB_COLLECTIVE_COUNT], bytes_sent[2][ZB_COLLECTIVE_COUNT]; /* applied, skipped */
     rank_tally *tallies;                                                       /* [world_size] */
@@ -154,6 +155,7 @@ zb_status zb_compare_create(const zb_compare_options *options, zb_compare **comp
     pthread_mutex_init(&compare->lock, NULL);
     compare->reference = reference;
     compare->whole_param_on_every_rank = options->whole_param_on_every_rank;
+    compare->owned_numel = options->owned_numel;
     for (int i = 0; i < ZB_MEM_COUNT; i++) compare->bytes_held[i] = (int64_t)options->bytes_held[i];
     for (int skipped = 0; skipped < 2; skipped++)
         for (int i = 0; i < ZB_COLLECTIVE_COUNT; i++) {
@@ -314,6 +316,13 @@ static void check_coverage(zb_compare *compare, zb_quantity quantity)
     }
 }
 
+static int any_shown(const zb_reference *reference, zb_quantity quantity)
+{
+    for (int param = 0; param < reference->model->param_count; param++)
+        if (reference->slots[reference->first_slot[quantity] + (size_t)param].is_shown) return 1;
+    return 0;
+}
+
 /* How many elements of a quantity each rank must show; UINT64_MAX: as many as it likes. */
 static uint64_t expected_elements(const zb_compare *compare, zb_quantity quantity, int rank)
 {
@@ -327,7 +336,8 @@ static uint64_t expected_elements(const zb_compare *compare, zb_quantity quantit
 
     switch (zb_quantity_get(quantity)->scope) {
     case ZB_SCOPE_PARAM:
-        return UINT64_MAX;
+        return compare->owned_numel != NULL && any_shown(reference, quantity) ? compare->owned_numel[rank]
+                                                                              : UINT64_MAX;
     case ZB_SCOPE_WORLD:
         return slots->is_shown || reference->step >= 0 ? slots->numel : UINT64_MAX;
     case ZB_SCOPE_RANK:

@@ -31,6 +31,9 @@ typedef struct zb_compare zb_compare;
 typedef struct zb_compare_options {
     const zb_reference *reference; /* borrowed; must hold the step while observations come in */
     int whole_param_on_every_rank; /* stages 0-2: every rank shows the whole of every model weight */
+    /* [world_size], borrowed: trainable elements whose gradients, masters and moments each rank must show, no
+     * more and no fewer; NULL: it is enough that all ranks together show each element. */
+    const uint64_t *owned_numel;
     /* What the oracle does not know: the formulas of the stage. */
     uint64_t bytes_held[ZB_MEM_COUNT];
     zb_traffic traffic[2][ZB_COLLECTIVE_COUNT]; /* of a step that is applied, and of one that is skipped */

@@ -32,6 +32,7 @@ typedef struct runner {
     zb_compare *compare;
     zb_device **devices; /* [world_size], like engines */
     zb_engine **engines;
+    uint64_t *owned_numel; /* [world_size] */
 } runner;
 
 static int is_running(const runner *r)
@@ -95,6 +96,21 @@ static void runner_advance(runner *r, zb_rank_main *main)
     r->result->seconds += seconds_now() - begin;
 }
 
+/* What each rank owns of the trainable elements, from the public partition: not from what an engine shows. */
+static zb_status runner_note_owners(runner *r)
+{
+    const zb_verify_case *result = r->result;
+    r->owned_numel = zb_alloc_array((size_t)result->world_size, sizeof *r->owned_numel);
+    if (r->owned_numel == NULL) return ZB_NO_MEMORY;
+    for (int rank = 0; rank < result->world_size; rank++) {
+        zb_partition partition;
+        ZB_TRY(zb_partition_create(r->options->model, result->stage, result->world_size, rank, &partition));
+        r->owned_numel[rank] = partition.rank_numel - partition.padding;
+        zb_partition_destroy(&partition);
+    }
+    return ZB_OK;
+}
+
 static zb_status runner_create(runner *r, const zb_reference *reference)
 {
     const zb_verify_options *options = r->options;
@@ -105,8 +121,10 @@ static zb_status runner_create(runner *r, const zb_reference *reference)
     r->engines = zb_alloc_array(world_size, sizeof *r->engines);
     if (r->engines == NULL) return ZB_NO_MEMORY;
 
+    ZB_TRY(runner_note_owners(r));
     zb_compare_options compare_options = { .reference = reference,
-                                           .whole_param_on_every_rank = result->stage < 3 };
+                                           .whole_param_on_every_rank = result->stage < 3,
+                                           .owned_numel = r->owned_numel };
     ZB_TRY(zb_memory_formula(options->config, options->model, &result->plan, result->stage,
                              compare_options.bytes_held));
     for (int skipped = 0; skipped < 2; skipped++)
@@ -129,6 +147,7 @@ static void runner_destroy(runner *r)
     zb_compare_destroy(r->compare);
     zb_free(r->engines);
     zb_free(r->devices);
+    zb_free(r->owned_numel);
 }
 
 /* --- stages of one plan beside one oracle --- */

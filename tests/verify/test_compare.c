@@ -265,6 +265,47 @@ static void impossible_observations_are_refused(void **state)
     fixture_destroy(&f);
 }
 
+/* Together they cover everything, but rank 1 shows again what rank 0 owns in place of its own. */
+static void every_rank_shows_its_own(void **state)
+{
+    (void)state;
+    static const uint64_t owned[] = { 4, 2 };
+    static const struct {
+        const char *name;
+        size_t numel[2];
+        int found;
+    } rows[] = { { "as owned", { 4, 2 }, 0 },
+                 { "rank 0 shows all", { 6, 2 }, 1 },
+                 { "rank 1 lacks one", { 6, 1 }, 1 } };
+    const shown weights[] = {
+        { ZB_Q_MASTER, -1, -1, ALL, SMALL_WEIGHT, 0, 6, { .f = { 1, 2, 3, 4, 5, 6 } } }
+    };
+    zb_plan plan = small_plan(2);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        shown list[] = {
+            { ZB_Q_MASTER, -1, -1, 0, SMALL_WEIGHT, 0, rows[i].numel[0], { .f = { 1, 2, 3, 4, 5, 6 } } },
+            { ZB_Q_MASTER, -1, -1, 1, SMALL_WEIGHT, 4, rows[i].numel[1], { .f = { 5, 6 } } },
+            { ZB_Q_BYTES_HELD, -1, -1, 0, ZB_NO_PARAM, 0, ZB_MEM_COUNT, { .i = { 0 } } },
+            { ZB_Q_BYTES_HELD, -1, -1, 1, ZB_NO_PARAM, 0, ZB_MEM_COUNT, { .i = { 0 } } },
+        };
+        fixture f = { 0 };
+        zb_difference difference;
+        assert_int_equal(zb_reference_create(small_model(), &plan, &f.reference), ZB_OK);
+        zb_compare_options options = { .reference = f.reference, .owned_numel = owned };
+        assert_int_equal(zb_compare_create(&options, &f.compare), ZB_OK);
+        zb_reference_begin(f.reference, -1);
+        zb_observer observer = zb_reference_observer(f.reference);
+        assert_int_equal(show_all(&observer, weights, 1), ZB_OK);
+        zb_compare_begin(f.compare);
+        observer = zb_compare_observer(f.compare);
+        assert_int_equal(show_all(&observer, list, COUNT(list)), ZB_OK);
+        zb_compare_finish(f.compare, &difference);
+        if (difference.found != rows[i].found)
+            fail_msg("%s: %s", rows[i].name, difference.found ? difference.text : "nothing found");
+        fixture_destroy(&f);
+    }
+}
+
 /* Before training the oracle shows weights only; the engine may show more, but no less. */
 static void before_training(void **state)
 {
@@ -381,8 +422,11 @@ static void allocation_failures_are_survived(void **state)
 int main(void)
 {
     const struct CMUnitTest whole[] = {
-        cmocka_unit_test(impossible_observations_are_refused), cmocka_unit_test(before_training),
-        cmocka_unit_test(wrong_oracle_is_an_internal_error),   cmocka_unit_test(ranks_in_parallel),
+        cmocka_unit_test(impossible_observations_are_refused),
+        cmocka_unit_test(every_rank_shows_its_own),
+        cmocka_unit_test(before_training),
+        cmocka_unit_test(wrong_oracle_is_an_internal_error),
+        cmocka_unit_test(ranks_in_parallel),
         cmocka_unit_test(allocation_failures_are_survived),
     };
     struct CMUnitTest tests[COUNT(cases)];
