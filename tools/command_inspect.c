@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <zerobit/engine.h>
+#include <zerobit/estimate.h>
 #include <zerobit/memory.h>
 #include <zerobit/schedule.h>
 
@@ -16,7 +17,7 @@ enum { WORLD_SIZE_MAX = 65536 };
 
 typedef struct inspect_settings {
     input_options input;
-    int64_t world_size, stage, steps, size, rank, epoch, params;
+    int64_t world_size, nodes, stage, steps, size, rank, epoch, params;
     const char *memory_model; /* no default: --params may stand for it */
     const char *overflow;     /* one '0' or '1' per step */
     dtype_list dtypes;        /* empty: the config's */
@@ -184,6 +185,69 @@ static zb_status inspect_partition(const inspect_settings *settings, zb_json_wri
     return status;
 }
 
+static void put_estimate(zb_json_writer *json, const char *key, zb_estimate estimate)
+{
+    zb_json_begin_object(json, key);
+    zb_json_put_uint(json, "cpu", estimate.cpu_bytes);
+    zb_json_put_uint(json, "gpu", estimate.gpu_bytes);
+    zb_json_end_object(json);
+}
+
+/* The module with the most parameters, as DeepSpeed's live estimator looks for it; 0 when only a number is
+ * known. */
+static uint64_t largest_layer(const zb_model *model)
+{
+    uint64_t largest = 0;
+    for (int m = 0; model != NULL && m < model->module_count; m++) {
+        const int params[] = { model->modules[m].weight, model->modules[m].bias };
+        uint64_t numel = 0;
+        for (int i = 0; i < 2; i++)
+            if (params[i] != ZB_NO_PARAM) numel += model->params[params[i]].numel;
+        if (numel > largest) largest = numel;
+    }
+    return largest;
+}
+
+/* What the paper and DeepSpeed say, beside what this engine holds. */
+static zb_status put_estimates(zb_json_writer *json, const inspect_settings *settings, const zb_model *model,
+                               uint64_t numel)
+{
+    if (settings->world_size % settings->nodes != 0)
+        return zb_fail(ZB_INVALID_ARGUMENT,
+                       "--nodes: is %" PRId64 ", want a divisor of the %" PRId64 " ranks", settings->nodes,
+                       settings->world_size);
+    zb_paper_memory paper = zb_paper_memory_bytes(numel, (int)settings->world_size);
+    zb_json_begin_object(json, "paper");
+    zb_json_put_double(json, "baseline", paper.baseline);
+    zb_json_put_double(json, "os", paper.os);
+    zb_json_put_double(json, "os+g", paper.os_g);
+    zb_json_put_double(json, "os+g+p", paper.os_g_p);
+    zb_json_end_object(json);
+
+    zb_estimate_setup setup = { .param_numel = numel,
+                                .largest_layer_numel = largest_layer(model),
+                                .nodes = (int)settings->nodes,
+                                .gpus_per_node = (int)(settings->world_size / settings->nodes),
+                                .zero_init = 1 };
+    zb_json_begin_object(json, "deepspeed_estimates");
+    zb_json_put_int(json, "nodes", setup.nodes);
+    zb_json_put_int(json, "gpus_per_node", setup.gpus_per_node);
+    zb_json_begin_object(json, "zero2");
+    put_estimate(json, "offload_optimizer", zb_estimate_zero2(&setup, ZB_OFFLOAD_OPTIMIZER));
+    put_estimate(json, "no_offload", zb_estimate_zero2(&setup, ZB_OFFLOAD_NONE));
+    zb_json_end_object(json);
+    if (model != NULL) { /* without a model nobody knows its largest layer */
+        zb_json_begin_object(json, "zero3");
+        put_estimate(json, "offload_optimizer_and_params",
+                     zb_estimate_zero3(&setup, ZB_OFFLOAD_OPTIMIZER_AND_PARAMS));
+        put_estimate(json, "offload_optimizer", zb_estimate_zero3(&setup, ZB_OFFLOAD_OPTIMIZER));
+        put_estimate(json, "no_offload", zb_estimate_zero3(&setup, ZB_OFFLOAD_NONE));
+        zb_json_end_object(json);
+    }
+    zb_json_end_object(json);
+    return ZB_OK;
+}
+
 static zb_status put_memory(zb_json_writer *json, const inspect_settings *settings, const inputs *in)
 {
     uint64_t numel = in->model != NULL ? in->model->param_numel : (uint64_t)settings->params;
@@ -210,6 +274,7 @@ static zb_status put_memory(zb_json_writer *json, const inspect_settings *settin
         zb_json_end_object(json);
     }
     zb_json_end_array(json);
+    ZB_TRY(put_estimates(json, settings, in->model, numel));
     zb_json_end_object(json);
     return ZB_OK;
 }
@@ -290,7 +355,7 @@ static exit_code run_topic(const command_spec *spec, inspect_fn *inspect, inspec
 static exit_code find_topic(const char *topic, int argc, char **argv)
 {
     inspect_settings settings = {
-        .input = INPUT_OPTIONS_DEFAULT, .world_size = 1, .stage = -1, .steps = 20, .size = -1
+        .input = INPUT_OPTIONS_DEFAULT, .world_size = 1, .nodes = 1, .stage = -1, .steps = 20, .size = -1
     };
 #define ROW_WORLD                                                                                            \
     {                                                                                                        \
@@ -330,6 +395,8 @@ static exit_code find_topic(const char *topic, int argc, char **argv)
           "cifar10-net, mlp:IN-..-OUT, mlp-mse:.. or a JSON file", 0, 0 },
         { "--params", OPTION_INT, &settings.params, "N", "instead of a model: a number of parameters", 1,
           INT64_MAX / 64 },
+        { "--nodes", OPTION_INT, &settings.nodes, "N",
+          "nodes that the ranks are spread over, for DeepSpeed's estimates (1)", 1, 65536 },
         { "--dtypes", OPTION_DTYPES, &settings.dtypes, "DTYPE",
           "precision: fp32, fp16 or bf16 (the config's)", 0, 0 },
         ROW_WORLD,

@@ -7,6 +7,7 @@
 #include <zerobit/data.h>
 #include <zerobit/device.h>
 #include <zerobit/engine.h>
+#include <zerobit/estimate.h>
 #include <zerobit/kernels.h>
 #include <zerobit/loss_scaler.h>
 #include <zerobit/memory.h>

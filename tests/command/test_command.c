@@ -275,14 +275,20 @@ static void inspect_prints_json(void **state)
           "{\"stage\":0,\"parameters\":2000,\"gradients\":2000,\"optimizer_states\":12000,\"total\":16000},"
           "{\"stage\":1,\"parameters\":2000,\"gradients\":2000,\"optimizer_states\":6000,\"total\":10000},"
           "{\"stage\":2,\"parameters\":2000,\"gradients\":1000,\"optimizer_states\":6000,\"total\":9000},"
-          "{\"stage\":3,\"parameters\":1000,\"gradients\":1000,\"optimizer_states\":6000,\"total\":8000}]}"
+          "{\"stage\":3,\"parameters\":1000,\"gradients\":1000,\"optimizer_states\":6000,\"total\":8000}],"
+          "\"paper\":{\"baseline\":16000,\"os\":10000,\"os+g\":9000,\"os+g+p\":8000},"
+          "\"deepspeed_estimates\":{\"nodes\":1,\"gpus_per_node\":2,\"zero2\":{"
+          "\"offload_optimizer\":{\"cpu\":24000,\"gpu\":2000},\"no_offload\":{\"cpu\":12000,\"gpu\":11000}}}}"
           "\n" },
         { "inspect memory " CIFAR " --params 1000 --world 1 --dtypes fp32",
           "{\"world\":1,\"numel\":1000,\"dtype\":\"fp32\",\"stages\":["
           "{\"stage\":0,\"parameters\":4000,\"gradients\":4000,\"optimizer_states\":8000,\"total\":16000},"
           "{\"stage\":1,\"parameters\":4000,\"gradients\":4000,\"optimizer_states\":8000,\"total\":16000},"
           "{\"stage\":2,\"parameters\":4000,\"gradients\":4000,\"optimizer_states\":8000,\"total\":16000},"
-          "{\"stage\":3,\"parameters\":4000,\"gradients\":4000,\"optimizer_states\":8000,\"total\":16000}]}"
+          "{\"stage\":3,\"parameters\":4000,\"gradients\":4000,\"optimizer_states\":8000,\"total\":16000}],"
+          "\"paper\":{\"baseline\":16000,\"os\":16000,\"os+g\":16000,\"os+g+p\":16000},"
+          "\"deepspeed_estimates\":{\"nodes\":1,\"gpus_per_node\":1,\"zero2\":{"
+          "\"offload_optimizer\":{\"cpu\":24000,\"gpu\":2000},\"no_offload\":{\"cpu\":6000,\"gpu\":20000}}}}"
           "\n" },
     };
     for (size_t i = 0; i < COUNT(exact); i++) {
