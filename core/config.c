@@ -237,7 +237,6 @@ static zb_status read_zerobit(zb_config *config, const zb_json_at *root)
 {
     static const char *const keys[] = { "semantics", NULL };
     zb_json_at section = zb_json_member(root, "zerobit");
-    config->semantics = ZB_SEMANTICS_STANDARD;
     if (section.value == NULL) return ZB_OK;
     ZB_TRY(zb_json_object(&section));
     ZB_TRY(zb_json_check_keys(&section, keys));
@@ -247,7 +246,9 @@ static zb_status read_zerobit(zb_config *config, const zb_json_at *root)
     ZB_TRY(zb_json_string(&at, &text));
     if (strcmp(text, "deepspeed-0.19.6") == 0)
         config->semantics = ZB_SEMANTICS_DEEPSPEED_0_19_6;
-    else if (strcmp(text, "standard") != 0)
+    else if (strcmp(text, "standard") == 0)
+        config->semantics = ZB_SEMANTICS_STANDARD;
+    else
         return zb_json_fail(&at, ZB_INVALID_CONFIG, "\"standard\" or \"deepspeed-0.19.6\"");
     return ZB_OK;
 }
@@ -255,33 +256,37 @@ static zb_status read_zerobit(zb_config *config, const zb_json_at *root)
 static zb_status read_all(zb_config *config, const zb_json_at *root)
 {
     ZB_TRY(zb_config_judge(config, root, ZB_SECTION_OPEN, "the config", top_rules, COUNT(top_rules)));
+    ZB_TRY(read_zerobit(config, root)); /* first: it decides what the other sections may say */
     ZB_TRY(read_scalars(config, root));
     ZB_TRY(zb_config_read_zero(config, root));
     ZB_TRY(zb_config_read_precision(config, root));
     ZB_TRY(read_data_types(config, root));
     ZB_TRY(read_checkpoint(config, root));
-    ZB_TRY(read_zerobit(config, root));
     ZB_TRY(zb_config_read_optimizer(config, root));
     ZB_TRY(zb_config_read_schedule(config, root));
     return check_average(config, root);
 }
 
-static zb_status create(zb_json *json, zb_config **config_p)
+zb_status zb_config_read(const zb_json_at *root, const char *path, zb_semantics semantics,
+                         zb_config **config_p)
 {
     zb_config *config = zb_alloc(sizeof *config);
     if (config == NULL) return ZB_NO_MEMORY;
-    zb_status status = ZB_NO_MEMORY;
-    config->path = zb_strdup(zb_json_path(json));
-    if (config->path != NULL) {
-        zb_json_at root = zb_json_root(json);
-        status = read_all(config, &root);
-    }
+    config->semantics = semantics;
+    config->path = zb_strdup(path);
+    zb_status status = config->path == NULL ? ZB_NO_MEMORY : read_all(config, root);
     if (status != ZB_OK) {
         zb_config_destroy(config);
         return status;
     }
     *config_p = config;
     return ZB_OK;
+}
+
+static zb_status create(const zb_json *json, zb_config **config_p)
+{
+    zb_json_at root = zb_json_root(json);
+    return zb_config_read(&root, zb_json_path(json), ZB_SEMANTICS_STANDARD, config_p);
 }
 
 zb_status zb_config_parse(const char *text, size_t text_bytes, const char *path, zb_config **config_p)

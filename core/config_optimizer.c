@@ -24,7 +24,7 @@ static const zb_config_rule adam_rules[] = {
     ZB_HONOURED("bias_correction"),
     ZB_HONOURED("adam_w_mode"),
     ZB_HONOURED("amsgrad"),
-    { .key = "torch_adam", .effect = ZB_RULE_ONLY, .type = ZB_RULE_BOOL },
+    { .key = "torch_adam", .effect = ZB_RULE_DEEPSPEED, .type = ZB_RULE_BOOL },
     { .key = "set_grad_none",
       .effect = ZB_RULE_NO_EFFECT,
       .type = ZB_RULE_BOOL,
@@ -93,7 +93,7 @@ static zb_status read_adam(zb_config *config, const zb_json_at *params, int is_a
     zb_optimizer_config adam = {
         .kind = ZB_OPTIMIZER_ADAM, .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .bias_correction = 1
     };
-    int w_mode = 1, amsgrad = 0;
+    int w_mode = 1, amsgrad = 0, torch_adam = 0;
     if (params->value != NULL) {
         ZB_TRY(zb_config_judge(config, params, ZB_SECTION_CALL, "Adam", adam_rules, COUNT(adam_rules)));
         ZB_TRY(read_number(params, "lr", 0, &adam.lr));
@@ -103,6 +103,7 @@ static zb_status read_adam(zb_config *config, const zb_json_at *params, int is_a
         ZB_TRY(read_bool(params, "bias_correction", &adam.bias_correction));
         ZB_TRY(read_bool(params, "adam_w_mode", &w_mode));
         ZB_TRY(read_bool(params, "amsgrad", &amsgrad));
+        ZB_TRY(read_bool(params, "torch_adam", &torch_adam));
     }
     if (amsgrad) {
         zb_json_at at = zb_json_member(params, "amsgrad");
@@ -115,6 +116,7 @@ static zb_status read_adam(zb_config *config, const zb_json_at *params, int is_a
                               "no effect: AdamW always decouples the weight decay; Adam would not"));
     }
     adam.decay_mode = is_adamw || w_mode ? ZB_DECAY_DECOUPLED : ZB_DECAY_L2;
+    adam.variant = torch_adam ? ZB_ADAM_TORCH : ZB_ADAM_FUSED;
     config->optimizer = adam;
     return ZB_OK;
 }

@@ -184,7 +184,8 @@ static zb_status judge_value(zb_config *config, const zb_json_at *at, zb_section
         neutral = cJSON_IsNull(at->value) || (cJSON_IsObject(at->value) && at->value->child == NULL);
     }
     if (neutral) return ZB_OK;
-    if (rule->effect == ZB_RULE_ONLY) return refuse_other_value(at, rule);
+    if (rule->effect == ZB_RULE_DEEPSPEED && config->semantics == ZB_SEMANTICS_DEEPSPEED_0_19_6) return ZB_OK;
+    if (rule->effect != ZB_RULE_NO_EFFECT) return refuse_other_value(at, rule);
     return zb_config_note(config, at, "no effect: %s", rule->detail);
 }
 

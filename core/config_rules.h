@@ -17,7 +17,8 @@ typedef enum zb_section_kind { ZB_SECTION_OPEN, ZB_SECTION_CLOSED, ZB_SECTION_CA
 typedef enum zb_rule_effect {
     ZB_RULE_HONOURED,  /* read by the caller */
     ZB_RULE_NO_EFFECT, /* type and range checked; noted unless it has its neutral value */
-    ZB_RULE_ONLY       /* another value than the neutral one is not supported yet */
+    ZB_RULE_ONLY,      /* another value than the neutral one is not supported yet */
+    ZB_RULE_DEEPSPEED  /* the same, but for deepspeed-0.19.6 semantics, where the caller reads it */
 } zb_rule_effect;
 
 typedef enum zb_rule_type {
@@ -64,6 +65,13 @@ zb_status zb_config_read_integer(const zb_json_at *at, zb_section_kind kind, int
 
 /** Index of the text in a NULL-terminated list, -1 when it is not there. */
 int zb_config_index_of(const char *text, const char *const *list, int ignore_case);
+
+/**
+ * Read a config that is part of a larger text. `path` names it in later messages; `semantics` hold unless it
+ * names others itself. The caller owns *config_p.
+ */
+zb_status zb_config_read(const zb_json_at *root, const char *path, zb_semantics semantics,
+                         zb_config **config_p);
 
 /* The sections, in the order in which DeepSpeed judges them. */
 zb_status zb_config_read_zero(zb_config *config, const zb_json_at *root);

@@ -69,7 +69,7 @@ static const zb_config_rule zero_rules[] = {
     BOOL_KNOB("override_module_apply", NULL, 1, "it concerns the construction of PyTorch modules"),
     BOOL_KNOB("log_trace_cache_warnings", NULL, 0, "it only sets what is logged"),
     BOOL_KNOB("enable_sanity_checks", NULL, 0, "it only adds checks"),
-    ONLY_BOOL("round_robin_gradients", NULL, 0),
+    { .key = "round_robin_gradients", .effect = ZB_RULE_DEEPSPEED, .type = ZB_RULE_BOOL },
     ONLY_BOOL("use_all_reduce_for_fetch_params", "stage3_use_all_reduce_for_fetch_params", 0),
     ONLY_BOOL("save_muon_momentum_buffer_in_memory", NULL, 0),
     ONLY_BOOL("zero_quantized_weights", NULL, 0),
@@ -201,6 +201,16 @@ static zb_status check_allgather_bucket(const zb_json_at *zero, int stage)
     return ZB_OK;
 }
 
+/* Any number is fine, Python's sys.maxsize too; beyond the integers of a double it means "all in one". */
+static zb_status read_sub_group(const zb_json_at *zero, uint64_t *out)
+{
+    zb_json_at at = zb_config_closed_member(zero, "sub_group_size");
+    double numel = (double)*out;
+    ZB_TRY(zb_config_read_number(&at, ZB_SECTION_CLOSED, 0, &numel));
+    *out = (uint64_t)fmin(numel, (double)ZB_JSON_MAX_INTEGER);
+    return ZB_OK;
+}
+
 static zb_status read_section(zb_config *config, const zb_json_at *zero)
 {
     ZB_TRY(zb_config_judge(config, zero, ZB_SECTION_CLOSED, LABEL, zero_rules,
@@ -219,6 +229,9 @@ static zb_status read_section(zb_config *config, const zb_json_at *zero)
     ZB_TRY(read_must_be_true(zero, "contiguous_gradients", &config->zero.contiguous_gradients));
     ZB_TRY(read_must_be_true(zero, "reduce_scatter", &config->zero.reduce_scatter));
     ZB_TRY(check_allgather_bucket(zero, (int)stage));
+    ZB_TRY(read_sub_group(zero, &config->zero.sub_group_numel));
+    zb_json_at round_robin_at = zb_config_closed_member(zero, "round_robin_gradients");
+    ZB_TRY(zb_config_read_bool(&round_robin_at, ZB_SECTION_CLOSED, &config->zero.round_robin_gradients));
     ZB_TRY(read_legacy_stage1(zero));
 
     ZB_TRY(read_deprecated_offload(config, zero, "cpu_offload", "offload_optimizer"));
@@ -232,9 +245,11 @@ static zb_status read_section(zb_config *config, const zb_json_at *zero)
 
 zb_status zb_config_read_zero(zb_config *config, const zb_json_at *root)
 {
-    config->zero = (zb_zero_config){
-        .overlap_comm = -1, .contiguous_gradients = 1, .reduce_scatter = 1, .reduce_bucket_numel = 500000000
-    };
+    config->zero = (zb_zero_config){ .overlap_comm = -1,
+                                     .contiguous_gradients = 1,
+                                     .reduce_scatter = 1,
+                                     .reduce_bucket_numel = 500000000,
+                                     .sub_group_numel = 1000000000 };
     zb_json_at zero = zb_json_member(root, "zero_optimization");
     if (zero.value == NULL) return ZB_OK;
     if (cJSON_IsBool(zero.value)) {

@@ -295,12 +295,8 @@ const char *zb_json_path(const zb_json *json)
     return json->path;
 }
 
-zb_status zb_json_parse(const char *text, size_t text_bytes, const char *path, zb_json **json_p)
+static zb_status parse(const char *text, size_t text_bytes, const char *path, zb_json **json_p)
 {
-    if (path == NULL) path = "<memory>";
-    if (text_bytes > ZB_JSON_MAX_BYTES)
-        return zb_fail(ZB_INVALID_CONFIG, "%s: is %zu bytes, want at most %d", path, text_bytes,
-                       ZB_JSON_MAX_BYTES);
     zb_status status = ZB_NO_MEMORY;
     scanner s = { .bytes = text_bytes, .path = path };
     zb_json *json = zb_alloc(sizeof *json);
@@ -326,8 +322,17 @@ fail:
     return status;
 }
 
+zb_status zb_json_parse(const char *text, size_t text_bytes, const char *path, zb_json **json_p)
+{
+    if (path == NULL) path = "<memory>";
+    if (text_bytes > ZB_JSON_MAX_BYTES)
+        return zb_fail(ZB_INVALID_CONFIG, "%s: is %zu bytes, want at most %d", path, text_bytes,
+                       ZB_JSON_MAX_BYTES);
+    return parse(text, text_bytes, path, json_p);
+}
+
 /* Reads to the end rather than trusting a size, so that a pipe works as well. */
-static zb_status read_all(int file, const char *path, char **text_p, size_t *bytes_p)
+static zb_status read_all(int file, const char *path, size_t max_bytes, char **text_p, size_t *bytes_p)
 {
     size_t capacity = 16 * 1024, used = 0;
     char *text = zb_alloc(capacity);
@@ -339,9 +344,9 @@ static zb_status read_all(int file, const char *path, char **text_p, size_t *byt
         if (got < 0) status = zb_fail(ZB_IO, "%s: cannot be read: %s", path, strerror(errno));
         if (got <= 0) break;
         used += (size_t)got;
-        if (used > ZB_JSON_MAX_BYTES) {
-            status = zb_fail(ZB_IO, "%s: is longer than %d bytes, the most a JSON file may have", path,
-                             ZB_JSON_MAX_BYTES);
+        if (used > max_bytes) {
+            status = zb_fail(ZB_IO, "%s: is longer than %zu bytes, the most a JSON file may have", path,
+                             max_bytes);
             break;
         }
         if (used < capacity) continue;
@@ -364,6 +369,11 @@ static zb_status read_all(int file, const char *path, char **text_p, size_t *byt
 
 zb_status zb_json_load(const char *path, zb_json **json_p)
 {
+    return zb_json_load_up_to(ZB_JSON_MAX_BYTES, path, json_p);
+}
+
+zb_status zb_json_load_up_to(size_t max_bytes, const char *path, zb_json **json_p)
+{
     int file = open(path, O_RDONLY | O_CLOEXEC);
     if (file < 0) return zb_fail(ZB_IO, "%s: cannot be opened: %s", path, strerror(errno));
     char *text = NULL;
@@ -373,9 +383,9 @@ zb_status zb_json_load(const char *path, zb_json **json_p)
     if (fstat(file, &info) == 0 && S_ISDIR(info.st_mode))
         status = zb_fail(ZB_IO, "%s: is a directory, want a JSON file", path);
     else
-        status = read_all(file, path, &text, &bytes);
+        status = read_all(file, path, max_bytes, &text, &bytes);
     close(file);
-    if (status == ZB_OK) status = zb_json_parse(text, bytes, path, json_p);
+    if (status == ZB_OK) status = parse(text, bytes, path, json_p);
     zb_free(text);
     return status;
 }

@@ -26,6 +26,8 @@ zb_status zb_json_parse(const char *text, size_t text_bytes, const char *path, z
 /** ZB_IO when the file cannot be read or is larger than ZB_JSON_MAX_BYTES, ZB_INVALID_CONFIG when it is not
  * JSON. */
 zb_status zb_json_load(const char *path, zb_json **json_p);
+/** For data rather than settings: with another limit than ZB_JSON_MAX_BYTES. */
+zb_status zb_json_load_up_to(size_t max_bytes, const char *path, zb_json **json_p);
 /** NULL is fine. */
 void zb_json_destroy(zb_json *json);
 const char *zb_json_path(const zb_json *json);

@@ -15,6 +15,38 @@ const char *zb_order_name(zb_order order)
     return "?";
 }
 
+static const char *average_name(zb_average average)
+{
+    switch (average) {
+    case ZB_AVERAGE_INSIDE:
+        return "inside";
+    case ZB_SUM_ONLY:
+        return "sum";
+    case ZB_AVERAGE_BEFORE:
+        return "before";
+    case ZB_AVERAGE_AFTER:
+        return "after";
+    }
+    return "?";
+}
+
+static const char *norm_name(zb_norm_method norm)
+{
+    switch (norm) {
+    case ZB_NORM_EXACT:
+        return "exact";
+    case ZB_NORM_PARAMETERS_FP32:
+        return "parameters-fp32";
+    case ZB_NORM_FLAT_FP32:
+        return "flat-fp32";
+    case ZB_NORM_PARTITION_FP32:
+        return "partition-fp32";
+    case ZB_NORM_PARTITION_FP64:
+        return "partition-fp64";
+    }
+    return "?";
+}
+
 static const char *semantics_name(zb_semantics semantics)
 {
     switch (semantics) {
@@ -33,7 +65,8 @@ static int optimizer_equal(const zb_optimizer_config *a, const zb_optimizer_conf
     if (a->kind == ZB_OPTIMIZER_SGD)
         return a->momentum == b->momentum && a->dampening == b->dampening && !a->nesterov == !b->nesterov;
     return a->beta1 == b->beta1 && a->beta2 == b->beta2 && a->eps == b->eps &&
-           a->decay_mode == b->decay_mode && !a->bias_correction == !b->bias_correction;
+           a->decay_mode == b->decay_mode && a->variant == b->variant &&
+           !a->bias_correction == !b->bias_correction;
 }
 
 /* Only what this kind of scaler looks at. */
@@ -48,6 +81,13 @@ static int scaler_equal(const zb_loss_scaler_config *a, const zb_loss_scaler_con
            (a->hysteresis == b->hysteresis && !a->consecutive_hysteresis == !b->consecutive_hysteresis);
 }
 
+static int quirks_equal(const zb_quirks *a, const zb_quirks *b)
+{
+    return !a->loss_unscaled == !b->loss_unscaled && !a->hidden_first_step == !b->hidden_first_step &&
+           !a->unscaled_by_next_scale == !b->unscaled_by_next_scale &&
+           !a->norm_by_next_scale == !b->norm_by_next_scale && a->clip == b->clip;
+}
+
 int zb_plan_equal(const zb_plan *a, const zb_plan *b)
 {
     int when_matters = a->accumulation_steps != 1;
@@ -57,8 +97,8 @@ int zb_plan_equal(const zb_plan *a, const zb_plan *b)
            a->comm_dtype == b->comm_dtype && scaler_equal(&a->scaler, &b->scaler) &&
            !a->skip_on_overflow == !b->skip_on_overflow &&
            (a->reduce_when == b->reduce_when || !when_matters) && a->average == b->average &&
-           a->order == b->order && a->norm == b->norm && a->clip_norm == b->clip_norm &&
-           optimizer_equal(&a->optimizer, &b->optimizer);
+           a->order == b->order && a->norm == b->norm && quirks_equal(&a->quirks, &b->quirks) &&
+           a->clip_norm == b->clip_norm && optimizer_equal(&a->optimizer, &b->optimizer);
 }
 
 static void describe_scaler(const zb_loss_scaler_config *scaler, char *text, size_t text_bytes)
@@ -89,11 +129,11 @@ void zb_plan_describe(const zb_plan *plan, char *text, size_t text_bytes)
     describe_scaler(&plan->scaler, scale, sizeof scale);
     snprintf(text, text_bytes,
              "%s %s world %d micro %" PRId64 " x %" PRId64
-             " reduce=%s average=%s order=%s norm=exact grad=%s comm=%s scale=%s overflow=%s",
+             " reduce=%s average=%s order=%s norm=%s grad=%s comm=%s scale=%s overflow=%s",
              semantics_name(plan->semantics), zb_dtype_name(plan->param_dtype), plan->world_size,
              plan->micro_batch_size, plan->accumulation_steps,
              plan->reduce_when == ZB_REDUCE_AT_BOUNDARY ? "boundary" : "micro-batch",
-             plan->average == ZB_AVERAGE_INSIDE ? "inside" : "sum", zb_order_name(plan->order),
+             average_name(plan->average), zb_order_name(plan->order), norm_name(plan->norm),
              zb_dtype_name(plan->grad_dtype), zb_dtype_name(plan->comm_dtype), scale,
              plan->skip_on_overflow ? "skip" : "apply");
 }

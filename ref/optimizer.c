@@ -41,6 +41,32 @@ static void update_adam(const zb_optimizer_config *config, float lr, int64_t ste
     }
 }
 
+/* torch.optim.Adam and AdamW of PyTorch 1.13 on a CPU with AVX2, whose kernels fuse what fmaf stands for
+ * here. */
+static void update_torch_adam(const zb_optimizer_config *config, double lr, int64_t step, float grad_scale,
+                              size_t numel, float *p, const float *grad, float *m, float *v)
+{
+    const float beta1 = (float)config->beta1, beta2 = (float)config->beta2;
+    const float one_minus_beta1 = (float)(1.0 - config->beta1),
+                one_minus_beta2 = (float)(1.0 - config->beta2);
+    const float eps = (float)config->eps, weight_decay = (float)config->weight_decay;
+    const float keep = (float)(1.0 - lr * config->weight_decay);
+    const float step_size = (float)(-lr / (1.0 - pow(config->beta1, (double)step)));
+    const float root_correction2 = (float)sqrt(1.0 - pow(config->beta2, (double)step));
+    const int decoupled = config->decay_mode == ZB_DECAY_DECOUPLED;
+
+    for (size_t i = 0; i < numel; i++) {
+        float g = grad[i] * grad_scale;
+        if (decoupled)
+            p[i] = p[i] * keep;
+        else if (weight_decay != 0.0f)
+            g = fmaf(weight_decay, p[i], g);
+        m[i] = fmaf(one_minus_beta1, g, m[i] * beta1);
+        v[i] = fmaf(one_minus_beta2 * g, g, v[i] * beta2);
+        p[i] = p[i] + (step_size * m[i]) / (sqrtf(v[i]) / root_correction2 + eps);
+    }
+}
+
 static void update_sgd(const zb_optimizer_config *config, float lr, int64_t step, float grad_scale,
                        size_t numel, float *p, const float *grad, float *buf)
 {
@@ -61,7 +87,9 @@ static void update_sgd(const zb_optimizer_config *config, float lr, int64_t step
 void zb_ref_update(const zb_optimizer_config *config, double lr, int64_t step, float grad_scale, size_t numel,
                    float *p, const float *grad, float *exp_avg, float *exp_avg_sq)
 {
-    if (config->kind == ZB_OPTIMIZER_ADAM)
+    if (config->kind == ZB_OPTIMIZER_ADAM && config->variant == ZB_ADAM_TORCH)
+        update_torch_adam(config, lr, step, grad_scale, numel, p, grad, exp_avg, exp_avg_sq);
+    else if (config->kind == ZB_OPTIMIZER_ADAM)
         update_adam(config, (float)lr, step, grad_scale, numel, p, grad, exp_avg, exp_avg_sq);
     else
         update_sgd(config, (float)lr, step, grad_scale, numel, p, grad, exp_avg);

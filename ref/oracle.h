@@ -16,6 +16,7 @@
 #include <zerobit/data.h>
 #include <zerobit/model.h>
 #include <zerobit/plan.h>
+#include <zerobit/replay.h>
 #include <zerobit/status.h>
 #include <zerobit/types.h>
 
@@ -118,12 +119,26 @@ void zb_ref_backward(zb_ref_pass *pass, const zb_ref_tensors *values, const zb_b
 
 /* to = from, or with `add` to + from; rounded to dtype. */
 void zb_ref_store(zb_dtype dtype, const zb_ref_tensors *from, int add, zb_ref_tensors *to);
-/*
- * out = the fp32 sum over ranks in ascending order; with ZB_AVERAGE_INSIDE divided by their number. What goes
- * in and what comes out is rounded to dtype.
+/* out = the fp32 sum over ranks in ascending order, averaged as told; what goes in and comes out is rounded.
  */
 void zb_ref_reduce(zb_dtype dtype, const zb_ref_tensors *ranks, int world_size, zb_average average,
                    zb_ref_tensors *out);
+
+/* The gradients of one optimizer step on their way to the optimizer. */
+typedef struct zb_ref_sums {
+    int world_size;
+    zb_ref_tensors *rank;   /* [world_size]: of the micro-batches that have not been reduced yet */
+    zb_ref_tensors average; /* over ranks, of one reduction */
+    zb_ref_tensors reduced; /* what the optimizer gets */
+} zb_ref_sums;
+zb_status zb_ref_sums_create(const zb_model *model, int world_size, zb_ref_sums *sums);
+void zb_ref_sums_destroy(zb_ref_sums *sums);
+/* One rank's gradient of micro-batch `micro` (from 0). */
+void zb_ref_sums_add(const zb_plan *plan, int64_t micro, int rank, const zb_ref_tensors *gradient,
+                     zb_ref_sums *sums);
+/* After all ranks of a micro-batch: reduces where the plan says so. */
+void zb_ref_sums_reduce(const zb_plan *plan, int64_t micro, zb_ref_sums *sums);
+
 /* The root of the exact sum of squares over trainable parameters. */
 double zb_ref_norm(const zb_model *model, const zb_ref_tensors *gradients);
 
@@ -140,5 +155,31 @@ float zb_ref_grad_scale(double norm, double clip_norm, double loss_scale);
  */
 void zb_ref_update(const zb_optimizer_config *config, double lr, int64_t step, float grad_scale, size_t numel,
                    float *p, const float *grad, float *exp_avg, float *exp_avg_sq);
+
+/* --- shards.c, deepspeed.c: what replay.c needs to follow DeepSpeed 0.19.6 --- */
+
+/* Elements of a parameter in one of the fp32 tensors that a rank's optimizer holds. */
+typedef struct zb_ref_piece {
+    size_t tensor, at; /* which of the rank's tensors, from which of its elements */
+    int param;
+    size_t first; /* of the parameter's elements */
+    size_t numel;
+} zb_ref_piece;
+typedef struct zb_ref_shard {
+    zb_ref_piece *pieces; /* in the order of the tensors */
+    size_t piece_count;
+    size_t *tensor_numel; /* padding included */
+    size_t tensor_count;
+} zb_ref_shard;
+zb_status zb_ref_shard_create(const zb_replay_run *run, int rank, zb_ref_shard *shard);
+void zb_ref_shard_destroy(zb_ref_shard *shard);
+
+/* Of the reduced gradients, by the plan's method; still multiplied by the loss scale. shards: one per rank.
+ */
+double zb_ref_deepspeed_norm(const zb_plan *plan, const zb_model *model, const zb_ref_shard *shards,
+                             const zb_ref_tensors *gradients);
+/* What gradients are multiplied by, and the norm that is reported, for a loss scale. */
+float zb_ref_deepspeed_grad_scale(const zb_plan *plan, double norm, double loss_scale);
+double zb_ref_deepspeed_reported_norm(const zb_plan *plan, double norm, double loss_scale);
 
 #endif

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <string.h>
+#include <zerobit/memory.h>
 
 void zb_ref_store(zb_dtype dtype, const zb_ref_tensors *from, int add, zb_ref_tensors *to)
 {
@@ -10,15 +11,66 @@ void zb_ref_store(zb_dtype dtype, const zb_ref_tensors *from, int add, zb_ref_te
         to->data[i] = zb_ref_round(dtype, add ? to->data[i] + from->data[i] : from->data[i]);
 }
 
+/* What a rank sends of one element. */
+static float contribution(zb_dtype dtype, float x, int world_size, zb_average average)
+{
+    const float sent = zb_ref_round(dtype, x);
+    return average == ZB_AVERAGE_BEFORE ? zb_ref_round(dtype, sent / (float)world_size) : sent;
+}
+
 void zb_ref_reduce(zb_dtype dtype, const zb_ref_tensors *ranks, int world_size, zb_average average,
                    zb_ref_tensors *out)
 {
     for (size_t i = 0; i < out->numel; i++) {
-        float sum = zb_ref_round(dtype, ranks[0].data[i]);
-        for (int r = 1; r < world_size; r++) sum = sum + zb_ref_round(dtype, ranks[r].data[i]);
+        float sum = contribution(dtype, ranks[0].data[i], world_size, average);
+        for (int r = 1; r < world_size; r++)
+            sum = sum + contribution(dtype, ranks[r].data[i], world_size, average);
         if (average == ZB_AVERAGE_INSIDE) sum = sum / (float)world_size;
+        if (average == ZB_AVERAGE_AFTER) sum = zb_ref_round(dtype, sum) * (float)(1.0 / world_size);
         out->data[i] = zb_ref_round(dtype, sum);
     }
+}
+
+zb_status zb_ref_sums_create(const zb_model *model, int world_size, zb_ref_sums *sums)
+{
+    zb_ref_sums made = { .world_size = world_size };
+    zb_status status = ZB_NO_MEMORY;
+    made.rank = zb_alloc_array((size_t)world_size, sizeof *made.rank);
+    if (made.rank != NULL) status = zb_ref_tensors_create(model, &made.average);
+    if (status == ZB_OK) status = zb_ref_tensors_create(model, &made.reduced);
+    for (int r = 0; r < world_size && status == ZB_OK; r++)
+        status = zb_ref_tensors_create(model, &made.rank[r]);
+    if (status != ZB_OK) {
+        zb_ref_sums_destroy(&made);
+        return status;
+    }
+    *sums = made;
+    return ZB_OK;
+}
+
+void zb_ref_sums_destroy(zb_ref_sums *sums)
+{
+    for (int r = 0; sums->rank != NULL && r < sums->world_size; r++) zb_ref_tensors_destroy(&sums->rank[r]);
+    zb_free(sums->rank);
+    zb_ref_tensors_destroy(&sums->average);
+    zb_ref_tensors_destroy(&sums->reduced);
+    *sums = (zb_ref_sums){ 0 };
+}
+
+/* The first is stored, each later one added, in the plan's gradient type; likewise below. */
+void zb_ref_sums_add(const zb_plan *plan, int64_t micro, int rank, const zb_ref_tensors *gradient,
+                     zb_ref_sums *sums)
+{
+    const int add = micro > 0 && plan->reduce_when == ZB_REDUCE_AT_BOUNDARY;
+    zb_ref_store(plan->grad_dtype, gradient, add, &sums->rank[rank]);
+}
+
+void zb_ref_sums_reduce(const zb_plan *plan, int64_t micro, zb_ref_sums *sums)
+{
+    const int every_micro_batch = plan->reduce_when == ZB_REDUCE_EVERY_MICRO_BATCH;
+    if (!every_micro_batch && micro < plan->accumulation_steps - 1) return;
+    zb_ref_reduce(plan->comm_dtype, sums->rank, sums->world_size, plan->average, &sums->average);
+    zb_ref_store(plan->grad_dtype, &sums->average, every_micro_batch && micro > 0, &sums->reduced);
 }
 
 /* --- the exact sum of squares --- */

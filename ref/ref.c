@@ -23,11 +23,9 @@ struct zb_ref {
     zb_ref_tensors master; /* fp32: what the optimizer writes */
     zb_ref_tensors values; /* the masters in the model's type: what forward reads */
     zb_ref_tensors exp_avg, exp_avg_sq;
-    zb_ref_tensors gradient;  /* of one micro-batch of one rank */
-    zb_ref_tensors *rank_sum; /* [world_size]: of the micro-batches that have not been reduced yet */
-    zb_ref_tensors average;   /* over ranks, of one reduction */
-    zb_ref_tensors reduced;   /* what the optimizer gets */
-    uint16_t *payload;        /* one parameter's elements as 16-bit numbers, for showing */
+    zb_ref_tensors gradient; /* of one micro-batch of one rank */
+    zb_ref_sums sums;
+    uint16_t *payload; /* one parameter's elements as 16-bit numbers, for showing */
 };
 
 /* --- what can be run --- */
@@ -63,6 +61,10 @@ static zb_status check_choices(const zb_plan *plan)
     if (plan->optimizer.kind != ZB_OPTIMIZER_ADAM && plan->optimizer.kind != ZB_OPTIMIZER_SGD)
         return zb_fail(ZB_UNSUPPORTED, "oracle: plan.optimizer.kind is %d, which is unknown",
                        (int)plan->optimizer.kind);
+    if (plan->optimizer.variant != ZB_ADAM_FUSED && plan->optimizer.variant != ZB_ADAM_TORCH)
+        return zb_fail(ZB_UNSUPPORTED,
+                       "oracle: plan.optimizer.variant is %d, only fused and torch are offered",
+                       (int)plan->optimizer.variant);
     return ZB_OK;
 }
 
@@ -139,13 +141,11 @@ static void set_weights(zb_ref *ref, const zb_weights *weights)
 static zb_status create_tensors(zb_ref *ref)
 {
     const zb_model *model = ref->model;
-    zb_ref_tensors *const single[] = { &ref->master,   &ref->values,  &ref->exp_avg, &ref->exp_avg_sq,
-                                       &ref->gradient, &ref->average, &ref->reduced };
+    zb_ref_tensors *const single[] = { &ref->master, &ref->values, &ref->exp_avg, &ref->exp_avg_sq,
+                                       &ref->gradient };
     for (size_t i = 0; i < sizeof single / sizeof single[0]; i++)
         ZB_TRY(zb_ref_tensors_create(model, single[i]));
-    ref->rank_sum = zb_alloc_array((size_t)ref->plan.world_size, sizeof *ref->rank_sum);
-    if (ref->rank_sum == NULL) return ZB_NO_MEMORY;
-    for (int r = 0; r < ref->plan.world_size; r++) ZB_TRY(zb_ref_tensors_create(model, &ref->rank_sum[r]));
+    ZB_TRY(zb_ref_sums_create(model, ref->plan.world_size, &ref->sums));
     ref->payload = zb_alloc_array(largest_param_numel(model), sizeof *ref->payload);
     return ref->payload == NULL ? ZB_NO_MEMORY : ZB_OK;
 }
@@ -196,18 +196,14 @@ void zb_ref_destroy(zb_ref *ref)
 {
     if (ref == NULL) return;
     for (int r = 0; ref->loader != NULL && r < ref->plan.world_size; r++) zb_loader_destroy(ref->loader[r]);
-    for (int r = 0; ref->rank_sum != NULL && r < ref->plan.world_size; r++)
-        zb_ref_tensors_destroy(&ref->rank_sum[r]);
     zb_free(ref->loader);
-    zb_free(ref->rank_sum);
     zb_free(ref->payload);
     zb_ref_tensors_destroy(&ref->master);
     zb_ref_tensors_destroy(&ref->values);
     zb_ref_tensors_destroy(&ref->exp_avg);
     zb_ref_tensors_destroy(&ref->exp_avg_sq);
     zb_ref_tensors_destroy(&ref->gradient);
-    zb_ref_tensors_destroy(&ref->average);
-    zb_ref_tensors_destroy(&ref->reduced);
+    zb_ref_sums_destroy(&ref->sums);
     zb_ref_pass_destroy(&ref->pass);
     zb_free(ref);
 }
@@ -290,7 +286,8 @@ static zb_status show_step(const zb_ref *ref, const zb_observer *observer, const
 {
     const zb_plan *plan = &ref->plan;
     const int64_t step = ref->step - 1; /* it has been counted */
-    ZB_TRY(show_tensors(ref, observer, ZB_Q_GRAD, plan->grad_dtype, step, TRAINABLE_PARAMS, &ref->reduced));
+    ZB_TRY(
+        show_tensors(ref, observer, ZB_Q_GRAD, plan->grad_dtype, step, TRAINABLE_PARAMS, &ref->sums.reduced));
     ZB_TRY(show_scalar(observer, ZB_Q_NORM, ZB_FP64, step, &scalars->norm));
     ZB_TRY(show_scalar(observer, ZB_Q_OVERFLOW, ZB_INT64, step, &scalars->overflow));
     ZB_TRY(show_scalar(observer, ZB_Q_LOSS_SCALE, ZB_FP64, step, &scalars->loss_scale));
@@ -331,28 +328,17 @@ static zb_status run_micro_batch(zb_ref *ref, const zb_observer *observer, int64
     return ZB_OK;
 }
 
-/*
- * All micro-batches of all ranks; leaves the sum over micro-batches of the average over ranks in
- * ref->reduced. The first micro-batch is stored, each later one added, in the plan's gradient type.
- */
+/* All micro-batches of all ranks; leaves the sum over micro-batches of the average over ranks in
+ * sums.reduced. */
 static zb_status compute_gradients(zb_ref *ref, const zb_observer *observer)
 {
     const zb_plan *plan = &ref->plan;
-    const int every_micro_batch = plan->reduce_when == ZB_REDUCE_EVERY_MICRO_BATCH;
     for (int64_t micro = 0; micro < plan->accumulation_steps; micro++) {
         for (int r = 0; r < plan->world_size; r++) {
             ZB_TRY(run_micro_batch(ref, observer, micro, r));
-            zb_ref_store(plan->grad_dtype, &ref->gradient, micro > 0 && !every_micro_batch,
-                         &ref->rank_sum[r]);
+            zb_ref_sums_add(plan, micro, r, &ref->gradient, &ref->sums);
         }
-        if (every_micro_batch) {
-            zb_ref_reduce(plan->comm_dtype, ref->rank_sum, plan->world_size, plan->average, &ref->average);
-            zb_ref_store(plan->grad_dtype, &ref->average, micro > 0, &ref->reduced);
-        }
-    }
-    if (!every_micro_batch) {
-        zb_ref_reduce(plan->comm_dtype, ref->rank_sum, plan->world_size, plan->average, &ref->average);
-        zb_ref_store(plan->grad_dtype, &ref->average, 0, &ref->reduced);
+        zb_ref_sums_reduce(plan, micro, &ref->sums);
     }
     return ZB_OK;
 }
@@ -371,7 +357,7 @@ static void update_weights(zb_ref *ref, const step_scalars *scalars)
         const zb_param *param = &ref->model->params[p];
         if (!param->requires_grad) continue;
         zb_ref_update(&optimizer, scalars->lr, applied, grad_scale, param->numel, ref->master.param[p],
-                      ref->reduced.param[p], ref->exp_avg.param[p], ref->exp_avg_sq.param[p]);
+                      ref->sums.reduced.param[p], ref->exp_avg.param[p], ref->exp_avg_sq.param[p]);
     }
     zb_ref_store(plan->param_dtype, &ref->master, 0, &ref->values);
 }
@@ -380,7 +366,7 @@ zb_status zb_ref_step(zb_ref *ref, const zb_observer *observer)
 {
     ZB_TRY(compute_gradients(ref, observer));
     step_scalars scalars = { .loss_scale = ref->scaler.scale, .lr = zb_schedule_lr(&ref->schedule) };
-    const double norm = zb_ref_norm(ref->model, &ref->reduced); /* finite unless a gradient is not */
+    const double norm = zb_ref_norm(ref->model, &ref->sums.reduced); /* finite unless a gradient is not */
     scalars.norm = norm / scalars.loss_scale;
     scalars.overflow = ref->plan.skip_on_overflow && !isfinite(norm);
 

@@ -42,6 +42,8 @@ typedef struct zb_zero_config {
     int contiguous_gradients, reduce_scatter;
     int overlap_comm; /* -1: not given, which means on at stage 3 and off elsewhere */
     uint64_t reduce_bucket_numel;
+    uint64_t sub_group_numel;  /* stage 3; of DeepSpeed's norm only */
+    int round_robin_gradients; /* stages 1, 2; only under deepspeed-0.19.6 semantics */
 } zb_zero_config;
 
 typedef struct zb_config {
@@ -88,6 +90,13 @@ ZB_API zb_status zb_scaler_derive(const zb_config *config, int stage, zb_dtype d
  * combination of types, that this version does not run yet.
  */
 ZB_API zb_status zb_plan_derive(const zb_config *config, int stage, zb_dtype dtype, int world_size, zb_plan *plan);
+
+/**
+ * The plan by which DeepSpeed 0.19.6 itself runs this config, which must have those semantics: its own stage and
+ * precision. ZB_UNSUPPORTED for what has not been seen in a recorded run: other optimizers than Adam, bf16 at
+ * stage 0, gradients accumulated or sent in another type than the model's.
+ */
+ZB_API zb_status zb_plan_derive_deepspeed(const zb_config *config, int world_size, zb_plan *plan);
 
 #ifdef __cplusplus
 }

@@ -177,13 +177,6 @@ ZB_API double zb_sum_squares_norm(const int64_t accumulator[ZB_SUM_SQUARES_WORDS
  * has its own type and widens exactly. When param is not NULL it receives p, rounded to param_dtype, in the same pass. ---
  */
 
-/** Whose Adam: the formulas differ in where they round. */
-typedef enum zb_adam_variant {
-    ZB_ADAM_FUSED, /* DeepSpeed's FusedAdam, csrc/adam/multi_tensor_adam.cu, without contraction */
-    ZB_ADAM_TORCH, /* torch.optim.Adam and AdamW 1.13, not foreach, on a CPU with AVX2 and fma   */
-    ZB_ADAM_CPU    /* DeepSpeedCPUAdam, csrc/includes/cpu_adam.h, on a CPU with AVX2 or AVX-512  */
-} zb_adam_variant;
-
 /**
  * Per element, with g = grad * grad_scale:
  *

@@ -16,6 +16,7 @@
 #include <zerobit/plan.h>
 #include <zerobit/random.h>
 #include <zerobit/ref.h>
+#include <zerobit/replay.h>
 #include <zerobit/schedule.h>
 #include <zerobit/sim.h>
 #include <zerobit/status.h>

@@ -11,6 +11,8 @@
 #define CIFAR        ZB_SOURCE_DIR "/examples/configs/cifar10.json"
 #define SMALL        CIFAR " --dtypes fp32 --model mlp:12-7-5 --micro-batch 3 "
 
+#define RUNS         ZB_SOURCE_DIR "/fixtures/deepspeed-runs/runs.json"
+
 typedef struct outcome {
     int exit;
     char *out, *err; /* owned */
@@ -55,7 +57,6 @@ static const struct refusal {
     { "", 2, "zerobit: which command? See zerobit --help\n" },
     { "verfy", 2, "zerobit: unknown command verfy; did you mean verify?\n" },
     { "frobnicate", 2, "zerobit: unknown command frobnicate; see zerobit --help\n" },
-    { "replay", 3, "zerobit: replay is not in this version\n" },
     { "explore", 3, "zerobit: explore is not in this version\n" },
     { "plan", 3, "zerobit: plan is not in this version\n" },
 
@@ -101,6 +102,12 @@ static const struct refusal {
     { "diff @/a @/b", 2, "cannot be read: No such file" },
     { "diff @ @", 2, "not a regular file" },
     { "diff " CIFAR " " CIFAR, 2, "not a whole trace: no trace signature at byte 0" },
+
+    { "replay", 2, "RUNS.json is missing" },
+    { "replay @/nothing", 2, "nothing: cannot be opened" },
+    { "replay " CIFAR, 2, "want an array" },
+    { "replay " RUNS " --run fp32", 2,
+      "--run fp32: " RUNS " has no such run, want one of: fp32-s1-w2 fp32-s1" },
 
     { "inspect", 2, "zerobit inspect: what?" },
     { "inspect bach", 2, "unknown topic bach; did you mean batch?" },
@@ -246,6 +253,24 @@ static void generated_data_is_read(void **state)
     expect("generate-cifar10 @/x.bin --records 40", 2, "", "x.bin: exists already");
     expect("verify " CIFAR " --dtypes fp32 --steps 2 --worlds 2 --data @/x.bin", 0, "all equal", "");
     expect("verify " SMALL "--data @/x.bin", 2, "", "input");
+}
+
+/* The file with one digit of the first recorded weight changed. */
+static void recorded_runs_are_replayed(void **state)
+{
+    (void)state;
+    expect("replay " RUNS, 0, "fp32-s3-w2-subgroups           2 ranks    3 steps  equal, 116 values\n", "");
+    expect("replay " RUNS " --run fp16-s0-w2", 0, "fp16-s0-w2                     2 ranks    4 steps  equal",
+           "");
+    size_t bytes;
+    char *text = (char *)read_whole(RUNS, &bytes);
+    text[bytes] = '\0';
+    char *weight = strstr(strstr(text, "\"hp\""), "[[\"") + 3;
+    *weight = *weight == '3' ? '4' : '3';
+    write_whole(in_folder("r"), (unsigned char *)text, bytes);
+    free(text);
+    expect("replay @/r --run fp32-s1-w2", 1, "after initialize, rank 0, fp32 weight p0[0]: 0x", "");
+    expect("replay @/r --run fp32-s2-w2", 0, "equal", "");
 }
 
 /* --- inspect: exactly one JSON value --- */
@@ -578,6 +603,7 @@ int main(void)
         IN_FOLDER(verify_of_the_example),
         IN_FOLDER(training_runs_are_compared),
         IN_FOLDER(generated_data_is_read),
+        IN_FOLDER(recorded_runs_are_replayed),
         IN_FOLDER(inspect_prints_json),
         IN_FOLDER(inspect_lr_of_each_scheduler),
         IN_FOLDER(inspect_loss_scale_by_stage),

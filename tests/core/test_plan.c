@@ -194,6 +194,88 @@ static void scaler_rule_of_each_stage(void **state)
     }
 }
 
+#define DEEPSPEED "\"zerobit\": {\"semantics\": \"deepspeed-0.19.6\"}"
+
+/* What DeepSpeed itself does at each stage and precision: the plan's line after the semantics, and the
+ * quirks. */
+static const struct deepspeed_case {
+    const char *members, *want;
+    zb_quirks quirks;
+} deepspeed_cases[] = {
+    { "\"zero_optimization\": {\"stage\": 0}",
+      "fp32 world 2 micro 2 x 2 reduce=boundary average=after order=rank norm=parameters-fp32 grad=fp32 "
+      "comm=fp32 scale=none overflow=apply",
+      { 1, 0, 1, 1, ZB_CLIP_COEFFICIENT } },
+    { "\"zero_optimization\": {\"stage\": 0}, \"fp16\": {\"enabled\": true}",
+      "fp16 world 2 micro 2 x 2 reduce=boundary average=after order=rank norm=flat-fp32 grad=fp16 "
+      "comm=fp16 scale=stage0:65536/1000/1 overflow=skip",
+      { 1, 1, 1, 1, ZB_CLIP_COMBINED } },
+    { "\"zero_optimization\": {\"stage\": 1}, \"fp16\": {\"enabled\": true}",
+      "fp16 world 2 micro 2 x 2 reduce=boundary average=before order=rank norm=partition-fp32 grad=fp16 "
+      "comm=fp16 scale=dynamic:65536/1000/2/1 overflow=skip",
+      { 0, 0, 1, 0, ZB_CLIP_COMBINED_FP32 } },
+    { "\"zero_optimization\": {\"stage\": 2}, \"bf16\": {\"enabled\": true}",
+      "bf16 world 2 micro 2 x 2 reduce=micro-batch average=before order=rank norm=partition-fp32 grad=bf16 "
+      "comm=bf16 scale=none overflow=skip",
+      { 0, 0, 1, 0, ZB_CLIP_COMBINED_FP32 } },
+    { "\"zero_optimization\": {\"stage\": 2}, \"bf16\": {\"enabled\": true, \"check_grad_overflow\": false}",
+      "bf16 world 2 micro 2 x 2 reduce=micro-batch average=before order=rank norm=partition-fp32 grad=bf16 "
+      "comm=bf16 scale=none overflow=apply",
+      { 0, 0, 1, 0, ZB_CLIP_COMBINED_FP32 } },
+    { "\"zero_optimization\": {\"stage\": 3}, \"bf16\": {\"enabled\": true}",
+      "bf16 world 2 micro 2 x 2 reduce=micro-batch average=before order=rank norm=partition-fp64 grad=bf16 "
+      "comm=bf16 scale=none overflow=apply",
+      { 0, 0, 1, 1, ZB_CLIP_COMBINED } },
+    { "\"zero_optimization\": {\"stage\": 2}, \"gradient_allreduce_op\": \"sum\"",
+      "fp32 world 2 micro 2 x 2 reduce=micro-batch average=sum order=rank norm=partition-fp32 grad=fp32 "
+      "comm=fp32 scale=none overflow=apply",
+      { 0, 0, 1, 0, ZB_CLIP_COMBINED_FP32 } },
+};
+
+static void deepspeed_plan_of_each_stage(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < COUNT(deepspeed_cases); i++) {
+        const struct deepspeed_case *c = &deepspeed_cases[i];
+        char text[1024];
+        snprintf(text, sizeof text,
+                 "{\"train_batch_size\": 8, \"gradient_accumulation_steps\": 2, " DEEPSPEED ", " OPTIMIZER
+                 ", %s}",
+                 c->members);
+        zb_config *config = parse(text);
+        zb_plan plan;
+        if (zb_plan_derive_deepspeed(config, 2, &plan) != ZB_OK)
+            fail_msg("row %zu: %s", i, zb_error_message());
+        zb_plan_describe(&plan, text, sizeof text);
+        assert_int_equal(strncmp(text, "deepspeed-0.19.6 ", 17), 0);
+        if (strcmp(text + 17, c->want) != 0) fail_msg("row %zu gives: %s", i, text);
+        assert_memory_equal(&plan.quirks, &c->quirks, sizeof plan.quirks);
+        assert_int_equal(zb_plan_derive_deepspeed(config, 3, &plan),
+                         ZB_INVALID_CONFIG); /* 8 = 3 x 2 x 1 + 2 */
+        zb_config_destroy(config);
+    }
+}
+
+/* Keys that mean something under these semantics only. */
+static void deepspeed_keys(void **state)
+{
+    (void)state;
+    zb_config *config = parse("{" DEEPSPEED ", \"zero_optimization\": {\"stage\": 2, "
+                              "\"round_robin_gradients\": \"yes\", \"sub_group_size\": 1e3}, "
+                              "\"optimizer\": {\"type\": \"AdamW\", \"params\": {\"torch_adam\": true}}}");
+    assert_int_equal(config->zero.round_robin_gradients, 1);
+    assert_int_equal(config->zero.sub_group_numel, 1000);
+    assert_int_equal(config->optimizer.variant, ZB_ADAM_TORCH);
+    zb_config_destroy(config);
+    config = parse("{\"zero_optimization\": {\"sub_group_size\": 1e300}}");
+    assert_int_equal(config->zero.sub_group_numel, (uint64_t)1 << 53);
+    zb_config_destroy(config);
+    config = parse("{}");
+    assert_int_equal(config->zero.sub_group_numel, 1000000000);
+    assert_int_equal(config->optimizer.variant, ZB_ADAM_FUSED);
+    zb_config_destroy(config);
+}
+
 static const struct derive_case {
     const char *text;
     int stage, world;
@@ -291,6 +373,12 @@ static void every_field_counts(void **state)
     DIFFERS(adam, optimizer.eps, 0.2);
     DIFFERS(adam, optimizer.bias_correction, 1);
     DIFFERS(adam, optimizer.decay_mode, ZB_DECAY_DECOUPLED);
+    DIFFERS(adam, optimizer.variant, ZB_ADAM_TORCH);
+    DIFFERS(adam, quirks.loss_unscaled, 1);
+    DIFFERS(adam, quirks.hidden_first_step, 1);
+    DIFFERS(adam, quirks.unscaled_by_next_scale, 1);
+    DIFFERS(adam, quirks.norm_by_next_scale, 1);
+    DIFFERS(adam, quirks.clip, ZB_CLIP_COEFFICIENT);
     SAME(adam, optimizer.momentum, 0.2);
     SAME(adam, optimizer.nesterov, 1);
     DIFFERS(sgd, optimizer.momentum, 0.2);
@@ -327,6 +415,11 @@ static void every_field_counts(void **state)
     zb_plan_describe(&stage0, text, sizeof text);
     assert_non_null(strstr(text, "scale=? "));
 
+    stage0.average = (zb_average)7;
+    stage0.norm = (zb_norm_method)7;
+    zb_plan_describe(&stage0, text, sizeof text);
+    assert_non_null(strstr(text, "average=? order=rank norm=? "));
+
     zb_plan one = adam;
     one.accumulation_steps = 1;
     SAME(one, reduce_when, ZB_REDUCE_EVERY_MICRO_BATCH);
@@ -337,9 +430,14 @@ static void every_field_counts(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(batch_triangle),         cmocka_unit_test(standard_plan_of_each_stage),
-        cmocka_unit_test(plan_of_each_precision), cmocka_unit_test(scaler_rule_of_each_stage),
-        cmocka_unit_test(underivable_plans),      cmocka_unit_test(every_field_counts),
+        cmocka_unit_test(batch_triangle),
+        cmocka_unit_test(standard_plan_of_each_stage),
+        cmocka_unit_test(plan_of_each_precision),
+        cmocka_unit_test(scaler_rule_of_each_stage),
+        cmocka_unit_test(deepspeed_plan_of_each_stage),
+        cmocka_unit_test(deepspeed_keys),
+        cmocka_unit_test(underivable_plans),
+        cmocka_unit_test(every_field_counts),
     };
     return cmocka_run_group_tests_name("plan", tests, NULL, NULL);
 }

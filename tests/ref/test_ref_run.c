@@ -849,6 +849,10 @@ static void break_optimizer(setting *s)
 {
     s->plan.optimizer.kind = (zb_optimizer_kind)7;
 }
+static void break_adam(setting *s)
+{
+    s->plan.optimizer.variant = ZB_ADAM_CPU;
+}
 static void break_scaler(setting *s)
 {
     s->plan.scaler = (zb_loss_scaler_config){ .kind = ZB_SCALER_STATIC, .initial_scale = -2.0 };
@@ -900,6 +904,7 @@ static const struct refusal {
     { "plan.order is 7", ZB_UNSUPPORTED, break_order },
     { "plan.norm is 7", ZB_UNSUPPORTED, break_norm },
     { "plan.optimizer.kind is 7", ZB_UNSUPPORTED, break_optimizer },
+    { "plan.optimizer.variant is 2", ZB_UNSUPPORTED, break_adam },
     { "scale is -2", ZB_INVALID_CONFIG, break_scaler },
     { "plan.world_size is 0", ZB_INVALID_ARGUMENT, break_world },
     { "plan.micro_batch_size is 0", ZB_INVALID_ARGUMENT, break_micro_batch },
