@@ -15,6 +15,7 @@
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 #define RUNS         ZB_SOURCE_DIR "/fixtures/deepspeed-runs/runs.json"
+#define GROWTH       ZB_SOURCE_DIR "/fixtures/deepspeed-runs/growth.json"
 
 static zb_replay_file *load(const char *path)
 {
@@ -40,28 +41,38 @@ static zb_replay_result replay(const zb_replay_run *run)
 
 /* --- equal --- */
 
-/* What is in the file is part of what is claimed: a run that went missing must be noticed. */
+/* What is in the files is part of what is claimed: a run that went missing must be noticed. */
 static const struct recorded {
-    const char *name;
+    const char *file, *name;
     uint64_t values;
 } recorded_runs[] = {
-    { "fp32-s0-w2-gas2", 200 },     { "fp16-s0-w2", 252 },
-    { "fp32-s1-w2", 147 },          { "fp32-s1-w3-gas2", 132 },
-    { "fp16-s1-w3-dynamic", 276 },  { "bf16-s1-w2", 116 },
-    { "fp32-s1-w4-noclip-l2", 92 }, { "fp32-s1-w2-torchadam", 116 },
-    { "fp32-s2-w2", 147 },          { "fp32-s2-w3-gas2", 132 },
-    { "fp16-s2-w3-dynamic", 276 },  { "bf16-s2-w2", 116 },
-    { "fp32-s2-w4-noclip-l2", 92 }, { "fp32-s2-w2-roundrobin", 116 },
-    { "fp32-s3-w2", 147 },          { "fp32-s3-w3-gas2", 132 },
-    { "fp16-s3-w3-dynamic", 276 },  { "bf16-s3-w2", 116 },
-    { "fp32-s3-w4-noclip-l2", 92 }, { "fp32-s3-w2-subgroups", 116 },
+    { RUNS, "fp32-s0-w2-gas2", 200 },     { RUNS, "fp16-s0-w2", 252 },
+    { RUNS, "fp32-s1-w2", 147 },          { RUNS, "fp32-s1-w3-gas2", 132 },
+    { RUNS, "fp16-s1-w3-dynamic", 276 },  { RUNS, "bf16-s1-w2", 116 },
+    { RUNS, "fp32-s1-w4-noclip-l2", 92 }, { RUNS, "fp32-s1-w2-torchadam", 116 },
+    { RUNS, "fp32-s2-w2", 147 },          { RUNS, "fp32-s2-w3-gas2", 132 },
+    { RUNS, "fp16-s2-w3-dynamic", 276 },  { RUNS, "bf16-s2-w2", 116 },
+    { RUNS, "fp32-s2-w4-noclip-l2", 92 }, { RUNS, "fp32-s2-w2-roundrobin", 116 },
+    { RUNS, "fp32-s3-w2", 147 },          { RUNS, "fp32-s3-w3-gas2", 132 },
+    { RUNS, "fp16-s3-w3-dynamic", 276 },  { RUNS, "bf16-s3-w2", 116 },
+    { RUNS, "fp32-s3-w4-noclip-l2", 92 }, { RUNS, "fp32-s3-w2-subgroups", 116 },
+    { GROWTH, "fp32-s0-w2-formula", 96 }, { GROWTH, "fp32-s1-w2-formula", 64 },
+    { GROWTH, "fp32-s2-w2-formula", 64 }, { GROWTH, "fp32-s3-w2-formula", 64 },
+    { GROWTH, "fp16-s1-w2-growth", 100 }, { GROWTH, "fp16-s3-w2-growth", 100 },
 };
+
+static size_t runs_expected_in(const char *path)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < COUNT(recorded_runs); i++) count += strcmp(recorded_runs[i].file, path) == 0;
+    return count;
+}
 
 static void check_equal(void **state)
 {
     const struct recorded *c = *state;
-    zb_replay_file *file = load(RUNS);
-    assert_int_equal(file->run_count, COUNT(recorded_runs));
+    zb_replay_file *file = load(c->file);
+    assert_int_equal(file->run_count, runs_expected_in(c->file));
     const zb_replay_run *run = find(file, c->name);
     const zb_replay_result result = replay(run);
     if (result.different) fail_msg("%s", result.text);

@@ -273,6 +273,28 @@ static void check_by_hand(void **state)
     setting_destroy(&s);
 }
 
+/* At rate 0 every step has the same gradient: nothing of one step is left in the next. */
+static void check_steps_start_from_nothing(void **state)
+{
+    (void)state;
+    const float inputs[] = { 2.0f, 0.0f, 1.0f, 2.0f }, targets[] = { 0.25f, 0.25f, 2.75f, -1.75f };
+    const array_dataset data = array_of(4, 1, 1, inputs, targets);
+    setting s = setting_of(&sgd_plan, 0.0, open_model("mlp-mse:1-1"), &data.base);
+    s.plan.world_size = 2;
+    s.plan.accumulation_steps = 2;
+    for (int when = ZB_REDUCE_AT_BOUNDARY; when <= ZB_REDUCE_EVERY_MICRO_BATCH; when++) {
+        record r = { .fail_at = -1 };
+        s.plan.reduce_when = (zb_reduce_when)when;
+        run(&s, 3, &r);
+        for (int step = 1; step < 3; step++)
+            for (int p = 0; p < 2; p++)
+                assert_true(same_bits(tensor_element(&r, ZB_Q_GRAD, step, p, 0),
+                                      tensor_element(&r, ZB_Q_GRAD, 0, p, 0)));
+        record_free(&r);
+    }
+    setting_destroy(&s);
+}
+
 /* Gradients 2^24, -2^24 (micro 0) and 1, 0 (micro 1) of two ranks: when to reduce decides whether the 1
  * survives. */
 static void check_when_to_reduce(void **state)
@@ -1024,6 +1046,7 @@ int main(void)
 {
     const struct CMUnitTest single[] = {
         cmocka_unit_test(check_by_hand),
+        cmocka_unit_test(check_steps_start_from_nothing),
         cmocka_unit_test(check_when_to_reduce),
         cmocka_unit_test(check_rank_order),
         cmocka_unit_test(check_overflow),
