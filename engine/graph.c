@@ -92,7 +92,6 @@ static zb_status order_gradients(zb_graph *g)
         const zb_param *param = &model->params[p];
         if (!param->requires_grad || param->numel == 0) continue;
         if (param->use_count == 0) g->ready_order[g->ready_count++] = p;
-        if (param->use_count > 1) g->tied_numel += param->numel;
         if (param->numel > g->max_param_numel) g->max_param_numel = param->numel;
     }
     return ZB_OK;

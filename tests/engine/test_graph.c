@@ -18,7 +18,7 @@ static const struct graph_case {
     const char *needs_grad[LIST_MAX];  /* modules whose bit is set, in order */
     const char *shares_grad[LIST_MAX]; /* likewise                         */
     const char *reads_weight[LIST_MAX];
-    size_t max_param, tied, max_activation;
+    size_t max_param, max_activation;
 } cases[] = {
     { "mlp",
       { "b.bias", "b.weight", "a.bias", "a.weight" },
@@ -41,7 +41,6 @@ static const struct graph_case {
       { NULL },
       { "b", "c", "d" },
       .max_param = 16,
-      .tied = 16,
       .max_activation = 4 },
     { "frozen prefix",
       { "b.bias", "b.weight" },
@@ -126,7 +125,6 @@ static void check_graph(void **state)
         reads[m] = graph.needs_grad[m] && zb_graph_backward_reads_weight(&graph, m);
     assert_set(model, "backward_reads_weight", reads, c->reads_weight);
     assert_int_equal(graph.max_param_numel, c->max_param);
-    assert_int_equal(graph.tied_numel, c->tied);
     assert_int_equal(graph.max_activation_numel, c->max_activation);
     zb_graph_destroy(&graph);
     zb_model_destroy(model);
