@@ -1,6 +1,6 @@
 /*
- * The front door of every communicator: checks arguments once, so that back ends need not, and counts what
- * each rank puts in.
+ * The front door of every communicator: checks arguments once, so that back ends need not, tells the
+ * observer, and counts what each rank puts in.
  */
 #include <zerobit/comm.h>
 
@@ -153,6 +153,7 @@ zb_status zb_comm_start(zb_comm *comm, const zb_collective *collective, zb_work 
     ZB_TRY(measure(comm, collective, &bytes));
     ZB_TRY(check_buffers(collective, &bytes));
     if (work != NULL) *work = (zb_work){ 0 };
+    if (comm->observer != NULL) ZB_TRY(comm->observer->starting(comm->observer->user, comm, collective));
     ZB_TRY(comm->ops->start(comm, collective, work));
 
     zb_traffic *traffic = &comm->traffic[collective->kind];

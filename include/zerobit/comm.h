@@ -79,6 +79,15 @@ typedef struct zb_comm_ops {
 
 typedef struct zb_traffic { uint64_t calls, bytes; } zb_traffic;
 
+/**
+ * Told of every collective that a rank starts on a communicator, in the order of its calls: after its arguments have been
+ * checked, before anything moves. A failure keeps the collective from being started and is passed on.
+ */
+typedef struct zb_comm_observer {
+    zb_status (*starting)(void *user, const zb_comm *comm, const zb_collective *collective);
+    void *user;
+} zb_comm_observer;
+
 /* Back ends put this first. */
 struct zb_comm {
     const zb_comm_ops *ops;
@@ -88,6 +97,7 @@ struct zb_comm {
      * (all_reduce n, reduce_scatter W n, all_gather W n, ...). On a ring a rank sends (W-1)/W of it, all_reduce twice that.
      */
     zb_traffic traffic[ZB_COLLECTIVE_COUNT];
+    const zb_comm_observer *observer; /* borrowed; NULL: nobody. May be set between two calls */
 };
 
 /**

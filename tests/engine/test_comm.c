@@ -168,6 +168,62 @@ static void a_start_that_fails_counts_nothing(void **state)
     assert_int_equal(note.base.traffic[ZB_COLLECTIVE_BARRIER].calls, 0);
 }
 
+/* --- the observer --- */
+
+typedef struct watch {
+    const note_comm *comm;
+    int count;
+    zb_collective seen[2];
+    int starts_before[2];
+    zb_status status;
+} watch;
+
+static zb_status note_starting(void *user, const zb_comm *comm, const zb_collective *collective)
+{
+    watch *w = user;
+    assert_ptr_equal(comm, &w->comm->base);
+    w->seen[w->count] = *collective;
+    w->starts_before[w->count++] = w->comm->starts;
+    return w->status;
+}
+
+static void observer_hears_of_what_is_let_through(void **state)
+{
+    (void)state;
+    note_comm note = rank1_of_3();
+    watch w = { .comm = &note };
+    const zb_comm_observer observer = { note_starting, &w };
+    note.base.observer = &observer;
+    assert_int_equal(zb_comm_start(&note.base, &(zb_collective)CALL(REDUCE, .send = a, .root = 9), NULL),
+                     ZB_INVALID_ARGUMENT);
+    assert_int_equal(w.count, 0);
+    assert_int_equal(zb_comm_start(&note.base, &(zb_collective)CALL(REDUCE, .send = a, .numel = 5), NULL),
+                     ZB_OK);
+    assert_int_equal(
+        zb_comm_start(&note.base, &(zb_collective)CALL(ALL_GATHER, .send = a, .recv = b, .numel = 2), NULL),
+        ZB_OK);
+    assert_int_equal(w.count, 2);
+    for (int i = 0; i < 2; i++) assert_int_equal(w.starts_before[i], i);
+    assert_int_equal(w.seen[0].kind, ZB_COLLECTIVE_REDUCE);
+    assert_int_equal(w.seen[0].numel, 5);
+    assert_int_equal(w.seen[1].kind, ZB_COLLECTIVE_ALL_GATHER);
+}
+
+static void observer_that_fails_stops_the_start(void **state)
+{
+    (void)state;
+    note_comm note = rank1_of_3();
+    watch w = { .comm = &note, .status = ZB_NO_MEMORY };
+    const zb_comm_observer observer = { note_starting, &w };
+    zb_work work = { .id = 5 };
+    note.base.observer = &observer;
+    assert_int_equal(zb_comm_start(&note.base, &(zb_collective)CALL(BARRIER, .send = NULL), &work),
+                     ZB_NO_MEMORY);
+    assert_int_equal(note.starts, 0);
+    assert_int_equal(work.id, 0);
+    assert_int_equal(note.base.traffic[ZB_COLLECTIVE_BARRIER].calls, 0);
+}
+
 static void work_is_waited_for_once(void **state)
 {
     (void)state;
@@ -299,15 +355,17 @@ static void self_splits_into_itself(void **state)
 
 int main(void)
 {
-    struct CMUnitTest tests[COUNT(refusals) + COUNT(passages) + COUNT(self_cases) + 6] = {
+    struct CMUnitTest tests[COUNT(refusals) + COUNT(passages) + COUNT(self_cases) + 8] = {
         cmocka_unit_test(a_start_that_fails_counts_nothing),
         cmocka_unit_test(work_is_waited_for_once),
         cmocka_unit_test(start_clears_the_work),
         cmocka_unit_test(names),
         cmocka_unit_test(self_broadcast_and_barrier_do_nothing),
         cmocka_unit_test(self_splits_into_itself),
+        cmocka_unit_test(observer_hears_of_what_is_let_through),
+        cmocka_unit_test(observer_that_fails_stops_the_start),
     };
-    size_t n = 6;
+    size_t n = 8;
     for (size_t i = 0; i < COUNT(refusals); i++)
         tests[n++] = (struct CMUnitTest){ refusals[i].name, check_refusal, NULL, NULL, (void *)&refusals[i] };
     for (size_t i = 0; i < COUNT(passages); i++)
