@@ -439,13 +439,17 @@ static zb_status draft_module(draft *d)
 zb_status zb_model_create(const char *name, const zb_shape *input, zb_loss_kind loss, zb_model **model_p)
 {
     ZB_TRY(check_name("model", name, ZB_NAME_BYTES - 1));
-    ZB_TRY(zb_shape_check(input, 1, "model input"));
-    if (loss != ZB_LOSS_CROSS_ENTROPY && loss != ZB_LOSS_MSE)
+    if (loss != ZB_LOSS_CROSS_ENTROPY && loss != ZB_LOSS_MSE && loss != ZB_LOSS_ELSEWHERE)
         return zb_fail(ZB_INVALID_ARGUMENT, "model \"%s\": unknown loss %d", name, (int)loss);
+    if (loss != ZB_LOSS_ELSEWHERE)
+        ZB_TRY(zb_shape_check(input, 1, "model input"));
+    else if (input != NULL)
+        return zb_fail(ZB_INVALID_ARGUMENT, "model \"%s\": has an input, want NULL: its forward is elsewhere",
+                       name);
     zb_model *model = zb_alloc(sizeof *model);
     if (model == NULL) return ZB_NO_MEMORY;
     snprintf(model->name, sizeof model->name, "%s", name);
-    model->input = *input;
+    if (input != NULL) model->input = *input;
     model->loss = loss;
     *model_p = model;
     return ZB_OK;
@@ -501,6 +505,10 @@ zb_status zb_model_add(zb_model *model, const zb_module_spec *spec)
 {
     ZB_TRY(check_module_name(model, spec->name));
     ZB_TRY(check_fields(spec));
+    if (model->loss == ZB_LOSS_ELSEWHERE && spec->kind != ZB_MODULE_PARAMETER)
+        return zb_fail(ZB_INVALID_ARGUMENT,
+                       "module \"%s\": is a %s, want a parameter: the forward of model \"%s\" is elsewhere",
+                       spec->name, zb_module_kind_name(spec->kind), model->name);
     draft d = { .model = model,
                 .spec = spec,
                 .module = { .kind = spec->kind, .weight = ZB_NO_PARAM, .bias = ZB_NO_PARAM } };
@@ -537,6 +545,10 @@ static zb_status check_no_dangling(const zb_model *model)
 zb_status zb_model_finish(zb_model *model)
 {
     int last = zb_model_output_module(model);
+    if (model->loss == ZB_LOSS_ELSEWHERE) {
+        if (model->param_count > 0) return ZB_OK;
+        return zb_fail(ZB_INVALID_ARGUMENT, "model \"%s\": has no parameter", model->name);
+    }
     if (last == ZB_MODEL_INPUT)
         return zb_fail(ZB_INVALID_ARGUMENT, "model \"%s\": no module gives an output", model->name);
     const zb_shape *out = &model->modules[last].out;

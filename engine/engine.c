@@ -12,6 +12,7 @@
 #include <zerobit/memory.h>
 
 #include "core/model_parts.h"
+#include "engine/external.h"
 #include "engine/state.h"
 #include "kernels/kernels.h"
 
@@ -29,21 +30,26 @@ static zb_status convert_staged(const zb_engine *e, zb_dtype to_dtype, zb_dtype 
         .to = to, .to_dtype = to_dtype, .from = e->staging, .from_dtype = from_dtype, .numel = numel });
 }
 
-zb_status zb_engine_load_initial(zb_engine *e, int param, size_t first, size_t numel, void *to)
+zb_status zb_engine_put_staged(zb_engine *e, size_t numel, void *to)
 {
     zb_dtype dtype = e->plan.param_dtype;
+    const void *rounded;
+    ZB_TRY(convert_staged(e, dtype, ZB_FP32, numel, &rounded));
+    ZB_TRY(zb_copy_in(e->compute, to, rounded, numel * zb_dtype_bytes(dtype)));
+    return zb_stream_wait_idle(e->compute); /* staging is used again */
+}
+
+zb_status zb_engine_load_initial(zb_engine *e, int param, size_t first, size_t numel, void *to)
+{
     while (numel > 0) {
         size_t chunk = numel < ZB_STAGING_NUMEL ? numel : ZB_STAGING_NUMEL;
-        const void *rounded;
         if (e->weights != NULL)
             memcpy(e->staging, e->weights->values[param] + first, chunk * sizeof(float));
         else
             zb_model_init_param(e->model, param, e->init_seed, first, chunk, e->staging);
-        ZB_TRY(convert_staged(e, dtype, ZB_FP32, chunk, &rounded));
-        ZB_TRY(zb_copy_in(e->compute, to, rounded, chunk * zb_dtype_bytes(dtype)));
-        ZB_TRY(zb_stream_wait_idle(e->compute)); /* staging is used again */
+        ZB_TRY(zb_engine_put_staged(e, chunk, to));
         first += chunk;
-        to = zb_at(to, chunk, dtype);
+        to = zb_at(to, chunk, e->plan.param_dtype);
         numel -= chunk;
     }
     return ZB_OK;
@@ -127,6 +133,9 @@ int zb_overlap_comm(const zb_config *config, int stage)
 static zb_status check_dataset(const zb_model *model, const zb_dataset *dataset)
 {
     char have[ZB_SHAPE_TEXT_BYTES], want[ZB_SHAPE_TEXT_BYTES];
+    if (model->loss == ZB_LOSS_ELSEWHERE)
+        return zb_fail(ZB_INVALID_ARGUMENT, "a data set for model %s, whose forward is elsewhere: want none",
+                       model->name);
     if (!zb_shape_equal(&dataset->input, &model->input))
         return zb_fail(ZB_INVALID_ARGUMENT, "data set has samples of shape %s, model %s wants %s",
                        zb_shape_format(&dataset->input, have), model->name,
@@ -180,7 +189,7 @@ static void note_traffic(zb_engine *e)
 
 static zb_status set_up(zb_engine *e, const zb_engine_options *options, int stage)
 {
-    if (zb_model_output_module(e->model) == ZB_MODEL_INPUT)
+    if (zb_model_output_module(e->model) == ZB_MODEL_INPUT && e->model->loss != ZB_LOSS_ELSEWHERE)
         return zb_fail(ZB_INVALID_ARGUMENT, "model %s has no module with an output", e->model->name);
     ZB_TRY(zb_graph_create(e->model, &e->graph));
     ZB_TRY(zb_layout_create(e->model, stage, e->comm->world_size, &e->layout));
@@ -282,6 +291,10 @@ double zb_engine_global_grad_norm(const zb_engine *e)
 {
     return e->grad_norm;
 }
+double zb_engine_loss_scale(const zb_engine *e)
+{
+    return e->scaler.scale;
+}
 
 /* --- a micro-batch --- */
 
@@ -292,14 +305,20 @@ zb_status zb_engine_check_whole(const zb_engine *e, const char *name)
                    "%s called after a failure broke a step off; all that is left is zb_engine_destroy", name);
 }
 
-static zb_status expect_phase(const zb_engine *e, enum zb_micro_phase phase)
+static const char *const phase_names[] = { "forward", "backward", "step" };
+
+static zb_status expect_call(const zb_engine *e, enum zb_micro_phase phase, const char *call)
 {
-    static const char *const names[] = { "forward", "backward", "step" };
-    ZB_TRY(zb_engine_check_whole(e, names[phase]));
+    ZB_TRY(zb_engine_check_whole(e, call));
     if (e->phase == phase) return ZB_OK;
     return zb_fail(ZB_INVALID_ARGUMENT,
-                   "%s called where %s is due (a micro-batch goes forward, backward, step)", names[phase],
-                   names[e->phase]);
+                   "%s called where %s is due (a micro-batch goes forward, backward, step)", call,
+                   phase_names[e->phase]);
+}
+
+static zb_status expect_phase(const zb_engine *e, enum zb_micro_phase phase)
+{
+    return expect_call(e, phase, phase_names[phase]);
 }
 
 /* A step that breaks off leaves buckets half full and parameters half gathered: nothing to go on from. */
@@ -326,6 +345,14 @@ zb_status zb_engine_backward(zb_engine *e)
     ZB_TRY(expect_phase(e, ZB_WANTS_BACKWARD));
     float seed = (float)e->scaler.scale, divisor = (float)e->plan.accumulation_steps;
     return enter_phase(e, ZB_WANTS_STEP, zb_executor_backward(&e->executor, e->stage, seed, divisor));
+}
+
+zb_status zb_engine_external_micro_batch(zb_engine *e, zb_external_kind kind, const float *const *values)
+{
+    ZB_TRY(expect_call(e, ZB_WANTS_FORWARD, "external_micro_batch"));
+    ZB_TRY(zb_external_check(e, values));
+    float seed = (float)e->scaler.scale, divisor = (float)e->plan.accumulation_steps;
+    return enter_phase(e, ZB_WANTS_STEP, zb_external_run(e, kind, values, seed, divisor));
 }
 
 /* --- the boundary step --- */

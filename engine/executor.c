@@ -29,36 +29,44 @@ static void *element(void *array, size_t element_bytes, int index)
     return array == NULL ? NULL : (char *)array + (size_t)index * element_bytes;
 }
 
+/* What a pass of this model's own takes. */
+static void visit_pass(buffer_visit *v, const zb_graph *graph, zb_dtype dtype, size_t rows, zb_executor *e)
+{
+    const zb_model *model = graph->model;
+    const size_t tensor = zb_dtype_bytes(dtype);
+    size_t output_numel = zb_shape_numel(&model->modules[zb_model_output_module(model)].out);
+
+    visit(v, ZB_MEM_ACTIVATION, rows * zb_shape_numel(&model->input), tensor, &e->input);
+    if (dtype != ZB_FP32)
+        visit(v, ZB_MEM_ACTIVATION, rows * zb_shape_numel(&model->input), sizeof(float), &e->input_fp32);
+    for (int m = 0; m < model->module_count; m++) {
+        size_t numel = zb_shape_numel(&model->modules[m].out);
+        visit(v, ZB_MEM_ACTIVATION, rows * graph->value_numel[m], tensor,
+              element(e->value, sizeof *e->value, m));
+        if (graph->needs_grad[m] && !graph->shares_grad[m])
+            visit(v, ZB_MEM_ACTIVATION, rows * numel, tensor, element(e->grad, sizeof *e->grad, m));
+        if (model->modules[m].kind == ZB_MODULE_MAXPOOL2D)
+            visit(v, ZB_MEM_ACTIVATION, rows * numel, sizeof(int32_t),
+                  element(e->argmax, sizeof *e->argmax, m));
+    }
+    if (model->loss == ZB_LOSS_CROSS_ENTROPY) {
+        visit(v, ZB_MEM_ACTIVATION, rows, sizeof(int32_t), &e->labels);
+        visit(v, ZB_MEM_ACTIVATION, rows * output_numel, sizeof(float), &e->log_probs);
+        visit(v, ZB_MEM_ACTIVATION, rows, sizeof(float), &e->row_loss);
+    } else {
+        visit(v, ZB_MEM_ACTIVATION, rows * output_numel, sizeof(float), &e->targets);
+    }
+    visit(v, ZB_MEM_ACTIVATION, 1, sizeof(float), &e->loss);
+}
+
 static zb_status visit_buffers(const zb_graph *graph, zb_dtype dtype, size_t rows, zb_executor *e,
                                visit_fn *fn, void *context)
 {
     const zb_model *model = graph->model;
     const size_t tensor = zb_dtype_bytes(dtype);
-    size_t output_numel = zb_shape_numel(&model->modules[zb_model_output_module(model)].out);
     buffer_visit v = { fn, context, ZB_OK };
 
-    visit(&v, ZB_MEM_ACTIVATION, rows * zb_shape_numel(&model->input), tensor, &e->input);
-    if (dtype != ZB_FP32)
-        visit(&v, ZB_MEM_ACTIVATION, rows * zb_shape_numel(&model->input), sizeof(float), &e->input_fp32);
-    for (int m = 0; m < model->module_count; m++) {
-        size_t numel = zb_shape_numel(&model->modules[m].out);
-        visit(&v, ZB_MEM_ACTIVATION, rows * graph->value_numel[m], tensor,
-              element(e->value, sizeof *e->value, m));
-        if (graph->needs_grad[m] && !graph->shares_grad[m])
-            visit(&v, ZB_MEM_ACTIVATION, rows * numel, tensor, element(e->grad, sizeof *e->grad, m));
-        if (model->modules[m].kind == ZB_MODULE_MAXPOOL2D)
-            visit(&v, ZB_MEM_ACTIVATION, rows * numel, sizeof(int32_t),
-                  element(e->argmax, sizeof *e->argmax, m));
-    }
-    if (model->loss == ZB_LOSS_CROSS_ENTROPY) {
-        visit(&v, ZB_MEM_ACTIVATION, rows, sizeof(int32_t), &e->labels);
-        visit(&v, ZB_MEM_ACTIVATION, rows * output_numel, sizeof(float), &e->log_probs);
-        visit(&v, ZB_MEM_ACTIVATION, rows, sizeof(float), &e->row_loss);
-    } else {
-        visit(&v, ZB_MEM_ACTIVATION, rows * output_numel, sizeof(float), &e->targets);
-    }
-    visit(&v, ZB_MEM_ACTIVATION, 1, sizeof(float), &e->loss);
-
+    if (model->loss != ZB_LOSS_ELSEWHERE) visit_pass(&v, graph, dtype, rows, e);
     visit(&v, ZB_MEM_WORKSPACE, graph->max_param_numel, tensor, &e->param_scratch);
     for (int p = 0; p < model->param_count; p++)
         if (model->params[p].requires_grad && model->params[p].use_count > 1)
@@ -248,6 +256,11 @@ static zb_status check_labels(const zb_batch *batch, size_t classes)
 zb_status zb_executor_check_batch(const zb_executor *e, const zb_batch *batch)
 {
     const zb_model *model = e->graph->model;
+    if (model->loss == ZB_LOSS_ELSEWHERE)
+        return zb_fail(ZB_INVALID_ARGUMENT,
+                       "forward called for model %s, whose forward is elsewhere: its gradients come by "
+                       "zb_engine_external_micro_batch",
+                       model->name);
     if (batch->rows < 1 || (uint64_t)batch->rows > e->max_rows)
         return zb_fail(ZB_INVALID_ARGUMENT, "batch has %lld rows, want 1 to %zu (the micro-batch size)",
                        (long long)batch->rows, e->max_rows);

@@ -36,6 +36,16 @@ int zb_graph_backward_reads_weight(const zb_graph *graph, int module)
     return m->weight != ZB_NO_PARAM && input_needs_grad(graph, m);
 }
 
+int zb_graph_first_use(const zb_graph *graph, int param)
+{
+    for (int m = 0; m < graph->model->module_count; m++) {
+        const zb_module *module = &graph->model->modules[m];
+        if (module->kind != ZB_MODULE_PARAMETER && (module->weight == param || module->bias == param))
+            return m;
+    }
+    return -1;
+}
+
 static int consumer_count(const zb_model *model, int activation)
 {
     int count = 0;

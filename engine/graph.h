@@ -33,6 +33,9 @@ void zb_graph_destroy(zb_graph *graph);
 
 /* Backward of this module reads its weight: a gradient for its input is wanted. */
 int zb_graph_backward_reads_weight(const zb_graph *graph, int module);
+/* The first module in forward order that uses the parameter: where backward completes its gradient. -1: none.
+ */
+int zb_graph_first_use(const zb_graph *graph, int param);
 zb_conv2d_shape zb_graph_conv2d_shape(const zb_module *module, size_t rows);
 
 #endif

@@ -51,6 +51,9 @@ struct zb_engine {
 /* Put elements [first, first + numel) of a parameter's initial values at `to`, on the device, rounded to
  * param_dtype. */
 zb_status zb_engine_load_initial(zb_engine *engine, int param, size_t first, size_t numel, void *to);
+/* The first `numel` numbers of the staging buffer (ZB_STAGING_NUMEL at most) to `to`, on the device, rounded
+ * to param_dtype. */
+zb_status zb_engine_put_staged(zb_engine *engine, size_t numel, void *to);
 /* The other way: widened to fp32, into host memory. */
 zb_status zb_engine_save_widened(zb_engine *engine, float *to, const void *from, size_t numel);
 /* A micro-batch's gradient into what is accumulated (grad_dtype): stored in the first micro-batch of a step,

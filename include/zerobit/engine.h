@@ -55,6 +55,18 @@ ZB_API int zb_engine_stage(const zb_engine *engine);
 ZB_API zb_status zb_engine_forward(zb_engine *engine, const zb_batch *batch, float *loss);
 /** Of the last forward. Gradients are divided by the accumulation steps at the engine's output. */
 ZB_API zb_status zb_engine_backward(zb_engine *engine);
+
+typedef enum zb_external_kind {
+    ZB_EXTERNAL_INPUT,   /* x of the loss sum(p.float() * x): the gradient is seed * x, rounded to the model's type; seed is the
+                            loss's own gradient as zb_engine_backward starts from it, divided by the accumulation steps, in fp32 */
+    ZB_EXTERNAL_GRADIENT /* the gradient itself, rounded to the model's type: loss scale and accumulation steps are in it */
+} zb_external_kind;
+/**
+ * Forward and backward in one, with the rank's local gradients from outside: values[param] has the parameter's numel, in host
+ * memory; frozen parameters are not looked at. Gradients become ready as backward would make them ready, those of a list of
+ * parameters (ZB_LOSS_ELSEWHERE) from the last to the first. zb_engine_step follows.
+ */
+ZB_API zb_status zb_engine_external_micro_batch(zb_engine *engine, zb_external_kind kind, const float *const *values);
 /** At the accumulation boundary: reduce, norm, clip, optimizer, publish, scheduler. Otherwise only counts. */
 ZB_API zb_status zb_engine_step(zb_engine *engine);
 ZB_API int zb_engine_is_boundary(const zb_engine *engine); /* of the micro-batch under way */
@@ -64,6 +76,7 @@ ZB_API zb_status zb_engine_train_step(zb_engine *engine, const zb_observer *obse
 
 typedef struct zb_counters { int64_t micro_steps, global_steps, global_samples, skipped_steps; } zb_counters;
 ZB_API zb_counters zb_engine_counters(const zb_engine *engine);
+ZB_API double zb_engine_loss_scale(const zb_engine *engine); /* that the next micro-batch is made with */
 /** Global gradient norm of the last boundary step, before clipping. */
 ZB_API double zb_engine_global_grad_norm(const zb_engine *engine);
 

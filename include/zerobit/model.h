@@ -30,7 +30,11 @@ typedef enum zb_module_kind {
 } zb_module_kind;
 ZB_API const char *zb_module_kind_name(zb_module_kind kind);
 
-typedef enum zb_loss_kind { ZB_LOSS_CROSS_ENTROPY, ZB_LOSS_MSE } zb_loss_kind;
+typedef enum zb_loss_kind {
+    ZB_LOSS_CROSS_ENTROPY,
+    ZB_LOSS_MSE,
+    ZB_LOSS_ELSEWHERE /* a list of parameters: forward and backward are made by someone else (zb_engine_external_micro_batch) */
+} zb_loss_kind;
 
 /** Shape of one sample, without the batch dimension. */
 typedef struct zb_shape {
@@ -89,10 +93,10 @@ typedef struct zb_module_spec {
 
 /* A refusal is ZB_INVALID_ARGUMENT and leaves the model as it was. A member that the kind does not take must be 0. */
 
-/** The caller owns *model_p (zb_model_destroy). */
+/** The caller owns *model_p (zb_model_destroy). ZB_LOSS_ELSEWHERE takes no input (NULL), and then only PARAMETER modules. */
 ZB_API zb_status zb_model_create(const char *name, const zb_shape *input, zb_loss_kind loss, zb_model **model_p);
 ZB_API zb_status zb_model_add(zb_model *model, const zb_module_spec *spec);
-/** Checks the whole: at least one module with output, cross entropy over a flat output, no dangling output. */
+/** Checks the whole: at least one module with output, cross entropy over a flat output, no dangling output. ZB_LOSS_ELSEWHERE: a parameter. */
 ZB_API zb_status zb_model_finish(zb_model *model);
 ZB_API void zb_model_destroy(zb_model *model);
 

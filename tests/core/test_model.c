@@ -479,6 +479,26 @@ static void a_parameter_behind_the_output_is_not_the_output(void **state)
     zb_model_destroy(model);
 }
 
+static void forward_elsewhere_is_a_list_of_parameters(void **state)
+{
+    (void)state;
+    zb_model *model = NULL;
+    assert_int_equal(zb_model_create("list", &(zb_shape)VECTOR(4), ZB_LOSS_ELSEWHERE, &model),
+                     ZB_INVALID_ARGUMENT);
+    assert_non_null(strstr(zb_error_message(), "has an input, want NULL"));
+    assert_int_equal(zb_model_create("list", NULL, ZB_LOSS_ELSEWHERE, &model), ZB_OK);
+    assert_int_equal(zb_model_finish(model), ZB_INVALID_ARGUMENT);
+    assert_non_null(strstr(zb_error_message(), "has no parameter"));
+    assert_int_equal(zb_model_add(model, &(zb_module_spec){ .kind = ZB_MODULE_RELU, .name = "r" }),
+                     ZB_INVALID_ARGUMENT);
+    assert_non_null(strstr(zb_error_message(), "is a relu, want a parameter"));
+    const zb_module_spec spec = { .kind = ZB_MODULE_PARAMETER, .name = "p0", .shape = VECTOR(3) };
+    assert_int_equal(zb_model_add(model, &spec), ZB_OK);
+    assert_int_equal(zb_model_finish(model), ZB_OK);
+    assert_int_equal(zb_model_output_module(model), ZB_MODEL_INPUT);
+    zb_model_destroy(model);
+}
+
 static void tied_weight_is_one_parameter_used_twice(void **state)
 {
     (void)state;
@@ -752,6 +772,7 @@ int main(void)
     static const struct CMUnitTest single[] = {
         cmocka_unit_test(residual_block_resolves_its_inputs),
         cmocka_unit_test(a_parameter_behind_the_output_is_not_the_output),
+        cmocka_unit_test(forward_elsewhere_is_a_list_of_parameters),
         cmocka_unit_test(tied_weight_is_one_parameter_used_twice),
         cmocka_unit_test(longest_name_fits),
         cmocka_unit_test(kinds_have_names),
