@@ -5,6 +5,7 @@
 #include <zerobit/replay.h>
 
 #include <ctype.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
@@ -25,6 +26,8 @@ static void destroy_entry(zb_replay_entry *entry)
     for (size_t t = 0; entry->masters != NULL && t < entry->master_count; t++)
         zb_free(entry->masters[t].data);
     zb_free(entry->masters);
+    zb_free(entry->lr);
+    zb_free(entry->calls);
     zb_free(entry->error);
 }
 
@@ -194,17 +197,65 @@ static zb_status read_masters(const zb_json_at *at, zb_replay_entry *entry)
     return ZB_OK;
 }
 
+static zb_status read_rates(const zb_json_at *at, zb_replay_entry *entry)
+{
+    size_t count = 0;
+    ZB_TRY(zb_json_array(at, &count));
+    if (count == 0) return zb_json_fail(at, ZB_INVALID_CONFIG, "the rate of each parameter group");
+    entry->lr = zb_alloc_array(count, sizeof *entry->lr);
+    if (entry->lr == NULL) return ZB_NO_MEMORY;
+    for (zb_json_at rate = zb_json_first(at); rate.value != NULL; rate = zb_json_next(&rate))
+        ZB_TRY(read_hex_double(&rate, &entry->lr[entry->lr_count++]));
+    return ZB_OK;
+}
+
+/* Texts and integers, put behind one another. */
+static zb_status read_call(const zb_json_at *at, zb_replay_call *call)
+{
+    size_t used = 0, count = 0;
+    ZB_TRY(zb_json_array(at, &count));
+    for (zb_json_at item = zb_json_first(at); item.value != NULL; item = zb_json_next(&item)) {
+        const char *space = used > 0 ? " " : "", *text;
+        int64_t number;
+        int length;
+        if (cJSON_IsString(item.value)) {
+            ZB_TRY(zb_json_string(&item, &text));
+            length = snprintf(call->text + used, sizeof call->text - used, "%s%s", space, text);
+        } else {
+            ZB_TRY(zb_json_int64(&item, -1, ZB_JSON_MAX_INTEGER, &number));
+            length = snprintf(call->text + used, sizeof call->text - used, "%s%" PRId64, space, number);
+        }
+        used += (size_t)length;
+        if (used >= sizeof call->text)
+            return zb_json_fail(at, ZB_INVALID_CONFIG, "a collective of at most %zu characters",
+                                sizeof call->text - 1);
+    }
+    return ZB_OK;
+}
+
+static zb_status read_calls(const zb_json_at *at, zb_replay_entry *entry)
+{
+    size_t count = 0;
+    if (!zb_json_given(at)) return ZB_OK;
+    ZB_TRY(zb_json_array(at, &count));
+    entry->calls = zb_alloc_array(count, sizeof *entry->calls);
+    if (entry->calls == NULL) return ZB_NO_MEMORY;
+    for (zb_json_at call = zb_json_first(at); call.value != NULL; call = zb_json_next(&call))
+        ZB_TRY(read_call(&call, &entry->calls[entry->call_count++]));
+    return ZB_OK;
+}
+
 static zb_status read_scalars(const zb_json_at *at, zb_replay_entry *entry)
 {
     zb_json_at norm = zb_json_member(at, "norm"), scale = zb_json_member(at, "scale");
     zb_json_at rates = zb_json_member(at, "lr"), skipped = zb_json_member(at, "skipped");
+    zb_json_at calls = zb_json_member(at, "comm");
     entry->has_norm = zb_json_given(&norm);
     if (entry->has_norm) ZB_TRY(read_hex_double(&norm, &entry->norm));
     entry->has_scale = zb_json_given(&scale);
     if (entry->has_scale) ZB_TRY(zb_json_double(&scale, &entry->scale));
-    ZB_TRY(expect_count(&rates, 1));
-    zb_json_at rate = zb_json_first(&rates);
-    ZB_TRY(read_hex_double(&rate, &entry->lr));
+    ZB_TRY(read_rates(&rates, entry));
+    ZB_TRY(read_calls(&calls, entry));
     return zb_json_int64(&skipped, 0, ZB_JSON_MAX_INTEGER, &entry->skipped);
 }
 

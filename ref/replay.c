@@ -1,14 +1,10 @@
 /*
- * A recorded run of DeepSpeed 0.19.6, replayed: the recorded gradients go through the plan of the run's
- * stage, and after every step each rank's fp32 weights, norm, loss scale, learning rate and skipped steps are
- * compared with what was recorded, to the bit. Reading order: zb_replay_by_oracle, step, compare_entry.
+ * A recorded run of DeepSpeed 0.19.6, played by the oracle: the recorded gradients go through the plan of the
+ * run's stage. Reading order: zb_replay_by_oracle, step, state.
  */
 #include <zerobit/replay.h>
 
-#include <inttypes.h>
 #include <math.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <string.h>
 #include <zerobit/memory.h>
 
@@ -28,6 +24,9 @@ typedef struct replay {
     int64_t skipped;
     int has_norm; /* of a step that was not skipped */
     double norm;
+    /* What `state` hands out. */
+    zb_replay_piece *pieces; /* [param_count] */
+    double lr;
 } replay;
 
 /* --- create, destroy --- */
@@ -89,6 +88,8 @@ static zb_status fill(replay *r)
     ZB_TRY(zb_loss_scaler_init(&r->scaler, &r->plan.scaler));
     ZB_TRY(create_model(run, &r->model));
     ZB_TRY(create_shards(r));
+    r->pieces = zb_alloc_array((size_t)run->param_count, sizeof *r->pieces);
+    if (r->pieces == NULL) return ZB_NO_MEMORY;
     zb_ref_tensors *const tensors[] = { &r->master, &r->exp_avg, &r->exp_avg_sq, &r->gradient };
     for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++)
         ZB_TRY(zb_ref_tensors_create(&r->model, tensors[i]));
@@ -106,6 +107,7 @@ static void destroy(replay *r)
     for (int rank = 0; r->shards != NULL && rank < r->run->world_size; rank++)
         zb_ref_shard_destroy(&r->shards[rank]);
     zb_free(r->shards);
+    zb_free(r->pieces);
     zb_free(r->model.params);
     zb_ref_tensors_destroy(&r->master);
     zb_ref_tensors_destroy(&r->exp_avg);
@@ -163,8 +165,9 @@ static void update_weights(replay *r, double scale_before)
 }
 
 /* ZB_LOSS_SCALE where DeepSpeed gives up. */
-static zb_status step(replay *r, size_t index)
+static zb_status step(void *self, size_t index)
 {
+    replay *r = self;
     compute_gradients(r, index);
     const double scale_before = r->scaler.scale;
     const int overflow = overflows(r);
@@ -178,138 +181,44 @@ static zb_status step(replay *r, size_t index)
     return ZB_OK;
 }
 
-/* --- comparing --- */
+/* --- what a rank holds --- */
 
-/* Where a comparison is, and what has come of it. */
-typedef struct place {
-    int64_t step; /* -1: after initialize */
-    int rank;
-    zb_replay_result *result;
-} place;
-
-/* Returns whether to stop. */
-static int differs(const place *at, const char *format, ...) __attribute__((format(printf, 2, 3)));
-static int differs(const place *at, const char *format, ...)
+static void state(void *self, int rank, zb_replay_state *out)
 {
-    zb_replay_result *result = at->result;
-    const size_t room = sizeof result->text;
-    int used = at->step < 0 ? snprintf(result->text, room, "after initialize, rank %d, ", at->rank)
-                            : snprintf(result->text, room, "step %" PRId64 ", rank %d, ", at->step, at->rank);
-    va_list args;
-    va_start(args, format);
-    vsnprintf(result->text + used, room - (size_t)used, format, args);
-    va_end(args);
-    result->different = 1;
-    return 1;
-}
-
-static int same_double(double a, double b)
-{
-    return (isnan(a) && isnan(b)) || memcmp(&a, &b, sizeof a) == 0;
-}
-
-static uint32_t bits_of(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static int same_float(float a, float b)
-{
-    return (isnan(a) && isnan(b)) || bits_of(a) == bits_of(b);
-}
-
-/* A quantity that DeepSpeed may leave out: null. */
-static int compare_optional(const place *at, const char *what, int has_recorded, double recorded, int has_own,
-                            double own)
-{
-    at->result->values_compared++;
-    if (!has_recorded != !has_own)
-        return differs(at, "%s: %s recorded, %s by the oracle", what, has_recorded ? "a number" : "null",
-                       has_own ? "a number" : "null");
-    if (has_own && !same_double(recorded, own))
-        return differs(at, "%s: %a recorded, %a by the oracle", what, recorded, own);
-    return 0;
-}
-
-static int compare_scalars(const replay *r, const place *at, const zb_replay_entry *entry)
-{
-    /* Without a wrapper there is no loss scale to ask for. */
-    const int has_scale = r->run->config->zero.stage > 0 || r->run->config->dtype != ZB_FP32;
-    at->result->values_compared++;
-    if (entry->skipped != r->skipped)
-        return differs(at, "skipped steps: %" PRId64 " recorded, %" PRId64 " by the oracle", entry->skipped,
-                       r->skipped);
-    return compare_optional(at, "gradient norm", entry->has_norm, entry->norm, r->has_norm, r->norm) ||
-           compare_optional(at, "loss scale", entry->has_scale, entry->scale, has_scale, r->scaler.scale) ||
-           compare_optional(at, "learning rate", 1, entry->lr, 1, zb_schedule_lr(&r->schedule));
-}
-
-/* Padding is compared by its length only: at stage 3 it is whatever memory held. */
-static int compare_masters(const replay *r, const place *at, const zb_replay_entry *entry)
-{
-    const zb_ref_shard *shard = &r->shards[at->rank];
-    if (entry->master_count != shard->tensor_count)
-        return differs(at, "fp32 tensors: %zu recorded, %zu by the oracle", entry->master_count,
-                       shard->tensor_count);
-    for (size_t t = 0; t < shard->tensor_count; t++)
-        if (entry->masters[t].numel != shard->tensor_numel[t])
-            return differs(at, "elements of fp32 tensor %zu: %zu recorded, %zu by the oracle", t,
-                           entry->masters[t].numel, shard->tensor_numel[t]);
+    replay *r = self;
+    const zb_ref_shard *shard = &r->shards[rank];
     for (size_t i = 0; i < shard->piece_count; i++) {
         const zb_ref_piece *piece = &shard->pieces[i];
-        const float *recorded = entry->masters[piece->tensor].data + piece->at;
-        const float *own = r->master.param[piece->param] + piece->first;
-        at->result->values_compared += piece->numel;
-        for (size_t e = 0; e < piece->numel; e++)
-            if (!same_float(recorded[e], own[e]))
-                return differs(at,
-                               "fp32 weight p%d[%zu]: 0x%08x (%.9g) recorded, 0x%08x (%.9g) by the oracle",
-                               piece->param, piece->first + e, bits_of(recorded[e]), (double)recorded[e],
-                               bits_of(own[e]), (double)own[e]);
+        r->pieces[i] = (zb_replay_piece){ .tensor = piece->tensor,
+                                          .at = piece->at,
+                                          .param = piece->param,
+                                          .first = piece->first,
+                                          .numel = piece->numel,
+                                          .data = r->master.param[piece->param] + piece->first };
     }
-    return 0;
-}
-
-static int compare_entry(const replay *r, const place *at, const zb_replay_entry *entry, int gave_up)
-{
-    at->result->values_compared++;
-    if ((entry->error != NULL) != gave_up)
-        return differs(at, "%s recorded, %s by the oracle", gave_up ? "no error" : entry->error,
-                       gave_up ? zb_error_message() : "no error");
-    if (gave_up) return 0;
-    return (at->step >= 0 && compare_scalars(r, at, entry)) || compare_masters(r, at, entry);
-}
-
-/* Entry `index` of every rank. */
-static int compare(const replay *r, size_t index, int gave_up, zb_replay_result *result)
-{
-    place at = { .step = (int64_t)index - 1, .result = result };
-    for (at.rank = 0; at.rank < r->run->world_size; at.rank++)
-        if (compare_entry(r, &at, &r->run->ranks[at.rank].entries[index], gave_up)) return 1;
-    return 0;
-}
-
-static zb_status run_and_compare(replay *r, zb_replay_result *result)
-{
-    if (compare(r, 0, 0, result)) return ZB_OK;
-    for (size_t index = 1; index < r->run->entry_count; index++) {
-        const zb_status status = step(r, index - 1);
-        if (status != ZB_OK && status != ZB_LOSS_SCALE) return status;
-        if (compare(r, index, status == ZB_LOSS_SCALE, result)) return ZB_OK;
-        result->steps_equal++;
-    }
-    return ZB_OK;
+    r->lr = zb_schedule_lr(&r->schedule);
+    *out = (zb_replay_state){
+        .tensor_numel = shard->tensor_numel,
+        .tensor_count = shard->tensor_count,
+        .pieces = r->pieces,
+        .piece_count = shard->piece_count,
+        .has_norm = r->has_norm,
+        .norm = r->norm,
+        /* Without a wrapper there is no loss scale to ask for. */
+        .has_scale = r->run->config->zero.stage > 0 || r->run->config->dtype != ZB_FP32,
+        .scale = r->scaler.scale,
+        .lr = &r->lr,
+        .lr_count = 1,
+        .skipped = r->skipped,
+    };
 }
 
 zb_status zb_replay_by_oracle(const zb_replay_run *run, zb_replay_result *result)
 {
-    zb_replay_result made = { 0 };
     replay r = { .run = run };
+    const zb_replay_player player = { .name = "the oracle", .self = &r, .step = step, .state = state };
     zb_status status = fill(&r);
-    if (status == ZB_OK) status = run_and_compare(&r, &made);
+    if (status == ZB_OK) status = zb_replay_play(run, &player, result);
     destroy(&r);
-    if (status == ZB_OK) *result = made;
     return status;
 }

@@ -17,14 +17,20 @@ extern "C" {
 
 typedef struct zb_replay_tensor { size_t numel; float *data; } zb_replay_tensor;
 
+/** One collective as torch.distributed calls it, its recorded values behind one another: "all_reduce float32 9 sum". */
+typedef struct zb_replay_call { char text[64]; } zb_replay_call;
+
 /** What one rank held after one optimizer step; entry 0 is after initialize and has tensors only. */
 typedef struct zb_replay_entry {
     zb_replay_tensor *masters; /* fp32 tensors as the rank's optimizer holds them */
     size_t master_count;
     int has_norm, has_scale;   /* 0: null was recorded */
     double norm, scale;        /* engine.get_global_grad_norm(); the loss scale after the step */
-    double lr;                 /* engine.get_lr() after the step; one parameter group */
+    double *lr;                /* [lr_count] engine.get_lr() after the step, of each parameter group */
+    size_t lr_count;
     int64_t skipped;           /* steps skipped so far */
+    zb_replay_call *calls;     /* [call_count] what this rank called since the entry before; NULL: not recorded */
+    size_t call_count;
     char *error;               /* NULL; otherwise DeepSpeed gave up in this step, and the rest is not recorded */
 } zb_replay_entry;
 
@@ -58,6 +64,40 @@ ZB_API zb_status zb_replay_load(const char *path, zb_replay_file **file_p);
 /** NULL is fine. */
 ZB_API void zb_replay_destroy(zb_replay_file *file);
 
+/* --- whoever can be fed recorded gradients --- */
+
+/** Elements of a parameter, and where they lie among the fp32 tensors of a rank's optimizer. */
+typedef struct zb_replay_piece {
+    size_t tensor, at; /* which of the rank's tensors, from which of its elements */
+    int param;
+    size_t first, numel; /* of the parameter's elements */
+    const float *data;   /* [numel] */
+} zb_replay_piece;
+
+/** What a player says one rank holds: an entry in the player's words. */
+typedef struct zb_replay_state {
+    const size_t *tensor_numel; /* [tensor_count], padding included */
+    size_t tensor_count;
+    const zb_replay_piece *pieces; /* [piece_count]; padding is what no piece covers */
+    size_t piece_count;
+    int has_norm, has_scale; /* 0: DeepSpeed would say null */
+    double norm, scale;
+    const double *lr; /* [lr_count] */
+    size_t lr_count;
+    int64_t skipped;
+    const zb_replay_call *calls; /* [call_count]; NULL: the player knows of no collectives */
+    size_t call_count;
+} zb_replay_state;
+
+typedef struct zb_replay_player {
+    const char *name; /* "the oracle": in sentences */
+    void *self;
+    /* Take optimizer step `step` (from 0). ZB_LOSS_SCALE where DeepSpeed gives up; any other failure ends the replay. */
+    zb_status (*step)(void *self, size_t step);
+    /* Of one rank after the last step, or before the first. Belongs to the player, until its next step. */
+    void (*state)(void *self, int rank, zb_replay_state *state);
+} zb_replay_player;
+
 typedef struct zb_replay_result {
     int64_t steps_equal;     /* optimizer steps in which every rank agreed */
     uint64_t values_compared;
@@ -66,9 +106,12 @@ typedef struct zb_replay_result {
 } zb_replay_result;
 
 /**
- * Feed the gradients through the oracle. ZB_OK whether or not anything differs (result->different tells); ZB_UNSUPPORTED
- * for a config whose DeepSpeed arithmetic is not written down here.
+ * Let a player take the run's steps, and compare after each of them what every rank holds with what was recorded, to the bit.
+ * ZB_OK whether or not anything differs (result->different tells).
  */
+ZB_API zb_status zb_replay_play(const zb_replay_run *run, const zb_replay_player *player, zb_replay_result *result);
+
+/** Play the run with the oracle. ZB_UNSUPPORTED for a config whose DeepSpeed arithmetic is not written down here. */
 ZB_API zb_status zb_replay_by_oracle(const zb_replay_run *run, zb_replay_result *result);
 
 #ifdef __cplusplus

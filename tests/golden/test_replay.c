@@ -127,7 +127,7 @@ static void damage_scale(zb_replay_run *run)
 }
 static void damage_rate(zb_replay_run *run)
 {
-    entry(run, 0, 3)->lr = 0.5;
+    entry(run, 0, 3)->lr[0] = 0.5;
 }
 static void damage_skipped(zb_replay_run *run)
 {
@@ -348,7 +348,12 @@ static const struct refusal {
     { "\"0x1p+1\"", "\"2.0\"", "[0].ranks[0].steps[1].norm: is \"2.0\", want a hexadecimal double" },
     { "\"0x1p+1\"", "\"0x1p+1 \"", "want a hexadecimal double" },
     { "\"scale\": 1.0", "\"scale\": \"1\"", "[0].ranks[0].steps[1].scale: is \"1\", want a number" },
-    { "[\"0x1p-1\"]", "[]", "[0].ranks[0].steps[1].lr: is [], want an array of 1" },
+    { "[\"0x1p-1\"]", "[]", "[0].ranks[0].steps[1].lr: is [], want the rate of each" },
+    { "\"comm\": []", "\"comm\": 7", "[0].ranks[0].steps[1].comm: is 7, want an array" },
+    { "\"comm\": []", "\"comm\": [7]", "[0].ranks[0].steps[1].comm[0]: is 7, want an array" },
+    { "\"comm\": []", "\"comm\": [[\"reduce\", 1.5]]", "steps[1].comm[0][1]: is 1.5, want an integer" },
+    { "\"comm\": []", "\"comm\": [[\"0123456789012345678901234567890123456789012345678901234567890\", 12]]",
+      "want a collective of at most 63 characters" },
     { "\"skipped\": 0", "\"skipped\": -1", "[0].ranks[0].steps[1].skipped: is -1" },
     { "\"world\": 1", "\"world\": ", "1:29: unexpected" },
 };
