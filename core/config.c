@@ -48,8 +48,8 @@ static const zb_config_rule top_rules[] = {
     ZB_HONOURED("scheduler"),
     ZB_HONOURED("checkpoint"),
     ZB_HONOURED("zerobit"),
-    ONLY("prescale_gradients", ZB_RULE_BOOL, 0),
-    ONLY("gradient_predivide_factor", ZB_RULE_NUMBER, 1),
+    ZB_HONOURED("prescale_gradients"),
+    ZB_HONOURED("gradient_predivide_factor"),
     ONLY("sparse_gradients", ZB_RULE_BOOL, 0),
     ONLY("managed_gradient_accumulation", ZB_RULE_BOOL, 1),
     ONLY("sequence_parallel_size", ZB_RULE_INTEGER, 1),
@@ -139,24 +139,30 @@ static zb_status read_sequence_dtype(zb_config *config, const zb_json_at *root)
     return zb_config_note(config, &at, "no effect: there is no sequence parallelism");
 }
 
+/* How gradients are averaged. */
 static zb_status read_average(zb_config *config, const zb_json_at *root)
 {
-    zb_json_at at = zb_json_member(root, "gradient_allreduce_op");
-    config->average = ZB_AVERAGE_INSIDE;
-    if (at.value == NULL) return ZB_OK;
+    zb_json_at op = zb_json_member(root, "gradient_allreduce_op");
+    zb_json_at prescale = zb_json_member(root, "prescale_gradients");
+    zb_json_at factor = zb_json_member(root, "gradient_predivide_factor");
+    config->gradient_predivide_factor = 1.0;
+    ZB_TRY(zb_config_read_bool(&prescale, ZB_SECTION_OPEN, &config->prescale_gradients));
+    ZB_TRY(zb_config_read_number(&factor, ZB_SECTION_OPEN, 0, &config->gradient_predivide_factor));
+    if (config->gradient_predivide_factor == 0)
+        return zb_json_fail(&factor, ZB_INVALID_CONFIG, "a number above 0");
+    if (op.value == NULL) return ZB_OK;
     const char *text;
-    ZB_TRY(zb_json_string(&at, &text));
-    if (strcasecmp(text, "sum") == 0)
-        config->average = ZB_SUM_ONLY;
-    else if (strcasecmp(text, "mean") != 0)
-        return zb_json_fail(&at, ZB_INVALID_CONFIG, "mean or sum");
+    ZB_TRY(zb_json_string(&op, &text));
+    config->grad_sum = strcasecmp(text, "sum") == 0;
+    if (!config->grad_sum && strcasecmp(text, "mean") != 0)
+        return zb_json_fail(&op, ZB_INVALID_CONFIG, "mean or sum");
     return ZB_OK;
 }
 
 static zb_status check_average(const zb_config *config, const zb_json_at *root)
 {
     zb_json_at at = zb_json_member(root, "gradient_allreduce_op");
-    if (config->average == ZB_SUM_ONLY && config->zero.stage == 3)
+    if (config->grad_sum && config->zero.stage == 3)
         return zb_json_fail(&at, ZB_INVALID_CONFIG, "\"mean\", since zero_optimization.stage is 3");
     return ZB_OK;
 }
@@ -233,24 +239,47 @@ static zb_status read_checkpoint(zb_config *config, const zb_json_at *root)
     return zb_config_note(config, &section, "no effect: zerobit writes and reads no checkpoints yet");
 }
 
-static zb_status read_zerobit(zb_config *config, const zb_json_at *root)
+static zb_status read_semantics(zb_config *config, const zb_json_at *section)
 {
-    static const char *const keys[] = { "semantics", NULL };
-    zb_json_at section = zb_json_member(root, "zerobit");
-    if (section.value == NULL) return ZB_OK;
-    ZB_TRY(zb_json_object(&section));
-    ZB_TRY(zb_json_check_keys(&section, keys));
-    zb_json_at at = zb_json_member(&section, "semantics");
+    static const zb_semantics known[] = { ZB_SEMANTICS_STANDARD, ZB_SEMANTICS_DEEPSPEED_0_19_6 };
+    zb_json_at at = zb_json_member(section, "semantics");
     if (at.value == NULL) return ZB_OK;
     const char *text;
     ZB_TRY(zb_json_string(&at, &text));
-    if (strcmp(text, "deepspeed-0.19.6") == 0)
-        config->semantics = ZB_SEMANTICS_DEEPSPEED_0_19_6;
-    else if (strcmp(text, "standard") == 0)
-        config->semantics = ZB_SEMANTICS_STANDARD;
-    else
-        return zb_json_fail(&at, ZB_INVALID_CONFIG, "\"standard\" or \"deepspeed-0.19.6\"");
+    for (size_t i = 0; i < COUNT(known); i++) {
+        if (strcmp(text, zb_semantics_name(known[i])) != 0) continue;
+        config->semantics = known[i];
+        return ZB_OK;
+    }
+    return zb_json_fail(&at, ZB_INVALID_CONFIG, "\"standard\" or \"deepspeed-0.19.6\"");
+}
+
+static zb_status read_quirks(zb_config *config, const zb_json_at *section)
+{
+    const char *names[ZB_QUIRK_COUNT + 1] = { NULL };
+    zb_json_at quirks = zb_json_member(section, "quirks");
+    config->quirks = zb_quirks_of(config->semantics);
+    if (quirks.value == NULL) return ZB_OK;
+    for (int q = 0; q < ZB_QUIRK_COUNT; q++) names[q] = zb_quirk_name((zb_quirk)q);
+    ZB_TRY(zb_json_object(&quirks));
+    ZB_TRY(zb_json_check_keys(&quirks, names));
+    for (int q = 0; q < ZB_QUIRK_COUNT; q++) {
+        zb_json_at at = zb_json_member(&quirks, names[q]);
+        ZB_TRY(zb_config_read_bool(&at, ZB_SECTION_OPEN, zb_quirk_switch(&config->quirks, (zb_quirk)q)));
+    }
     return ZB_OK;
+}
+
+static zb_status read_zerobit(zb_config *config, const zb_json_at *root)
+{
+    static const char *const keys[] = { "semantics", "quirks", NULL };
+    zb_json_at section = zb_json_member(root, "zerobit");
+    config->quirks = zb_quirks_of(config->semantics);
+    if (section.value == NULL) return ZB_OK;
+    ZB_TRY(zb_json_object(&section));
+    ZB_TRY(zb_json_check_keys(&section, keys));
+    ZB_TRY(read_semantics(config, &section));
+    return read_quirks(config, &section);
 }
 
 static zb_status read_all(zb_config *config, const zb_json_at *root)

@@ -43,18 +43,18 @@ static const zb_config_rule zero_rules[] = {
     ZB_HONOURED("legacy_stage1"),
     ZB_HONOURED("contiguous_gradients"),
     ZB_HONOURED("reduce_scatter"),
+    ZB_HONOURED("use_multi_rank_bucket_allreduce"),
+    ZB_HONOURED("round_robin_gradients"),
     COUNT_KNOB("allgather_bucket_size", NULL,
                "parameters are gathered at once, as DeepSpeed does on its usual path"),
     BOOL_KNOB("allgather_partitions", NULL, 1, "DeepSpeed reads it and never uses it"),
-    BOOL_KNOB("use_multi_rank_bucket_allreduce", NULL, 1,
-              "it only sets which collective carries the gradients"),
     BOOL_KNOB("cpu_offload_use_pin_memory", NULL, 0, "deprecated, DeepSpeed ignores it"),
     BOOL_KNOB("load_from_fp32_weights", NULL, 1, CHECKPOINT),
     BOOL_KNOB("elastic_checkpoint", NULL, 0, CHECKPOINT),
     BOOL_KNOB("pipeline_loading_checkpoint", NULL, 0, CHECKPOINT),
     BOOL_KNOB("gather_16bit_weights_on_model_save", "stage3_gather_16bit_weights_on_model_save", 0,
               CHECKPOINT),
-    COUNT_KNOB("sub_group_size", NULL, "it only sets how many elements are updated at a time"),
+    ZB_HONOURED("sub_group_size"),
     COUNT_KNOB("prefetch_bucket_size", "stage3_prefetch_bucket_size", WHEN_GATHERED),
     COUNT_KNOB("param_persistence_threshold", "stage3_param_persistence_threshold", WHEN_GATHERED),
     COUNT_KNOB("model_persistence_threshold", "stage3_model_persistence_threshold", WHEN_GATHERED),
@@ -69,7 +69,6 @@ static const zb_config_rule zero_rules[] = {
     BOOL_KNOB("override_module_apply", NULL, 1, "it concerns the construction of PyTorch modules"),
     BOOL_KNOB("log_trace_cache_warnings", NULL, 0, "it only sets what is logged"),
     BOOL_KNOB("enable_sanity_checks", NULL, 0, "it only adds checks"),
-    { .key = "round_robin_gradients", .effect = ZB_RULE_DEEPSPEED, .type = ZB_RULE_BOOL },
     ONLY_BOOL("use_all_reduce_for_fetch_params", "stage3_use_all_reduce_for_fetch_params", 0),
     ONLY_BOOL("save_muon_momentum_buffer_in_memory", NULL, 0),
     ONLY_BOOL("zero_quantized_weights", NULL, 0),
@@ -179,15 +178,10 @@ static zb_status read_legacy_stage1(const zb_json_at *zero)
                   : ZB_OK;
 }
 
-/* Read rather than judged by rule, since their values are part of zb_zero_config. */
-static zb_status read_must_be_true(const zb_json_at *zero, const char *key, int *out)
+static zb_status read_switch(const zb_json_at *zero, const char *key, int *out)
 {
     zb_json_at at = zb_config_closed_member(zero, key);
-    int value = 1;
-    ZB_TRY(zb_config_read_bool(&at, ZB_SECTION_CLOSED, &value));
-    if (!value) return zb_json_fail(&at, ZB_UNSUPPORTED, "true: the other value is not supported yet");
-    *out = value;
-    return ZB_OK;
+    return zb_config_read_bool(&at, ZB_SECTION_CLOSED, out);
 }
 
 /* Stages 1 and 2 align the bucket to 2 elements. */
@@ -201,12 +195,13 @@ static zb_status check_allgather_bucket(const zb_json_at *zero, int stage)
     return ZB_OK;
 }
 
-/* Any number is fine, Python's sys.maxsize too; beyond the integers of a double it means "all in one". */
-static zb_status read_sub_group(const zb_json_at *zero, uint64_t *out)
+/* A count of elements. Any is fine, Python's sys.maxsize too; beyond the integers of a double it means "all". */
+static zb_status read_numel(const zb_json_at *zero, const char *key, uint64_t *out)
 {
-    zb_json_at at = zb_config_closed_member(zero, "sub_group_size");
+    zb_json_at at = zb_config_closed_member(zero, key);
     double numel = (double)*out;
-    ZB_TRY(zb_config_read_number(&at, ZB_SECTION_CLOSED, 0, &numel));
+    if (zb_config_read_number(&at, ZB_SECTION_CLOSED, 0, &numel) != ZB_OK || numel != floor(numel))
+        return zb_json_fail(&at, ZB_INVALID_CONFIG, "an integer not below 0");
     *out = (uint64_t)fmin(numel, (double)ZB_JSON_MAX_INTEGER);
     return ZB_OK;
 }
@@ -226,12 +221,12 @@ static zb_status read_section(zb_config *config, const zb_json_at *zero)
     zb_json_at overlap_at = zb_config_closed_member(zero, "overlap_comm");
     if (zb_json_given(&overlap_at))
         ZB_TRY(zb_config_read_bool(&overlap_at, ZB_SECTION_CLOSED, &config->zero.overlap_comm));
-    ZB_TRY(read_must_be_true(zero, "contiguous_gradients", &config->zero.contiguous_gradients));
-    ZB_TRY(read_must_be_true(zero, "reduce_scatter", &config->zero.reduce_scatter));
+    ZB_TRY(read_switch(zero, "contiguous_gradients", &config->zero.contiguous_gradients));
+    ZB_TRY(read_switch(zero, "reduce_scatter", &config->zero.reduce_scatter));
+    ZB_TRY(read_switch(zero, "use_multi_rank_bucket_allreduce", &config->zero.multi_rank_bucket));
+    ZB_TRY(read_switch(zero, "round_robin_gradients", &config->zero.round_robin_gradients));
     ZB_TRY(check_allgather_bucket(zero, (int)stage));
-    ZB_TRY(read_sub_group(zero, &config->zero.sub_group_numel));
-    zb_json_at round_robin_at = zb_config_closed_member(zero, "round_robin_gradients");
-    ZB_TRY(zb_config_read_bool(&round_robin_at, ZB_SECTION_CLOSED, &config->zero.round_robin_gradients));
+    ZB_TRY(read_numel(zero, "sub_group_size", &config->zero.sub_group_numel));
     ZB_TRY(read_legacy_stage1(zero));
 
     ZB_TRY(read_deprecated_offload(config, zero, "cpu_offload", "offload_optimizer"));
@@ -248,6 +243,7 @@ zb_status zb_config_read_zero(zb_config *config, const zb_json_at *root)
     config->zero = (zb_zero_config){ .overlap_comm = -1,
                                      .contiguous_gradients = 1,
                                      .reduce_scatter = 1,
+                                     .multi_rank_bucket = 1,
                                      .reduce_bucket_numel = 500000000,
                                      .sub_group_numel = 1000000000 };
     zb_json_at zero = zb_json_member(root, "zero_optimization");

@@ -3,7 +3,9 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 #include <zerobit/config.h>
 
 const char *zb_order_name(zb_order order)
@@ -15,30 +17,17 @@ const char *zb_order_name(zb_order order)
     return "?";
 }
 
-static const char *average_name(zb_average average)
-{
-    switch (average) {
-    case ZB_AVERAGE_INSIDE:
-        return "inside";
-    case ZB_SUM_ONLY:
-        return "sum";
-    case ZB_AVERAGE_BEFORE:
-        return "before";
-    case ZB_AVERAGE_AFTER:
-        return "after";
-    }
-    return "?";
-}
-
 static const char *norm_name(zb_norm_method norm)
 {
     switch (norm) {
     case ZB_NORM_EXACT:
         return "exact";
-    case ZB_NORM_PARAMETERS_FP32:
-        return "parameters-fp32";
-    case ZB_NORM_FLAT_FP32:
-        return "flat-fp32";
+    case ZB_NORM_PARAMETERS_MEAN:
+        return "parameters-mean";
+    case ZB_NORM_PARAMETERS:
+        return "parameters";
+    case ZB_NORM_FLAT:
+        return "flat";
     case ZB_NORM_PARTITION_FP32:
         return "partition-fp32";
     case ZB_NORM_PARTITION_FP64:
@@ -47,13 +36,17 @@ static const char *norm_name(zb_norm_method norm)
     return "?";
 }
 
-static const char *semantics_name(zb_semantics semantics)
+static const char *overflow_name(zb_overflow_rule rule)
 {
-    switch (semantics) {
-    case ZB_SEMANTICS_STANDARD:
-        return "standard";
-    case ZB_SEMANTICS_DEEPSPEED_0_19_6:
-        return "deepspeed-0.19.6";
+    switch (rule) {
+    case ZB_OVERFLOW_UNSEEN:
+        return "apply";
+    case ZB_OVERFLOW_SKIP:
+        return "skip";
+    case ZB_OVERFLOW_COUNT:
+        return "count";
+    case ZB_OVERFLOW_STOP:
+        return "stop";
     }
     return "?";
 }
@@ -81,24 +74,49 @@ static int scaler_equal(const zb_loss_scaler_config *a, const zb_loss_scaler_con
            (a->hysteresis == b->hysteresis && !a->consecutive_hysteresis == !b->consecutive_hysteresis);
 }
 
-static int quirks_equal(const zb_quirks *a, const zb_quirks *b)
+static int factor_equal(zb_factor a, zb_factor b)
 {
-    return !a->loss_unscaled == !b->loss_unscaled && !a->hidden_first_step == !b->hidden_first_step &&
-           !a->unscaled_by_next_scale == !b->unscaled_by_next_scale &&
-           !a->norm_by_next_scale == !b->norm_by_next_scale && a->clip == b->clip;
+    return a.kind == b.kind && (a.kind == ZB_FACTOR_NONE || a.by == b.by);
 }
 
+static int averaging_equal(const zb_averaging *a, const zb_averaging *b)
+{
+    return factor_equal(a->in_bucket, b->in_bucket) && factor_equal(a->before[0], b->before[0]) &&
+           factor_equal(a->before[1], b->before[1]) && !a->inside == !b->inside &&
+           factor_equal(a->after, b->after);
+}
+
+/* What an optimizer or a norm takes for one tensor, when either looks at that. */
+static int tensors_equal(const zb_plan *a, const zb_plan *b)
+{
+    if (a->tensors != b->tensors) return 0;
+    if (a->tensors == ZB_TENSORS_PARTITIONS) return !a->round_robin == !b->round_robin;
+    return a->tensors != ZB_TENSORS_SUB_GROUPS || a->sub_group_numel == b->sub_group_numel;
+}
+
+/* A single micro-batch is not added to anything on its rank: the wider type that it passes through changes
+ * nothing. */
+static int types_equal(const zb_plan *a, const zb_plan *b)
+{
+    return a->param_dtype == b->param_dtype &&
+           (a->local_dtype == b->local_dtype || a->accumulation_steps == 1) &&
+           a->bucket_dtype == b->bucket_dtype && a->comm_dtype == b->comm_dtype &&
+           a->grad_dtype == b->grad_dtype && a->seed_dtype == b->seed_dtype;
+}
+
+/* Semantics and quirks are where a plan comes from, not what it computes. */
 int zb_plan_equal(const zb_plan *a, const zb_plan *b)
 {
     int when_matters = a->accumulation_steps != 1;
-    return a->semantics == b->semantics && a->world_size == b->world_size &&
-           a->micro_batch_size == b->micro_batch_size && a->accumulation_steps == b->accumulation_steps &&
-           a->param_dtype == b->param_dtype && a->grad_dtype == b->grad_dtype &&
-           a->comm_dtype == b->comm_dtype && scaler_equal(&a->scaler, &b->scaler) &&
-           !a->skip_on_overflow == !b->skip_on_overflow &&
-           (a->reduce_when == b->reduce_when || !when_matters) && a->average == b->average &&
-           a->order == b->order && a->norm == b->norm && quirks_equal(&a->quirks, &b->quirks) &&
-           a->clip_norm == b->clip_norm && optimizer_equal(&a->optimizer, &b->optimizer);
+    return a->world_size == b->world_size && a->micro_batch_size == b->micro_batch_size &&
+           a->accumulation_steps == b->accumulation_steps && types_equal(a, b) &&
+           averaging_equal(&a->averaging, &b->averaging) && a->order == b->order &&
+           (a->reduce_when == b->reduce_when || !when_matters) && !a->reshuffle == !b->reshuffle &&
+           scaler_equal(&a->scaler, &b->scaler) && !a->loss_is_scaled == !b->loss_is_scaled &&
+           !a->unscale_by_next_scale == !b->unscale_by_next_scale &&
+           !a->report_norm_by_next_scale == !b->report_norm_by_next_scale && a->overflow == b->overflow &&
+           tensors_equal(a, b) && a->norm == b->norm && a->clip == b->clip && a->clip_norm == b->clip_norm &&
+           !a->hidden_first_step == !b->hidden_first_step && optimizer_equal(&a->optimizer, &b->optimizer);
 }
 
 static void describe_scaler(const zb_loss_scaler_config *scaler, char *text, size_t text_bytes)
@@ -123,19 +141,58 @@ static void describe_scaler(const zb_loss_scaler_config *scaler, char *text, siz
     snprintf(text, text_bytes, "?");
 }
 
+static void append(char *text, size_t text_bytes, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+static void append(char *text, size_t text_bytes, const char *format, ...)
+{
+    size_t used = strlen(text);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text + used, text_bytes - used, format, args);
+    va_end(args);
+}
+
+static void append_factor(zb_factor factor, const char *gap_before, const char *gap_after, char *text,
+                          size_t text_bytes)
+{
+    if (factor.kind == ZB_FACTOR_NONE) return;
+    append(text, text_bytes, "%s%c%.9g%s", gap_before, factor.kind == ZB_FACTOR_DIVIDE ? '/' : '*',
+           (double)factor.by, gap_after);
+}
+
+static void describe_averaging(const zb_averaging *averaging, char *text, size_t text_bytes)
+{
+    text[0] = '\0';
+    append_factor(averaging->in_bucket, "", " ", text, text_bytes);
+    for (int i = 0; i < 2; i++) append_factor(averaging->before[i], "", " ", text, text_bytes);
+    append(text, text_bytes, averaging->inside ? "inside" : "sum");
+    append_factor(averaging->after, " ", "", text, text_bytes);
+}
+
+/* The types of a gradient's way, each change of type once. */
+static void describe_types(const zb_plan *plan, char *text, size_t text_bytes)
+{
+    const zb_dtype way[] = { plan->local_dtype, plan->bucket_dtype, plan->comm_dtype, plan->grad_dtype };
+    const size_t first = plan->reduce_when == ZB_REDUCE_AT_BOUNDARY ? 0 : 1; /* where they are added up */
+    snprintf(text, text_bytes, "%s", zb_dtype_name(way[first]));
+    for (size_t i = first + 1; i < sizeof way / sizeof way[0]; i++)
+        if (way[i] != way[i - 1]) append(text, text_bytes, ">%s", zb_dtype_name(way[i]));
+}
+
 void zb_plan_describe(const zb_plan *plan, char *text, size_t text_bytes)
 {
-    char scale[160];
+    char scale[160], average[160], types[80];
     describe_scaler(&plan->scaler, scale, sizeof scale);
+    describe_averaging(&plan->averaging, average, sizeof average);
+    describe_types(plan, types, sizeof types);
     snprintf(text, text_bytes,
              "%s %s world %d micro %" PRId64 " x %" PRId64
              " reduce=%s average=%s order=%s norm=%s grad=%s comm=%s scale=%s overflow=%s",
-             semantics_name(plan->semantics), zb_dtype_name(plan->param_dtype), plan->world_size,
+             zb_semantics_name(plan->semantics), zb_dtype_name(plan->param_dtype), plan->world_size,
              plan->micro_batch_size, plan->accumulation_steps,
-             plan->reduce_when == ZB_REDUCE_AT_BOUNDARY ? "boundary" : "micro-batch",
-             average_name(plan->average), zb_order_name(plan->order), norm_name(plan->norm),
-             zb_dtype_name(plan->grad_dtype), zb_dtype_name(plan->comm_dtype), scale,
-             plan->skip_on_overflow ? "skip" : "apply");
+             plan->reduce_when == ZB_REDUCE_AT_BOUNDARY ? "boundary" : "micro-batch", average,
+             zb_order_name(plan->order), norm_name(plan->norm), types, zb_dtype_name(plan->comm_dtype), scale,
+             overflow_name(plan->overflow));
 }
 
 static zb_status check_arguments(int stage, zb_dtype dtype)
@@ -158,7 +215,7 @@ zb_status zb_scaler_derive(const zb_config *config, int stage, zb_dtype dtype, z
         derived.kind = ZB_SCALER_STATIC;
         derived.initial_scale = fp16->loss_scale;
     } else if (dtype == ZB_FP16) {
-        int stage0_rule = config->semantics == ZB_SEMANTICS_DEEPSPEED_0_19_6 && stage == 0;
+        int stage0_rule = config->quirks.stage_0_loss_scaler && stage == 0;
         derived = (zb_loss_scaler_config){
             .kind = stage0_rule ? ZB_SCALER_DYNAMIC_STAGE0 : ZB_SCALER_DYNAMIC,
             .initial_scale = ldexp(1.0, fp16->initial_scale_power),
@@ -174,67 +231,237 @@ zb_status zb_scaler_derive(const zb_config *config, int stage, zb_dtype dtype, z
     return ZB_OK;
 }
 
-/* Gradients are accumulated and sent in the model's type, or in fp32; what is accumulated is what is sent. */
-static zb_status derive_dtypes(const zb_config *config, zb_dtype dtype, zb_plan *plan)
+/* What a config says of a run at one stage and precision; the questions that follow are asked of it. */
+typedef struct choice {
+    const zb_config *config;
+    zb_quirks quirks;
+    int stage, world_size;
+    zb_dtype dtype, accum_dtype;
+    int bf16_optimizer; /* DeepSpeed's class of that name */
+} choice;
+
+static int divides_before(const choice *c)
 {
-    plan->param_dtype = dtype;
-    plan->grad_dtype = config->grad_accum_dtype >= 0 ? (zb_dtype)config->grad_accum_dtype : dtype;
-    plan->comm_dtype = config->comm_dtype >= 0 ? (zb_dtype)config->comm_dtype : plan->grad_dtype;
-    if (plan->grad_dtype != dtype && plan->grad_dtype != ZB_FP32)
-        return zb_fail(ZB_INVALID_CONFIG,
-                       "%s: data_types.grad_accum_dtype: is %s, want fp32, or %s, which the model runs in",
-                       config->path, zb_dtype_name(plan->grad_dtype), zb_dtype_name(dtype));
-    if (plan->comm_dtype != plan->grad_dtype)
-        return zb_fail(ZB_UNSUPPORTED,
-                       "%s: communication_data_type: is %s, want %s, in which gradients are accumulated "
-                       "(data_types.grad_accum_dtype): sending them in another type is not supported yet",
-                       config->path, zb_dtype_name(plan->comm_dtype), zb_dtype_name(plan->grad_dtype));
+    return c->config->prescale_gradients || c->config->gradient_predivide_factor != 1.0;
+}
+
+static zb_status refuse(const choice *c, const char *key, const char *found, const char *expected)
+{
+    return zb_fail(ZB_INVALID_CONFIG, "%s: %s: is %s, want %s", c->config->path, key, found, expected);
+}
+
+/* What DeepSpeed asserts when it gets there. */
+static zb_status check_averaging(const choice *c)
+{
+    const zb_config *config = c->config;
+    const char *key = config->prescale_gradients ? "prescale_gradients" : "gradient_predivide_factor";
+    const char *found = config->prescale_gradients ? "true" : "not 1.0";
+    const char *rest = config->prescale_gradients ? "false" : "1.0";
+    char expected[128];
+    if (config->grad_sum && c->stage == 3)
+        return refuse(c, "gradient_allreduce_op", "\"sum\"", "\"mean\" at stage 3, as DeepSpeed demands");
+    if (config->grad_sum || !divides_before(c) || c->stage < 2) return ZB_OK;
+    if (!config->zero.reduce_scatter && !(c->stage == 3 && config->prescale_gradients)) return ZB_OK;
+    snprintf(expected, sizeof expected, "%s at stage %d%s, as DeepSpeed demands", rest, c->stage,
+             config->zero.reduce_scatter ? " with zero_optimization.reduce_scatter" : "");
+    return refuse(c, key, found, expected);
+}
+
+/* Gradients are accumulated in the model's type, or in fp32. */
+static zb_status check_accumulation(const choice *c)
+{
+    char expected[128];
+    if (c->accum_dtype != c->dtype && c->accum_dtype != ZB_FP32) {
+        snprintf(expected, sizeof expected, "fp32, or %s, which the model runs in", zb_dtype_name(c->dtype));
+        return refuse(c, "data_types.grad_accum_dtype", zb_dtype_name(c->accum_dtype), expected);
+    }
+    if (c->config->semantics == ZB_SEMANTICS_DEEPSPEED_0_19_6 && c->stage == 0 &&
+        c->accum_dtype != c->dtype) {
+        snprintf(expected, sizeof expected, "%s at stage 0, which the model runs in, as DeepSpeed demands",
+                 zb_dtype_name(c->dtype));
+        return refuse(c, "data_types.grad_accum_dtype", zb_dtype_name(c->accum_dtype), expected);
+    }
     return ZB_OK;
 }
 
-static int skips_on_overflow(const zb_config *config, zb_dtype dtype)
+static zb_status check_choice(const choice *c)
 {
-    return dtype == ZB_FP16 || (dtype == ZB_BF16 && config->bf16_check_grad_overflow);
-}
-
-static zb_status check_runnable(const zb_config *config, int stage)
-{
-    if (config->semantics != ZB_SEMANTICS_STANDARD)
-        return zb_fail(ZB_UNSUPPORTED,
-                       "%s: zerobit.semantics: is \"%s\", want \"standard\": not supported yet", config->path,
-                       semantics_name(config->semantics));
-    if (!config->optimizer_given)
+    if (!c->config->optimizer_given)
         return zb_fail(ZB_INVALID_CONFIG, "%s: optimizer: is missing, want an object with type and params",
-                       config->path);
-    if (config->average == ZB_SUM_ONLY && stage == 3)
-        return zb_fail(
-            ZB_INVALID_CONFIG,
-            "%s: gradient_allreduce_op: is \"sum\", want \"mean\" at stage 3, as DeepSpeed demands",
-            config->path);
-    return ZB_OK;
+                       c->config->path);
+    ZB_TRY(check_averaging(c));
+    return check_accumulation(c);
+}
+
+static zb_factor factor(zb_factor_kind kind, double by)
+{
+    return by == 1.0 ? (zb_factor){ ZB_FACTOR_NONE, 0 } : (zb_factor){ kind, (float)by };
+}
+
+/* As documented: inside the sum, unless the config divides before it. Otherwise in two parts, 1 / f before
+ * and f / W after; prescaling is f = W. Source: engine.py, allreduce_bucket. */
+static void average_as_documented(const choice *c, zb_averaging *averaging)
+{
+    const double f = c->config->gradient_predivide_factor, world = c->world_size;
+    if (c->config->prescale_gradients) {
+        averaging->before[0] = factor(ZB_FACTOR_DIVIDE, world);
+    } else if (f != 1.0) {
+        averaging->before[0] = factor(ZB_FACTOR_MULTIPLY, 1.0 / f);
+        averaging->after = factor(ZB_FACTOR_MULTIPLY, f / world);
+    } else {
+        averaging->inside = 1;
+    }
+}
+
+/* engine.py, allreduce_bucket: also what BF16_Optimizer uses. */
+static void average_at_stage_0(const choice *c, zb_averaging *averaging)
+{
+    const double f = c->config->gradient_predivide_factor, world = c->world_size;
+    if (c->config->prescale_gradients) {
+        averaging->before[0] = factor(ZB_FACTOR_MULTIPLY, 1.0 / world);
+        return;
+    }
+    averaging->before[0] = factor(ZB_FACTOR_MULTIPLY, 1.0 / f);
+    averaging->after = factor(ZB_FACTOR_MULTIPLY, f / world);
+}
+
+/* zero/stage_1_and_2.py: average_tensor, allreduce_bucket, gradient_reduction_w_predivide. */
+static void average_at_stages_1_and_2(const choice *c, zb_averaging *averaging)
+{
+    const zb_config *config = c->config;
+    const double f = config->gradient_predivide_factor, world = c->world_size;
+    const int heeds = !c->quirks.stage_1_ignores_prescale && divides_before(c);
+    if (!config->zero.contiguous_gradients) {
+        averaging->before[0] = factor(ZB_FACTOR_DIVIDE, world);
+    } else if (config->zero.reduce_scatter && !heeds) {
+        averaging->in_bucket = factor(ZB_FACTOR_DIVIDE, world);
+    } else if (config->prescale_gradients) {
+        averaging->before[0] = factor(ZB_FACTOR_DIVIDE, world);
+    } else {
+        averaging->before[0] = factor(ZB_FACTOR_MULTIPLY, 1.0 / f);
+        averaging->after = factor(ZB_FACTOR_MULTIPLY, f / world);
+    }
+}
+
+/* zero/stage3.py: __avg_scatter_grads, __avg_scatter_contiguous_grads. */
+static void average_at_stage_3(const choice *c, zb_averaging *averaging)
+{
+    const double f = c->config->gradient_predivide_factor, world = c->world_size;
+    averaging->before[0] = factor(ZB_FACTOR_DIVIDE, f);
+    averaging->before[1] = factor(ZB_FACTOR_DIVIDE, world);
+    if (f != world || !c->quirks.stage_3_predivide_not_restored)
+        averaging->after = factor(ZB_FACTOR_MULTIPLY, f);
+}
+
+static zb_averaging derive_averaging(const choice *c)
+{
+    zb_averaging averaging = { 0 };
+    if (c->config->grad_sum) return averaging;
+    if (!c->quirks.average_outside_sum)
+        average_as_documented(c, &averaging);
+    else if (c->stage == 0 || c->bf16_optimizer)
+        average_at_stage_0(c, &averaging);
+    else if (c->stage < 3)
+        average_at_stages_1_and_2(c, &averaging);
+    else
+        average_at_stage_3(c, &averaging);
+    return averaging;
+}
+
+/* DeepSpeed sends in the model's type unless told otherwise; as documented, what is accumulated is what is
+ * sent. */
+static void derive_types(const choice *c, zb_plan *plan)
+{
+    const int deepspeed = plan->semantics == ZB_SEMANTICS_DEEPSPEED_0_19_6;
+    const zb_dtype rest = deepspeed ? c->dtype : c->accum_dtype;
+    plan->param_dtype = c->dtype;
+    plan->local_dtype = c->stage < 2 ? c->accum_dtype : c->dtype;
+    plan->grad_dtype = c->accum_dtype;
+    plan->comm_dtype = c->config->comm_dtype >= 0 ? (zb_dtype)c->config->comm_dtype : rest;
+    plan->bucket_dtype = plan->comm_dtype;
+    if (c->bf16_optimizer) return;
+    const int narrows = (c->stage == 1 && c->quirks.stage_1_narrows_accumulation) ||
+                        (c->stage == 2 && c->quirks.stage_2_ignores_accumulation_type);
+    if (narrows) plan->grad_dtype = c->dtype;
+    if (deepspeed && (c->stage == 1 || c->stage == 2)) plan->bucket_dtype = plan->grad_dtype;
+}
+
+static zb_overflow_rule derive_overflow(const choice *c)
+{
+    if (c->bf16_optimizer) return ZB_OVERFLOW_STOP;
+    if (c->dtype == ZB_FP32) return ZB_OVERFLOW_UNSEEN;
+    if (c->dtype == ZB_FP16) return ZB_OVERFLOW_SKIP;
+    if (c->stage == 0 && c->quirks.stage_0_bf16_overflow_applied) return ZB_OVERFLOW_COUNT;
+    if (c->stage == 3 && c->quirks.stage_3_bf16_overflow_unseen) return ZB_OVERFLOW_UNSEEN;
+    return c->config->bf16_check_grad_overflow ? ZB_OVERFLOW_SKIP : ZB_OVERFLOW_UNSEEN;
+}
+
+static zb_norm_method derive_norm(const choice *c)
+{
+    if (!c->quirks.norm_per_stage) return ZB_NORM_EXACT;
+    if (c->bf16_optimizer) return ZB_NORM_PARAMETERS;
+    if (c->stage == 0) return c->dtype == ZB_FP32 ? ZB_NORM_PARAMETERS_MEAN : ZB_NORM_FLAT;
+    return c->stage == 3 ? ZB_NORM_PARTITION_FP64 : ZB_NORM_PARTITION_FP32;
+}
+
+static zb_clip_method derive_clip(const choice *c)
+{
+    if (!c->quirks.clip_per_stage) return ZB_CLIP_COMBINED;
+    if (c->bf16_optimizer || (c->stage == 0 && c->dtype == ZB_FP32)) return ZB_CLIP_COEFFICIENT;
+    return c->stage == 1 || c->stage == 2 ? ZB_CLIP_COMBINED_FP32 : ZB_CLIP_COMBINED;
+}
+
+static zb_tensors derive_tensors(const choice *c)
+{
+    if (c->config->semantics == ZB_SEMANTICS_STANDARD) return ZB_TENSORS_PARAMETERS;
+    if (c->stage == 0) return c->dtype == ZB_FP32 ? ZB_TENSORS_PARAMETERS : ZB_TENSORS_GROUPS;
+    return c->stage == 3 ? ZB_TENSORS_SUB_GROUPS : ZB_TENSORS_PARTITIONS;
+}
+
+static void derive_scaling(const choice *c, zb_plan *plan)
+{
+    plan->loss_is_scaled = !(c->quirks.loss_unscaled_at_stage_0 && c->stage == 0);
+    plan->seed_dtype = c->quirks.loss_seed_in_model_type ? c->dtype : ZB_FP32;
+    plan->unscale_by_next_scale = c->quirks.scale_updated_before_unscaling;
+    plan->report_norm_by_next_scale = c->quirks.norm_by_updated_scale && (c->stage == 0 || c->stage == 3);
+    plan->hidden_first_step = c->quirks.hidden_first_step && c->stage == 0 && c->dtype != ZB_FP32;
 }
 
 zb_status zb_plan_derive(const zb_config *config, int stage, zb_dtype dtype, int world_size, zb_plan *plan)
 {
     ZB_TRY(check_arguments(stage, dtype));
-    ZB_TRY(check_runnable(config, stage));
     zb_batch_triangle batch;
     if (zb_batch_resolve(&config->batch, world_size, &batch) != ZB_OK)
         return zb_fail_context("%s", config->path);
+    choice c = { .config = config,
+                 .quirks = config->quirks,
+                 .stage = stage,
+                 .world_size = world_size,
+                 .dtype = dtype,
+                 .accum_dtype = config->grad_accum_dtype >= 0 ? (zb_dtype)config->grad_accum_dtype : dtype };
+    c.bf16_optimizer = c.quirks.bf16_optimizer && stage == 1 && dtype == ZB_BF16 && c.accum_dtype == ZB_FP32;
+    ZB_TRY(check_choice(&c));
     zb_plan derived = {
         .semantics = config->semantics,
+        .quirks = config->quirks,
         .world_size = world_size,
         .micro_batch_size = batch.micro_batch_size,
         .accumulation_steps = batch.accumulation_steps,
-        .skip_on_overflow = skips_on_overflow(config, dtype),
-        .reduce_when = stage < 2 ? ZB_REDUCE_AT_BOUNDARY : ZB_REDUCE_EVERY_MICRO_BATCH,
-        .average = config->average,
+        .averaging = derive_averaging(&c),
         .order = ZB_ORDER_RANK,
-        .norm = ZB_NORM_EXACT,
+        .reduce_when = stage < 2 ? ZB_REDUCE_AT_BOUNDARY : ZB_REDUCE_EVERY_MICRO_BATCH,
+        .reshuffle = !config->quirks.sampler_never_reshuffles,
+        .overflow = derive_overflow(&c),
+        .tensors = derive_tensors(&c),
+        .round_robin = config->zero.round_robin_gradients,
+        .sub_group_numel = config->zero.sub_group_numel,
+        .norm = derive_norm(&c),
+        .clip = derive_clip(&c),
         .clip_norm = config->gradient_clipping,
         .optimizer = config->optimizer,
     };
-    ZB_TRY(derive_dtypes(config, dtype, &derived));
+    derive_types(&c, &derived);
+    derive_scaling(&c, &derived);
     ZB_TRY(zb_scaler_derive(config, stage, dtype, &derived.scaler));
     *plan = derived;
     return ZB_OK;

@@ -113,7 +113,7 @@ void zb_engine_collective_abandon(zb_engine *e, zb_work *work)
 
 zb_redop zb_engine_grad_op(const zb_engine *e)
 {
-    return e->plan.average == ZB_SUM_ONLY ? ZB_SUM : ZB_AVG;
+    return e->plan.averaging.inside ? ZB_AVG : ZB_SUM;
 }
 
 const zb_stage_ops *zb_stage_find(int number)
@@ -173,7 +173,7 @@ static zb_status create_loader(zb_engine *e, const zb_engine_options *options)
                                 .shuffle = 1,
                                 .drop_last = e->config->dataloader_drop_last,
                                 .seed = options->sampler_seed,
-                                .reshuffle = e->plan.semantics == ZB_SEMANTICS_STANDARD };
+                                .reshuffle = e->plan.reshuffle };
     return zb_loader_create(options->dataset, &config, &e->loader);
 }
 
@@ -214,6 +214,30 @@ static zb_status set_up(zb_engine *e, const zb_engine_options *options, int stag
     return ZB_OK;
 }
 
+static zb_status check_offered(const zb_config *config, const zb_plan *plan)
+{
+    if (plan->semantics != ZB_SEMANTICS_STANDARD)
+        return zb_fail(ZB_UNSUPPORTED,
+                       "%s: zerobit.semantics: is \"%s\", want \"standard\": not supported yet", config->path,
+                       zb_semantics_name(plan->semantics));
+    if (plan->comm_dtype != plan->grad_dtype)
+        return zb_fail(ZB_UNSUPPORTED,
+                       "%s: communication_data_type: is %s, want %s, in which gradients are accumulated "
+                       "(data_types.grad_accum_dtype): sending them in another type is not supported yet",
+                       config->path, zb_dtype_name(plan->comm_dtype), zb_dtype_name(plan->grad_dtype));
+    if (plan->averaging.before[0].kind != ZB_FACTOR_NONE)
+        return zb_fail(ZB_UNSUPPORTED,
+                       "%s: prescale_gradients, gradient_predivide_factor: dividing before the sum is not "
+                       "supported yet",
+                       config->path);
+    if (!config->zero.reduce_scatter || config->zero.round_robin_gradients)
+        return zb_fail(ZB_UNSUPPORTED,
+                       "%s: zero_optimization: reduce_scatter false and round_robin_gradients true are not "
+                       "supported yet",
+                       config->path);
+    return ZB_OK;
+}
+
 zb_status zb_initialize(const zb_engine_options *options, zb_engine **engine_p)
 {
     ZB_ASSERT(options->config != NULL && options->model != NULL && options->device != NULL &&
@@ -225,6 +249,7 @@ zb_status zb_initialize(const zb_engine_options *options, zb_engine **engine_p)
     zb_dtype dtype = options->dtype >= 0 ? (zb_dtype)options->dtype : options->config->dtype;
     zb_plan plan;
     ZB_TRY(zb_plan_derive(options->config, stage, dtype, options->comm->world_size, &plan));
+    ZB_TRY(check_offered(options->config, &plan));
 
     zb_engine *e = zb_alloc(sizeof *e);
     if (e == NULL) return ZB_NO_MEMORY;
@@ -413,7 +438,7 @@ static zb_status boundary_step(zb_engine *e)
     e->scale_used = e->scaler.scale;
     e->grad_norm = scaled_norm / e->scale_used;
     e->lr_used = zb_schedule_lr(&e->schedule);
-    e->overflow = e->plan.skip_on_overflow && !isfinite(scaled_norm);
+    e->overflow = e->plan.overflow == ZB_OVERFLOW_SKIP && !isfinite(scaled_norm);
     /* Skipped on every rank: weights, moments and schedule stay as they are. */
     if (e->overflow)
         e->counters.skipped_steps++;

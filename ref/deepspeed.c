@@ -84,9 +84,9 @@ static double norm_of_partitions(const zb_plan *plan, const zb_ref_shard *shards
 double zb_ref_deepspeed_norm(const zb_plan *plan, const zb_model *model, const zb_ref_shard *shards,
                              const zb_ref_tensors *gradients)
 {
-    if (plan->norm == ZB_NORM_PARAMETERS_FP32)
+    if (plan->norm == ZB_NORM_PARAMETERS_MEAN)
         return (double)mean_over_ranks(norm_of_parameters(model, gradients), plan->world_size);
-    if (plan->norm == ZB_NORM_FLAT_FP32) { /* squared in fp64, added up in fp32, and the root again in fp64 */
+    if (plan->norm == ZB_NORM_FLAT) { /* squared in fp64, added up in fp32, and the root again in fp64 */
         const double norm = (double)norm_fp32(gradients->data, gradients->numel);
         return sqrt((double)(float)(norm * norm));
     }
@@ -103,9 +103,9 @@ float zb_ref_deepspeed_grad_scale(const zb_plan *plan, double norm, double loss_
 {
     const float clip_norm = (float)plan->clip_norm, scale = (float)loss_scale;
     const int clips = plan->clip_norm > 0.0;
-    if (plan->quirks.clip == ZB_CLIP_COMBINED)
+    if (plan->clip == ZB_CLIP_COMBINED)
         return zb_ref_grad_scale(norm / loss_scale, plan->clip_norm, loss_scale);
-    if (plan->quirks.clip == ZB_CLIP_COMBINED_FP32) {
+    if (plan->clip == ZB_CLIP_COMBINED_FP32) {
         const float excess = clips ? ((float)norm / scale + 1e-6f) / clip_norm : 0.0f;
         return 1.0f / (excess > 1.0f ? excess * scale : scale);
     }

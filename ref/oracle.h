@@ -119,10 +119,9 @@ void zb_ref_backward(zb_ref_pass *pass, const zb_ref_tensors *values, const zb_b
 
 /* to = from, or with `add` to + from; rounded to dtype. */
 void zb_ref_store(zb_dtype dtype, const zb_ref_tensors *from, int add, zb_ref_tensors *to);
-/* out = the fp32 sum over ranks in ascending order, averaged as told; what goes in and comes out is rounded.
- */
-void zb_ref_reduce(zb_dtype dtype, const zb_ref_tensors *ranks, int world_size, zb_average average,
-                   zb_ref_tensors *out);
+/* out = the average over ranks [plan->world_size], by the plan: the fp32 sum in ascending order. What goes in
+ * and what comes out is rounded on the way that plan.h describes, up to comm_dtype. */
+void zb_ref_reduce(const zb_plan *plan, const zb_ref_tensors *ranks, zb_ref_tensors *out);
 
 /* The gradients of one optimizer step on their way to the optimizer. */
 typedef struct zb_ref_sums {

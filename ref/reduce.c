@@ -11,23 +11,32 @@ void zb_ref_store(zb_dtype dtype, const zb_ref_tensors *from, int add, zb_ref_te
         to->data[i] = zb_ref_round(dtype, add ? to->data[i] + from->data[i] : from->data[i]);
 }
 
-/* What a rank sends of one element. */
-static float contribution(zb_dtype dtype, float x, int world_size, zb_average average)
+static float apply(zb_factor factor, zb_dtype dtype, float x)
 {
-    const float sent = zb_ref_round(dtype, x);
-    return average == ZB_AVERAGE_BEFORE ? zb_ref_round(dtype, sent / (float)world_size) : sent;
+    if (factor.kind == ZB_FACTOR_MULTIPLY) return zb_ref_round(dtype, x * factor.by);
+    if (factor.kind == ZB_FACTOR_DIVIDE) return zb_ref_round(dtype, x / factor.by);
+    return x;
 }
 
-void zb_ref_reduce(zb_dtype dtype, const zb_ref_tensors *ranks, int world_size, zb_average average,
-                   zb_ref_tensors *out)
+/* What a rank sends of one element. */
+static float contribution(const zb_plan *plan, float x)
+{
+    const zb_averaging *averaging = &plan->averaging;
+    x = zb_ref_round(plan->bucket_dtype, x);
+    x = apply(averaging->in_bucket, plan->bucket_dtype, x);
+    x = zb_ref_round(plan->comm_dtype, x);
+    x = apply(averaging->before[0], plan->comm_dtype, x);
+    return apply(averaging->before[1], plan->comm_dtype, x);
+}
+
+void zb_ref_reduce(const zb_plan *plan, const zb_ref_tensors *ranks, zb_ref_tensors *out)
 {
     for (size_t i = 0; i < out->numel; i++) {
-        float sum = contribution(dtype, ranks[0].data[i], world_size, average);
-        for (int r = 1; r < world_size; r++)
-            sum = sum + contribution(dtype, ranks[r].data[i], world_size, average);
-        if (average == ZB_AVERAGE_INSIDE) sum = sum / (float)world_size;
-        if (average == ZB_AVERAGE_AFTER) sum = zb_ref_round(dtype, sum) * (float)(1.0 / world_size);
-        out->data[i] = zb_ref_round(dtype, sum);
+        float sum = contribution(plan, ranks[0].data[i]);
+        for (int r = 1; r < plan->world_size; r++) sum = sum + contribution(plan, ranks[r].data[i]);
+        if (plan->averaging.inside) sum = sum / (float)plan->world_size;
+        sum = zb_ref_round(plan->comm_dtype, sum);
+        out->data[i] = apply(plan->averaging.after, plan->comm_dtype, sum);
     }
 }
 
@@ -57,19 +66,19 @@ void zb_ref_sums_destroy(zb_ref_sums *sums)
     *sums = (zb_ref_sums){ 0 };
 }
 
-/* The first is stored, each later one added, in the plan's gradient type; likewise below. */
+/* The first is stored, each later one added; likewise below. */
 void zb_ref_sums_add(const zb_plan *plan, int64_t micro, int rank, const zb_ref_tensors *gradient,
                      zb_ref_sums *sums)
 {
     const int add = micro > 0 && plan->reduce_when == ZB_REDUCE_AT_BOUNDARY;
-    zb_ref_store(plan->grad_dtype, gradient, add, &sums->rank[rank]);
+    zb_ref_store(plan->local_dtype, gradient, add, &sums->rank[rank]);
 }
 
 void zb_ref_sums_reduce(const zb_plan *plan, int64_t micro, zb_ref_sums *sums)
 {
     const int every_micro_batch = plan->reduce_when == ZB_REDUCE_EVERY_MICRO_BATCH;
     if (!every_micro_batch && micro < plan->accumulation_steps - 1) return;
-    zb_ref_reduce(plan->comm_dtype, sums->rank, sums->world_size, plan->average, &sums->average);
+    zb_ref_reduce(plan, sums->rank, &sums->average);
     zb_ref_store(plan->grad_dtype, &sums->average, every_micro_batch && micro > 0, &sums->reduced);
 }
 

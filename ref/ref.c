@@ -40,6 +40,8 @@ static zb_status check_choices(const zb_plan *plan)
         zb_dtype found;
     } dtypes[] = {
         { "param_dtype", plan->param_dtype },
+        { "local_dtype", plan->local_dtype },
+        { "bucket_dtype", plan->bucket_dtype },
         { "grad_dtype", plan->grad_dtype },
         { "comm_dtype", plan->comm_dtype },
     };
@@ -50,8 +52,6 @@ static zb_status check_choices(const zb_plan *plan)
     if (plan->reduce_when != ZB_REDUCE_AT_BOUNDARY && plan->reduce_when != ZB_REDUCE_EVERY_MICRO_BATCH)
         return zb_fail(ZB_UNSUPPORTED, "oracle: plan.reduce_when is %d, which is unknown",
                        (int)plan->reduce_when);
-    if (plan->average != ZB_AVERAGE_INSIDE && plan->average != ZB_SUM_ONLY)
-        return zb_fail(ZB_UNSUPPORTED, "oracle: plan.average is %d, which is unknown", (int)plan->average);
     if (plan->order != ZB_ORDER_RANK)
         return zb_fail(ZB_UNSUPPORTED, "oracle: plan.order is %d, only rank order is offered",
                        (int)plan->order);
@@ -368,7 +368,7 @@ zb_status zb_ref_step(zb_ref *ref, const zb_observer *observer)
     step_scalars scalars = { .loss_scale = ref->scaler.scale, .lr = zb_schedule_lr(&ref->schedule) };
     const double norm = zb_ref_norm(ref->model, &ref->sums.reduced); /* finite unless a gradient is not */
     scalars.norm = norm / scalars.loss_scale;
-    scalars.overflow = ref->plan.skip_on_overflow && !isfinite(norm);
+    scalars.overflow = ref->plan.overflow == ZB_OVERFLOW_SKIP && !isfinite(norm);
 
     ref->step++;
     if (scalars.overflow) {

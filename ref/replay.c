@@ -52,6 +52,38 @@ static zb_status check_wrappers(const zb_replay_run *run)
     return ZB_OK;
 }
 
+/* What has not been seen in a recorded run. */
+static zb_status check_known(const zb_config *config)
+{
+    const int stage = config->zero.stage;
+    const int other_types = (config->grad_accum_dtype >= 0 &&
+                             config->grad_accum_dtype != (int)config->dtype) ||
+                            (config->comm_dtype >= 0 && config->comm_dtype != (int)config->dtype);
+    if (config->semantics != ZB_SEMANTICS_DEEPSPEED_0_19_6)
+        return zb_fail(ZB_INVALID_CONFIG, "%s: zerobit.semantics: is \"standard\", want \"deepspeed-0.19.6\"",
+                       config->path);
+    if (!config->optimizer_given) return ZB_OK; /* whoever derives the plan says so */
+    if (config->optimizer.kind != ZB_OPTIMIZER_ADAM)
+        return zb_fail(ZB_UNSUPPORTED, "%s: optimizer.type: is SGD, want Adam or AdamW: not supported yet",
+                       config->path);
+    if (stage == 0 && config->dtype == ZB_BF16)
+        return zb_fail(ZB_UNSUPPORTED, "%s: bf16.enabled: is true, want false at stage 0: not supported yet",
+                       config->path);
+    if (stage == 0 && config->dtype == ZB_FP16 && config->optimizer.variant == ZB_ADAM_TORCH)
+        return zb_fail(
+            ZB_UNSUPPORTED,
+            "%s: optimizer.params.torch_adam: is true, want false in fp16 at stage 0: not supported "
+            "yet",
+            config->path);
+    if (other_types)
+        return zb_fail(
+            ZB_UNSUPPORTED,
+            "%s: data_types.grad_accum_dtype, communication_data_type: want %s, which the model runs "
+            "in: not supported yet",
+            config->path, zb_dtype_name(config->dtype));
+    return ZB_OK;
+}
+
 static zb_status create_model(const zb_replay_run *run, zb_model *model)
 {
     model->params = zb_alloc_array((size_t)run->param_count, sizeof *model->params);
@@ -82,8 +114,10 @@ static void update(replay *r, const zb_optimizer_config *optimizer, double lr, f
 static zb_status fill(replay *r)
 {
     const zb_replay_run *run = r->run;
+    ZB_TRY(check_known(run->config));
     ZB_TRY(check_wrappers(run));
-    ZB_TRY(zb_plan_derive_deepspeed(run->config, run->world_size, &r->plan));
+    ZB_TRY(
+        zb_plan_derive(run->config, run->config->zero.stage, run->config->dtype, run->world_size, &r->plan));
     ZB_TRY(zb_schedule_init(&r->schedule, &run->config->schedule));
     ZB_TRY(zb_loss_scaler_init(&r->scaler, &r->plan.scaler));
     ZB_TRY(create_model(run, &r->model));
@@ -98,7 +132,7 @@ static zb_status fill(replay *r)
     for (size_t i = 0; i < run->numel; i++)
         r->master.data[i] = zb_ref_round(r->plan.param_dtype, run->init[i]);
     /* The gradients are still zero, and the schedule has not set its first rate yet. */
-    if (r->plan.quirks.hidden_first_step) update(r, &r->plan.optimizer, r->plan.optimizer.lr, 1.0f);
+    if (r->plan.hidden_first_step) update(r, &r->plan.optimizer, r->plan.optimizer.lr, 1.0f);
     return ZB_OK;
 }
 
@@ -125,7 +159,7 @@ static void destroy(replay *r)
 static void compute_gradients(replay *r, size_t step)
 {
     const zb_plan *plan = &r->plan;
-    const float scale = r->plan.quirks.loss_unscaled ? 1.0f : (float)r->scaler.scale;
+    const float scale = plan->loss_is_scaled ? (float)r->scaler.scale : 1.0f;
     const float seed = scale / (float)plan->accumulation_steps;
     for (int64_t micro = 0; micro < plan->accumulation_steps; micro++) {
         for (int rank = 0; rank < plan->world_size; rank++) {
@@ -140,7 +174,7 @@ static void compute_gradients(replay *r, size_t step)
 
 static int overflows(const replay *r)
 {
-    if (!r->plan.skip_on_overflow) return 0;
+    if (r->plan.overflow != ZB_OVERFLOW_SKIP) return 0;
     for (size_t i = 0; i < r->sums.reduced.numel; i++)
         if (!isfinite(r->sums.reduced.data[i])) return 1;
     return 0;
@@ -151,16 +185,16 @@ static void update_weights(replay *r, double scale_before)
     const double next = r->scaler.scale;
     const double norm = zb_ref_deepspeed_norm(&r->plan, &r->model, r->shards, &r->sums.reduced);
     r->norm = zb_ref_deepspeed_reported_norm(&r->plan, norm,
-                                             r->plan.quirks.norm_by_next_scale ? next : scale_before);
-    r->has_norm = r->plan.norm != ZB_NORM_PARAMETERS_FP32; /* there DeepSpeed keeps it to itself */
+                                             r->plan.report_norm_by_next_scale ? next : scale_before);
+    r->has_norm = r->plan.norm != ZB_NORM_PARAMETERS_MEAN; /* there DeepSpeed keeps it to itself */
 
     zb_optimizer_config optimizer = r->plan.optimizer;
     if (zb_schedule_has_momentum(&r->schedule)) {
         optimizer.beta1 = zb_schedule_beta1(&r->schedule);
         optimizer.beta2 = zb_schedule_beta2(&r->schedule);
     }
-    const float grad_scale = zb_ref_deepspeed_grad_scale(
-        &r->plan, norm, r->plan.quirks.unscaled_by_next_scale ? next : scale_before);
+    const float grad_scale = zb_ref_deepspeed_grad_scale(&r->plan, norm,
+                                                         r->plan.unscale_by_next_scale ? next : scale_before);
     update(r, &optimizer, zb_schedule_lr(&r->schedule), grad_scale);
 }
 

@@ -191,7 +191,7 @@ static zb_status group_create(group *g)
                                    .sampler_seed = options->sampler_seed,
                                    .shuffle = 1,
                                    .drop_last = options->config->dataloader_drop_last,
-                                   .reshuffle = plan->semantics == ZB_SEMANTICS_STANDARD };
+                                   .reshuffle = plan->reshuffle };
     ZB_TRY(zb_ref_create(&ref_options, &g->ref));
     ZB_TRY(zb_reference_create(options->model, plan, &g->reference));
     for (int i = 0; i < g->runner_count; i++) ZB_TRY(runner_create(&g->runners[i], g->reference));

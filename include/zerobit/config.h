@@ -39,16 +39,17 @@ typedef struct zb_fp16_config {
 
 typedef struct zb_zero_config {
     int stage; /* 0..3 */
-    int contiguous_gradients, reduce_scatter;
+    int contiguous_gradients, reduce_scatter, multi_rank_bucket; /* multi_rank_bucket: use_multi_rank_bucket_allreduce */
     int overlap_comm; /* -1: not given, which means on at stage 3 and off elsewhere */
     uint64_t reduce_bucket_numel;
-    uint64_t sub_group_numel;  /* stage 3; of DeepSpeed's norm only */
-    int round_robin_gradients; /* stages 1, 2; only under deepspeed-0.19.6 semantics */
+    uint64_t sub_group_numel;  /* stage 3: parts of parameters that the optimizer sees as one tensor */
+    int round_robin_gradients; /* stages 1, 2: parameters 0, W, 2 W, ... come first in the flat buffer, then 1, W + 1, ... */
 } zb_zero_config;
 
 typedef struct zb_config {
     char *path;                  /* owned; for messages; "<memory>" when parsed from a string */
     zb_semantics semantics;      /* "zerobit": {"semantics": "standard"} */
+    zb_quirks quirks;            /* the preset of the semantics, with "zerobit": {"quirks": {NAME: true|false}} laid over it */
     zb_batch_triangle batch;     /* as given; resolve with zb_batch_resolve */
     zb_dtype dtype;              /* from the fp16/bf16 sections */
     zb_fp16_config fp16;
@@ -57,7 +58,9 @@ typedef struct zb_config {
     int comm_dtype, grad_accum_dtype; /* a zb_dtype, or -1: not given */
     zb_zero_config zero;
     double gradient_clipping;    /* DeepSpeed's default: 1.0 */
-    zb_average average;          /* gradient_allreduce_op */
+    int grad_sum;                /* gradient_allreduce_op is "sum" */
+    int prescale_gradients;
+    double gradient_predivide_factor; /* 1: none */
     int optimizer_given;         /* 0: the config has none; the batch sizes and the rest still hold */
     zb_optimizer_config optimizer;
     int zero_allow_untested_optimizer;
@@ -86,17 +89,10 @@ ZB_API zb_status zb_batch_resolve(const zb_batch_triangle *given, int world_size
 ZB_API zb_status zb_scaler_derive(const zb_config *config, int stage, zb_dtype dtype, zb_loss_scaler_config *scaler);
 
 /**
- * The plan that this config means at a stage, precision (likewise) and world size. ZB_UNSUPPORTED for semantics, or a
- * combination of types, that this version does not run yet.
+ * The plan that this config means at a stage, precision (likewise) and world size, by its semantics and quirks.
+ * ZB_INVALID_CONFIG for what DeepSpeed asserts against at that stage.
  */
 ZB_API zb_status zb_plan_derive(const zb_config *config, int stage, zb_dtype dtype, int world_size, zb_plan *plan);
-
-/**
- * The plan by which DeepSpeed 0.19.6 itself runs this config, which must have those semantics: its own stage and
- * precision. ZB_UNSUPPORTED for what has not been seen in a recorded run: other optimizers than Adam, bf16 at
- * stage 0, gradients accumulated or sent in another type than the model's.
- */
-ZB_API zb_status zb_plan_derive_deepspeed(const zb_config *config, int world_size, zb_plan *plan);
 
 #ifdef __cplusplus
 }

@@ -9,14 +9,13 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <zerobit/loss_scaler.h>
+#include <zerobit/quirks.h>
 #include <zerobit/status.h>
 #include <zerobit/types.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-typedef enum zb_semantics { ZB_SEMANTICS_STANDARD, ZB_SEMANTICS_DEEPSPEED_0_19_6 } zb_semantics;
 
 /** Order in which ranks' contributions to one element are added. */
 typedef enum zb_order {
@@ -30,20 +29,33 @@ typedef enum zb_reduce_when {
     ZB_REDUCE_EVERY_MICRO_BATCH /* stages 2, 3: each micro-batch is reduced, the results are added          */
 } zb_reduce_when;
 
-/** How the sum over ranks becomes an average. */
-typedef enum zb_average {
-    ZB_AVERAGE_INSIDE, /* accumulated wide, divided by the world size, rounded once */
-    ZB_SUM_ONLY,       /* gradient_allreduce_op "sum" */
-    ZB_AVERAGE_BEFORE, /* each rank divides by the world size, rounds, then sends. DeepSpeed: zero/stage_1_and_2.py, stage3.py */
-    ZB_AVERAGE_AFTER   /* the sum is rounded, then multiplied by 1 / world size. DeepSpeed: engine.py, allreduce_bucket */
-} zb_average;
+/** One multiplication or division on a gradient's way, in fp32, rounded to the type that the gradient is in. */
+typedef enum zb_factor_kind { ZB_FACTOR_NONE, ZB_FACTOR_MULTIPLY, ZB_FACTOR_DIVIDE } zb_factor_kind;
+typedef struct zb_factor { zb_factor_kind kind; float by; } zb_factor;
+
+/** How the sum over ranks becomes an average. All NONE and inside 0: a sum (gradient_allreduce_op "sum"). */
+typedef struct zb_averaging {
+    zb_factor in_bucket; /* in bucket_dtype, before the conversion to comm_dtype */
+    zb_factor before[2]; /* in comm_dtype, one after the other, before the sum   */
+    int inside;          /* the wide sum is divided by the world size before it is rounded to comm_dtype */
+    zb_factor after;     /* in comm_dtype, after the rounded sum                 */
+} zb_averaging;
+
+/** What the optimizer, and a norm taken per tensor, see as one tensor. */
+typedef enum zb_tensors {
+    ZB_TENSORS_PARAMETERS, /* each parameter, whole                                                    */
+    ZB_TENSORS_GROUPS,     /* each parameter group end to end. DeepSpeed: fp16/fused_optimizer.py      */
+    ZB_TENSORS_PARTITIONS, /* a rank's part of each group, padded. DeepSpeed: zero/stage_1_and_2.py    */
+    ZB_TENSORS_SUB_GROUPS  /* a rank's parts of a sub-group's parameters, padded. DeepSpeed: zero/stage3.py */
+} zb_tensors;
 
 /** How the global gradient norm is summed. */
 typedef enum zb_norm_method {
-    ZB_NORM_EXACT,          /* sum of squares exactly, rounded once to fp64, then sqrt in fp64 */
+    ZB_NORM_EXACT,           /* sum of squares exactly, rounded once to fp64, then sqrt in fp64 */
     /* DeepSpeed 0.19.6, in the order and precision of its PyTorch calls (ref/deepspeed.c): */
-    ZB_NORM_PARAMETERS_FP32, /* stage 0 in fp32: of each parameter, then of those; averaged over ranks. runtime/utils.py */
-    ZB_NORM_FLAT_FP32,       /* stage 0 in fp16: of all gradients as one array. fp16/fused_optimizer.py */
+    ZB_NORM_PARAMETERS_MEAN, /* stage 0 in fp32: fp32, of each parameter, then of those; averaged over ranks. runtime/utils.py */
+    ZB_NORM_PARAMETERS,      /* BF16_Optimizer: the same, not averaged. runtime/utils.py */
+    ZB_NORM_FLAT,            /* stage 0 in 16 bit: fp32, of each group as one array. fp16/fused_optimizer.py */
     ZB_NORM_PARTITION_FP32,  /* stages 1, 2: fp64 within a rank's partition, fp32 over ranks. zero/stage_1_and_2.py */
     ZB_NORM_PARTITION_FP64   /* stage 3: fp64 throughout. zero/stage3.py */
 } zb_norm_method;
@@ -55,14 +67,13 @@ typedef enum zb_clip_method {
     ZB_CLIP_COEFFICIENT    /* fp32: min(1, clip_norm / (norm + 1e-6)). DeepSpeed: stage 0 in fp32, runtime/utils.py */
 } zb_clip_method;
 
-/** Where DeepSpeed 0.19.6 departs from what it documents. All zero, and not looked at, under `standard` semantics. */
-typedef struct zb_quirks {
-    int loss_unscaled;          /* engine.py backward scales the loss for ZeRO optimizers only: stage 0 never is */
-    int hidden_first_step;      /* fp16/fused_optimizer.py takes a step with zero gradients when it is made: stage 0 in 16 bit */
-    int unscaled_by_next_scale; /* the loss scale is updated before gradients are divided by it: every fp16 optimizer */
-    int norm_by_next_scale;     /* and the reported norm likewise: stages 0 and 3 */
-    zb_clip_method clip;
-} zb_quirks;
+/** What becomes of a step in which any reduced gradient is an infinity or a NaN. */
+typedef enum zb_overflow_rule {
+    ZB_OVERFLOW_UNSEEN,       /* the step is taken with it                                            */
+    ZB_OVERFLOW_SKIP,         /* every rank skips it: weights, moments and schedule stay              */
+    ZB_OVERFLOW_COUNT,        /* the optimizer steps, but the step counts as skipped and the schedule stays. DeepSpeed: stage 0 in bf16 */
+    ZB_OVERFLOW_STOP          /* training ends unless the norm is above 0. DeepSpeed: bf16_optimizer.py */
+} zb_overflow_rule;
 
 typedef enum zb_optimizer_kind {
     ZB_OPTIMIZER_ADAM, /* FusedAdam's formula, decay per zb_decay_mode */
@@ -90,20 +101,37 @@ typedef struct zb_optimizer_config {
 
 typedef struct zb_plan {
     zb_semantics semantics;
+    zb_quirks quirks; /* that were on when the plan was derived: its own fields say what came of them, but for those that act elsewhere */
     int world_size;
     int64_t micro_batch_size;  /* samples per rank and micro-batch */
     int64_t accumulation_steps; /* micro-batches per optimizer step */
     zb_dtype param_dtype;      /* what the model computes with; every tensor of a pass is rounded to it */
-    zb_dtype grad_dtype;       /* what gradients are accumulated in over micro-batches */
-    zb_dtype comm_dtype;       /* what travels */
-    zb_loss_scaler_config scaler;
-    int skip_on_overflow;      /* an infinity or NaN in any reduced gradient skips the step on every rank */
-    zb_reduce_when reduce_when;
-    zb_average average;
+    /*
+     * A gradient's way, each step a rounding where types differ. It is made in param_dtype. AT_BOUNDARY: added up on its rank
+     * in local_dtype over the micro-batches (else local_dtype is param_dtype). Then bucket_dtype, averaging.in_bucket, comm_dtype, averaging.before, the sum,
+     * averaging.after, grad_dtype. EVERY_MICRO_BATCH: added up over the micro-batches there, in grad_dtype.
+     */
+    zb_dtype local_dtype;
+    zb_dtype bucket_dtype;
+    zb_dtype comm_dtype; /* what travels */
+    zb_dtype grad_dtype; /* what the optimizer is given */
+    zb_averaging averaging;
     zb_order order;
+    zb_reduce_when reduce_when;
+    int reshuffle;             /* the sampler shuffles anew for every epoch */
+    zb_loss_scaler_config scaler;
+    int loss_is_scaled;              /* the loss gradient begins as the loss scale; else as 1 */
+    zb_dtype seed_dtype;             /* the type that the loss gradient begins in */
+    int unscale_by_next_scale;       /* gradients are divided, and clipped, by the scale that the step leaves behind */
+    int report_norm_by_next_scale;   /* and the reported norm likewise */
+    zb_overflow_rule overflow;
+    zb_tensors tensors;
+    int round_robin;                 /* PARTITIONS: parameters 0, W, 2 W, ... of a group first, then 1, W + 1, ... */
+    uint64_t sub_group_numel;        /* SUB_GROUPS */
     zb_norm_method norm;
-    zb_quirks quirks;
+    zb_clip_method clip;
     double clip_norm; /* 0: no clipping */
+    int hidden_first_step; /* the optimizer takes a step with zero gradients, at its own rate, when it is made */
     zb_optimizer_config optimizer;
 } zb_plan;
 
@@ -111,8 +139,10 @@ typedef struct zb_plan {
 ZB_API int zb_plan_equal(const zb_plan *a, const zb_plan *b);
 /**
  * One line of text, e.g. "standard fp32 world 4 micro 4 x 1 reduce=boundary average=inside order=rank norm=exact grad=fp32
- * comm=fp32 scale=none overflow=apply". A dynamic scale reads scale=dynamic:INITIAL/WINDOW/HYSTERESIS/MINIMUM.
+ * comm=fp32 scale=none overflow=apply". A dynamic scale reads scale=dynamic:INITIAL/WINDOW/HYSTERESIS/MINIMUM; an average is
+ * written as it is computed: "/2 sum", "sum *0.5". grad=A>B where gradients change their type on the way.
  */
+enum { ZB_PLAN_TEXT_BYTES = 640 };
 ZB_API void zb_plan_describe(const zb_plan *plan, char *text, size_t text_bytes);
 
 #ifdef __cplusplus

@@ -100,7 +100,7 @@ static void standard_plan_of_each_stage(void **state)
         assert_int_equal(plans[stage].comm_dtype, ZB_FP32);
         assert_int_equal(plans[stage].scaler.kind, ZB_SCALER_NONE);
         assert_true(plans[stage].scaler.initial_scale == 1);
-        assert_int_equal(plans[stage].skip_on_overflow, 0);
+        assert_int_equal(plans[stage].overflow, ZB_OVERFLOW_UNSEEN);
     }
     assert_true(zb_plan_equal(&plans[0], &plans[1]));
     assert_true(zb_plan_equal(&plans[2], &plans[3]));
@@ -196,40 +196,89 @@ static void scaler_rule_of_each_stage(void **state)
 
 #define DEEPSPEED "\"zerobit\": {\"semantics\": \"deepspeed-0.19.6\"}"
 
-/* What DeepSpeed itself does at each stage and precision: the plan's line after the semantics, and the
- * quirks. */
+/* What DeepSpeed itself does at each stage and precision: the plan's line after the semantics, and the fields
+ * that it does not show. */
 static const struct deepspeed_case {
-    const char *members, *want;
-    zb_quirks quirks;
+    const char *members;
+    int world;
+    const char *want;
+    int loss_is_scaled, report_norm_by_next_scale, hidden_first_step;
+    zb_tensors tensors;
+    zb_clip_method clip;
 } deepspeed_cases[] = {
-    { "\"zero_optimization\": {\"stage\": 0}",
-      "fp32 world 2 micro 2 x 2 reduce=boundary average=after order=rank norm=parameters-fp32 grad=fp32 "
+    { "\"zero_optimization\": {\"stage\": 0}", 2,
+      "fp32 world 2 micro 2 x 2 reduce=boundary average=sum *0.5 order=rank norm=parameters-mean grad=fp32 "
       "comm=fp32 scale=none overflow=apply",
-      { 1, 0, 1, 1, ZB_CLIP_COEFFICIENT } },
-    { "\"zero_optimization\": {\"stage\": 0}, \"fp16\": {\"enabled\": true}",
-      "fp16 world 2 micro 2 x 2 reduce=boundary average=after order=rank norm=flat-fp32 grad=fp16 "
+      0, 1, 0, ZB_TENSORS_PARAMETERS, ZB_CLIP_COEFFICIENT },
+    { "\"zero_optimization\": {\"stage\": 0}, \"fp16\": {\"enabled\": true}", 2,
+      "fp16 world 2 micro 2 x 2 reduce=boundary average=sum *0.5 order=rank norm=flat grad=fp16 "
       "comm=fp16 scale=stage0:65536/1000/1 overflow=skip",
-      { 1, 1, 1, 1, ZB_CLIP_COMBINED } },
-    { "\"zero_optimization\": {\"stage\": 1}, \"fp16\": {\"enabled\": true}",
-      "fp16 world 2 micro 2 x 2 reduce=boundary average=before order=rank norm=partition-fp32 grad=fp16 "
+      0, 1, 1, ZB_TENSORS_GROUPS, ZB_CLIP_COMBINED },
+    { "\"zero_optimization\": {\"stage\": 0}, \"bf16\": {\"enabled\": true}, \"communication_data_type\": "
+      "\"fp32\"",
+      4,
+      "bf16 world 4 micro 1 x 2 reduce=boundary average=sum *0.25 order=rank norm=flat grad=bf16>fp32>bf16 "
+      "comm=fp32 scale=none overflow=count",
+      0, 1, 1, ZB_TENSORS_GROUPS, ZB_CLIP_COMBINED },
+    { "\"zero_optimization\": {\"stage\": 0}, \"prescale_gradients\": true", 4,
+      "fp32 world 4 micro 1 x 2 reduce=boundary average=*0.25 sum order=rank norm=parameters-mean grad=fp32 "
+      "comm=fp32 scale=none overflow=apply",
+      0, 1, 0, ZB_TENSORS_PARAMETERS, ZB_CLIP_COEFFICIENT },
+    { "\"zero_optimization\": {\"stage\": 0}, \"gradient_predivide_factor\": 2", 4,
+      "fp32 world 4 micro 1 x 2 reduce=boundary average=*0.5 sum *0.5 order=rank norm=parameters-mean "
+      "grad=fp32 "
+      "comm=fp32 scale=none overflow=apply",
+      0, 1, 0, ZB_TENSORS_PARAMETERS, ZB_CLIP_COEFFICIENT },
+    { "\"zero_optimization\": {\"stage\": 1}, \"fp16\": {\"enabled\": true}", 2,
+      "fp16 world 2 micro 2 x 2 reduce=boundary average=/2 sum order=rank norm=partition-fp32 grad=fp16 "
       "comm=fp16 scale=dynamic:65536/1000/2/1 overflow=skip",
-      { 0, 0, 1, 0, ZB_CLIP_COMBINED_FP32 } },
-    { "\"zero_optimization\": {\"stage\": 2}, \"bf16\": {\"enabled\": true}",
-      "bf16 world 2 micro 2 x 2 reduce=micro-batch average=before order=rank norm=partition-fp32 grad=bf16 "
+      1, 0, 0, ZB_TENSORS_PARTITIONS, ZB_CLIP_COMBINED_FP32 },
+    { "\"zero_optimization\": {\"stage\": 1}, \"fp16\": {\"enabled\": true}, \"data_types\": "
+      "{\"grad_accum_dtype\": \"fp32\"}, \"prescale_gradients\": true",
+      2,
+      "fp16 world 2 micro 2 x 2 reduce=boundary average=/2 sum order=rank norm=partition-fp32 grad=fp32>fp16 "
+      "comm=fp16 scale=dynamic:65536/1000/2/1 overflow=skip",
+      1, 0, 0, ZB_TENSORS_PARTITIONS, ZB_CLIP_COMBINED_FP32 },
+    { "\"zero_optimization\": {\"stage\": 1}, \"bf16\": {\"enabled\": true}, \"data_types\": "
+      "{\"grad_accum_dtype\": \"fp32\"}",
+      2,
+      "bf16 world 2 micro 2 x 2 reduce=boundary average=sum *0.5 order=rank norm=parameters "
+      "grad=fp32>bf16>fp32 "
+      "comm=bf16 scale=none overflow=stop",
+      1, 0, 0, ZB_TENSORS_PARTITIONS, ZB_CLIP_COEFFICIENT },
+    { "\"zero_optimization\": {\"stage\": 1, \"reduce_scatter\": false}, \"gradient_predivide_factor\": 2", 4,
+      "fp32 world 4 micro 1 x 2 reduce=boundary average=*0.5 sum *0.5 order=rank norm=partition-fp32 "
+      "grad=fp32 "
+      "comm=fp32 scale=none overflow=apply",
+      1, 0, 0, ZB_TENSORS_PARTITIONS, ZB_CLIP_COMBINED_FP32 },
+    { "\"zero_optimization\": {\"stage\": 2}, \"bf16\": {\"enabled\": true}", 2,
+      "bf16 world 2 micro 2 x 2 reduce=micro-batch average=/2 sum order=rank norm=partition-fp32 grad=bf16 "
       "comm=bf16 scale=none overflow=skip",
-      { 0, 0, 1, 0, ZB_CLIP_COMBINED_FP32 } },
-    { "\"zero_optimization\": {\"stage\": 2}, \"bf16\": {\"enabled\": true, \"check_grad_overflow\": false}",
-      "bf16 world 2 micro 2 x 2 reduce=micro-batch average=before order=rank norm=partition-fp32 grad=bf16 "
+      1, 0, 0, ZB_TENSORS_PARTITIONS, ZB_CLIP_COMBINED_FP32 },
+    { "\"zero_optimization\": {\"stage\": 2}, \"bf16\": {\"enabled\": true, \"check_grad_overflow\": false}, "
+      "\"data_types\": {\"grad_accum_dtype\": \"fp32\"}",
+      2,
+      "bf16 world 2 micro 2 x 2 reduce=micro-batch average=/2 sum order=rank norm=partition-fp32 "
+      "grad=bf16 comm=bf16 scale=none overflow=apply",
+      1, 0, 0, ZB_TENSORS_PARTITIONS, ZB_CLIP_COMBINED_FP32 },
+    { "\"zero_optimization\": {\"stage\": 3}, \"bf16\": {\"enabled\": true}", 2,
+      "bf16 world 2 micro 2 x 2 reduce=micro-batch average=/2 sum order=rank norm=partition-fp64 grad=bf16 "
       "comm=bf16 scale=none overflow=apply",
-      { 0, 0, 1, 0, ZB_CLIP_COMBINED_FP32 } },
-    { "\"zero_optimization\": {\"stage\": 3}, \"bf16\": {\"enabled\": true}",
-      "bf16 world 2 micro 2 x 2 reduce=micro-batch average=before order=rank norm=partition-fp64 grad=bf16 "
-      "comm=bf16 scale=none overflow=apply",
-      { 0, 0, 1, 1, ZB_CLIP_COMBINED } },
-    { "\"zero_optimization\": {\"stage\": 2}, \"gradient_allreduce_op\": \"sum\"",
+      1, 1, 0, ZB_TENSORS_SUB_GROUPS, ZB_CLIP_COMBINED },
+    { "\"zero_optimization\": {\"stage\": 3, \"reduce_scatter\": false}, \"gradient_predivide_factor\": 2", 4,
+      "fp32 world 4 micro 1 x 2 reduce=micro-batch average=/2 /4 sum *2 order=rank norm=partition-fp64 "
+      "grad=fp32 "
+      "comm=fp32 scale=none overflow=apply",
+      1, 1, 0, ZB_TENSORS_SUB_GROUPS, ZB_CLIP_COMBINED },
+    { "\"zero_optimization\": {\"stage\": 3, \"reduce_scatter\": false}, \"gradient_predivide_factor\": 2", 2,
+      "fp32 world 2 micro 2 x 2 reduce=micro-batch average=/2 /2 sum order=rank norm=partition-fp64 "
+      "grad=fp32 "
+      "comm=fp32 scale=none overflow=apply",
+      1, 1, 0, ZB_TENSORS_SUB_GROUPS, ZB_CLIP_COMBINED },
+    { "\"zero_optimization\": {\"stage\": 2}, \"gradient_allreduce_op\": \"sum\"", 2,
       "fp32 world 2 micro 2 x 2 reduce=micro-batch average=sum order=rank norm=partition-fp32 grad=fp32 "
       "comm=fp32 scale=none overflow=apply",
-      { 0, 0, 1, 0, ZB_CLIP_COMBINED_FP32 } },
+      1, 0, 0, ZB_TENSORS_PARTITIONS, ZB_CLIP_COMBINED_FP32 },
 };
 
 static void deepspeed_plan_of_each_stage(void **state)
@@ -244,14 +293,19 @@ static void deepspeed_plan_of_each_stage(void **state)
                  c->members);
         zb_config *config = parse(text);
         zb_plan plan;
-        if (zb_plan_derive_deepspeed(config, 2, &plan) != ZB_OK)
+        if (zb_plan_derive(config, config->zero.stage, config->dtype, c->world, &plan) != ZB_OK)
             fail_msg("row %zu: %s", i, zb_error_message());
         zb_plan_describe(&plan, text, sizeof text);
         assert_int_equal(strncmp(text, "deepspeed-0.19.6 ", 17), 0);
         if (strcmp(text + 17, c->want) != 0) fail_msg("row %zu gives: %s", i, text);
-        assert_memory_equal(&plan.quirks, &c->quirks, sizeof plan.quirks);
-        assert_int_equal(zb_plan_derive_deepspeed(config, 3, &plan),
-                         ZB_INVALID_CONFIG); /* 8 = 3 x 2 x 1 + 2 */
+        assert_int_equal(plan.loss_is_scaled, c->loss_is_scaled);
+        assert_int_equal(plan.report_norm_by_next_scale, c->report_norm_by_next_scale);
+        assert_int_equal(plan.unscale_by_next_scale, 1);
+        assert_int_equal(plan.hidden_first_step, c->hidden_first_step);
+        assert_int_equal(plan.tensors, c->tensors);
+        assert_int_equal(plan.clip, c->clip);
+        assert_int_equal(plan.reshuffle, 0);
+        assert_int_equal(plan.seed_dtype, config->dtype);
         zb_config_destroy(config);
     }
 }
@@ -293,10 +347,22 @@ static const struct derive_case {
       "f.json: batch sizes do not fit: train_batch_size 8" },
     { "{\"train_batch_size\": 8, " OPTIMIZER "}", 0, 1, ZB_INT32, ZB_INVALID_ARGUMENT,
       "dtype is int32, want fp32, fp16 or bf16" },
-    { "{\"train_batch_size\": 8, \"communication_data_type\": \"fp32\", " OPTIMIZER "}", 2, 1, ZB_BF16,
-      ZB_UNSUPPORTED,
-      "f.json: communication_data_type: is fp32, want bf16, in which gradients are accumulated "
-      "(data_types.grad_accum_dtype): sending them in another type is not supported yet" },
+    { "{\"train_batch_size\": 8, \"prescale_gradients\": true, " OPTIMIZER "}", 2, 1, ZB_FP32,
+      ZB_INVALID_CONFIG,
+      "f.json: prescale_gradients: is true, want false at stage 2 with zero_optimization.reduce_scatter, as "
+      "DeepSpeed demands" },
+    { "{\"train_batch_size\": 8, \"gradient_predivide_factor\": 2, " OPTIMIZER "}", 3, 1, ZB_FP32,
+      ZB_INVALID_CONFIG,
+      "f.json: gradient_predivide_factor: is not 1.0, want 1.0 at stage 3 with "
+      "zero_optimization.reduce_scatter" },
+    { "{\"train_batch_size\": 8, \"prescale_gradients\": true, \"zero_optimization\": {\"reduce_scatter\": "
+      "false}, " OPTIMIZER "}",
+      3, 1, ZB_FP32, ZB_INVALID_CONFIG, "f.json: prescale_gradients: is true, want false at stage 3, as" },
+    { "{\"train_batch_size\": 8, \"bf16\": {\"enabled\": true}, \"data_types\": {\"grad_accum_dtype\": "
+      "\"fp32\"}, \"zerobit\": {\"semantics\": \"deepspeed-0.19.6\"}, " OPTIMIZER "}",
+      0, 1, ZB_BF16, ZB_INVALID_CONFIG,
+      "f.json: data_types.grad_accum_dtype: is fp32, want bf16 at stage 0, which the model runs in, as "
+      "DeepSpeed" },
     { "{\"train_batch_size\": 8, \"data_types\": {\"grad_accum_dtype\": \"fp16\"}, " OPTIMIZER "}", 0, 1,
       ZB_BF16, ZB_INVALID_CONFIG,
       "f.json: data_types.grad_accum_dtype: is fp16, want fp32, or bf16, which the model runs in" },
@@ -309,9 +375,6 @@ static const struct derive_case {
     { "{\"train_batch_size\": 8}", 0, 1, ZB_FP32, ZB_INVALID_CONFIG, "f.json: optimizer: is missing" },
     { "{\"train_batch_size\": 8, \"gradient_allreduce_op\": \"SUM\", " OPTIMIZER "}", 3, 1, ZB_FP32,
       ZB_INVALID_CONFIG, "f.json: gradient_allreduce_op: is \"sum\", want \"mean\" at stage 3" },
-    { "{\"train_batch_size\": 8, \"zerobit\": {\"semantics\": \"deepspeed-0.19.6\"}, " OPTIMIZER "}", 0, 1,
-      ZB_FP32, ZB_UNSUPPORTED,
-      "f.json: zerobit.semantics: is \"deepspeed-0.19.6\", want \"standard\": not supported yet" },
 };
 
 static void underivable_plans(void **state)
@@ -354,7 +417,8 @@ static void every_field_counts(void **state)
         other.field = (value);                                                                               \
         assert_true(zb_plan_equal(&plan, &other));                                                           \
     } while (0)
-    DIFFERS(adam, semantics, ZB_SEMANTICS_DEEPSPEED_0_19_6);
+    SAME(adam, semantics, ZB_SEMANTICS_DEEPSPEED_0_19_6);
+    SAME(adam, quirks.norm_per_stage, 1);
     DIFFERS(adam, world_size, 1);
     DIFFERS(adam, micro_batch_size, 1);
     DIFFERS(adam, accumulation_steps, 1);
@@ -362,7 +426,20 @@ static void every_field_counts(void **state)
     DIFFERS(adam, grad_dtype, ZB_BF16);
     DIFFERS(adam, comm_dtype, ZB_BF16);
     DIFFERS(adam, reduce_when, ZB_REDUCE_EVERY_MICRO_BATCH);
-    DIFFERS(adam, average, ZB_SUM_ONLY);
+    DIFFERS(adam, local_dtype, ZB_BF16);
+    DIFFERS(adam, bucket_dtype, ZB_BF16);
+    DIFFERS(adam, seed_dtype, ZB_BF16);
+    DIFFERS(adam, averaging.inside, 1);
+    DIFFERS(adam, averaging.in_bucket, ((zb_factor){ ZB_FACTOR_DIVIDE, 2 }));
+    DIFFERS(adam, averaging.before[0], ((zb_factor){ ZB_FACTOR_DIVIDE, 2 }));
+    DIFFERS(adam, averaging.before[1], ((zb_factor){ ZB_FACTOR_DIVIDE, 2 }));
+    DIFFERS(adam, averaging.after, ((zb_factor){ ZB_FACTOR_MULTIPLY, 2 }));
+    SAME(adam, averaging.after, ((zb_factor){ ZB_FACTOR_NONE, 2 }));
+    DIFFERS(adam, reshuffle, 1);
+    DIFFERS(adam, loss_is_scaled, 1);
+    DIFFERS(adam, tensors, ZB_TENSORS_GROUPS);
+    SAME(adam, round_robin, 1);
+    SAME(adam, sub_group_numel, 1);
     DIFFERS(adam, order, (zb_order)7);
     DIFFERS(adam, norm, (zb_norm_method)7);
     DIFFERS(adam, clip_norm, 0.0);
@@ -374,11 +451,10 @@ static void every_field_counts(void **state)
     DIFFERS(adam, optimizer.bias_correction, 1);
     DIFFERS(adam, optimizer.decay_mode, ZB_DECAY_DECOUPLED);
     DIFFERS(adam, optimizer.variant, ZB_ADAM_TORCH);
-    DIFFERS(adam, quirks.loss_unscaled, 1);
-    DIFFERS(adam, quirks.hidden_first_step, 1);
-    DIFFERS(adam, quirks.unscaled_by_next_scale, 1);
-    DIFFERS(adam, quirks.norm_by_next_scale, 1);
-    DIFFERS(adam, quirks.clip, ZB_CLIP_COEFFICIENT);
+    DIFFERS(adam, hidden_first_step, 1);
+    DIFFERS(adam, unscale_by_next_scale, 1);
+    DIFFERS(adam, report_norm_by_next_scale, 1);
+    DIFFERS(adam, clip, ZB_CLIP_COEFFICIENT);
     SAME(adam, optimizer.momentum, 0.2);
     SAME(adam, optimizer.nesterov, 1);
     DIFFERS(sgd, optimizer.momentum, 0.2);
@@ -390,7 +466,14 @@ static void every_field_counts(void **state)
     /* Only what the scaler's kind looks at. */
     DIFFERS(adam, scaler.kind, ZB_SCALER_STATIC);
     SAME(adam, scaler.initial_scale, 8);
-    DIFFERS(adam, skip_on_overflow, 1);
+    DIFFERS(adam, overflow, ZB_OVERFLOW_SKIP);
+    zb_plan partitions = adam, sub_groups = adam;
+    partitions.tensors = ZB_TENSORS_PARTITIONS;
+    sub_groups.tensors = ZB_TENSORS_SUB_GROUPS;
+    DIFFERS(partitions, round_robin, 1);
+    SAME(partitions, sub_group_numel, 1);
+    DIFFERS(sub_groups, sub_group_numel, 1);
+    SAME(sub_groups, round_robin, 1);
     zb_plan scaled = adam, stage0 = adam, fixed = adam;
     scaled.scaler.kind = ZB_SCALER_DYNAMIC;
     stage0.scaler.kind = ZB_SCALER_DYNAMIC_STAGE0;
@@ -415,10 +498,11 @@ static void every_field_counts(void **state)
     zb_plan_describe(&stage0, text, sizeof text);
     assert_non_null(strstr(text, "scale=? "));
 
-    stage0.average = (zb_average)7;
+    stage0.overflow = (zb_overflow_rule)7;
     stage0.norm = (zb_norm_method)7;
     zb_plan_describe(&stage0, text, sizeof text);
-    assert_non_null(strstr(text, "average=? order=rank norm=? "));
+    assert_non_null(strstr(text, "order=rank norm=? "));
+    assert_non_null(strstr(text, "overflow=?"));
 
     zb_plan one = adam;
     one.accumulation_steps = 1;

@@ -254,8 +254,10 @@ static const struct unknown {
     { "fp32-s1-w2", ask_standard, ZB_INVALID_CONFIG, "zerobit.semantics: is \"standard\"" },
     { "fp16-s0-w2", ask_bf16_stage_0, ZB_UNSUPPORTED, "bf16.enabled: is true" },
     { "fp16-s0-w2", ask_unfused, ZB_UNSUPPORTED, "torch_adam: is true" },
-    { "bf16-s1-w2", ask_wide_gradients, ZB_UNSUPPORTED, "data_types.grad_accum_dtype: is fp32, want bf16" },
-    { "bf16-s1-w2", ask_other_traffic, ZB_UNSUPPORTED, "communication_data_type: is fp16, want bf16" },
+    { "bf16-s1-w2", ask_wide_gradients, ZB_UNSUPPORTED,
+      "data_types.grad_accum_dtype, communication_data_type: want bf16" },
+    { "bf16-s1-w2", ask_other_traffic, ZB_UNSUPPORTED,
+      "data_types.grad_accum_dtype, communication_data_type: want bf16" },
     { "fp32-s3-w2", ask_wrapper, ZB_UNSUPPORTED, "rank 1: wrapper is XeepSpeedZeroOptimizer_Stage3, want" },
 };
 

@@ -105,32 +105,41 @@ static void check_fp32_is_not_rounded(void **state)
 
 /* --- across ranks and micro-batches --- */
 
+#define SUM                                                                                                  \
+    {                                                                                                        \
+        .inside = 0                                                                                          \
+    }
+#define INSIDE                                                                                               \
+    {                                                                                                        \
+        .inside = 1                                                                                          \
+    }
+#define BEFORE                                                                                               \
+    {                                                                                                        \
+        .before = { { ZB_FACTOR_DIVIDE, 3.0f } }                                                             \
+    }
+#define AFTER                                                                                                \
+    {                                                                                                        \
+        .after = { ZB_FACTOR_MULTIPLY, 1.0f / 3.0f }                                                         \
+    }
+
 static const struct reduce_case {
     const char *name;
     zb_dtype dtype;
-    zb_average average;
+    zb_averaging averaging;
     float ranks[3], result;
 } reduce_cases[] = {
     /* 1 + 2^-8 + 2^-8 in fp32, then rounded: bf16 has 7 bits after the point */
-    { "bf16 is added wide and rounded once", ZB_BF16, ZB_SUM_ONLY, { 1.0f, 0x1p-8f, 0x1p-8f }, 0x1.02p0f },
-    { "fp32 in rank order", ZB_FP32, ZB_SUM_ONLY, { 0x1p24f, 1.0f, 1.0f }, 0x1p24f },
-    { "fp16: the average of large numbers", ZB_FP16, ZB_AVERAGE_INSIDE, { 6e4f, 6e4f, 6e4f }, 6e4f },
-    { "fp16: the sum of large numbers", ZB_FP16, ZB_SUM_ONLY, { 6e4f, 6e4f, -1.0f }, INFINITY },
-    { "fp16: a third", ZB_FP16, ZB_AVERAGE_INSIDE, { 1.0f, 0.0f, 0.0f }, 0x1.554p-2f },
+    { "bf16 is added wide and rounded once", ZB_BF16, SUM, { 1.0f, 0x1p-8f, 0x1p-8f }, 0x1.02p0f },
+    { "fp32 in rank order", ZB_FP32, SUM, { 0x1p24f, 1.0f, 1.0f }, 0x1p24f },
+    { "fp16: the average of large numbers", ZB_FP16, INSIDE, { 6e4f, 6e4f, 6e4f }, 6e4f },
+    { "fp16: the sum of large numbers", ZB_FP16, SUM, { 6e4f, 6e4f, -1.0f }, INFINITY },
+    { "fp16: a third", ZB_FP16, INSIDE, { 1.0f, 0.0f, 0.0f }, 0x1.554p-2f },
     /* 7/3 and 1/3 give 149/64 and 171/512 in bf16, together 170.4/64; 8/3 would be 170.7/64 */
-    { "divided before: each share is rounded",
-      ZB_BF16,
-      ZB_AVERAGE_BEFORE,
-      { 7.0f, 1.0f, 0.0f },
-      170.0f / 64 },
-    { "divided before: no overflow", ZB_FP16, ZB_AVERAGE_BEFORE, { 6e4f, 6e4f, 6e4f }, 6e4f },
-    { "divided after: the sum overflows", ZB_FP16, ZB_AVERAGE_AFTER, { 6e4f, 6e4f, 6e4f }, INFINITY },
-    { "divided after: times the reciprocal",
-      ZB_FP32,
-      ZB_AVERAGE_AFTER,
-      { 5.0f, 0.0f, 0.0f },
-      5.0f * (1.0f / 3.0f) },
-    { "what is sent is rounded first", ZB_BF16, ZB_SUM_ONLY, { 0x1.01p0f, 0x1.01p0f, 0.0f }, 2.0f },
+    { "divided before: each share is rounded", ZB_BF16, BEFORE, { 7.0f, 1.0f, 0.0f }, 170.0f / 64 },
+    { "divided before: no overflow", ZB_FP16, BEFORE, { 6e4f, 6e4f, 6e4f }, 6e4f },
+    { "divided after: the sum overflows", ZB_FP16, AFTER, { 6e4f, 6e4f, 6e4f }, INFINITY },
+    { "divided after: times the reciprocal", ZB_FP32, AFTER, { 5.0f, 0.0f, 0.0f }, 5.0f * (1.0f / 3.0f) },
+    { "what is sent is rounded first", ZB_BF16, SUM, { 0x1.01p0f, 0x1.01p0f, 0.0f }, 2.0f },
 };
 
 static void check_reduce(void **state)
@@ -142,7 +151,10 @@ static void check_reduce(void **state)
         data[r] = c->ranks[r];
         ranks[r] = (zb_ref_tensors){ .numel = 1, .data = &data[r] };
     }
-    zb_ref_reduce(c->dtype, ranks, 3, c->average, &result);
+    const zb_plan plan = {
+        .world_size = 3, .bucket_dtype = c->dtype, .comm_dtype = c->dtype, .averaging = c->averaging
+    };
+    zb_ref_reduce(&plan, ranks, &result);
     if (!same_bits(out, c->result)) fail_msg("%a, want %a", (double)out, (double)c->result);
 }
 
@@ -283,7 +295,7 @@ static void check_flat_norm(void **state)
     for (size_t i = 0; i < numel; i++)
         data[i] = c->squares[i] == '#' ? 0x1p12f : (float)(c->squares[i] - '0');
     const zb_ref_tensors gradients = { .numel = numel, .data = data };
-    const zb_plan plan = { .norm = ZB_NORM_FLAT_FP32 };
+    const zb_plan plan = { .norm = ZB_NORM_FLAT };
     const double root = (double)sqrtf((float)c->sum);
     assert_true(zb_ref_deepspeed_norm(&plan, NULL, NULL, &gradients) == sqrt((double)(float)(root * root)));
 }

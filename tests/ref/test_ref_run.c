@@ -148,6 +148,8 @@ static const zb_plan sgd_plan = {
     .world_size = 1,
     .micro_batch_size = 1,
     .accumulation_steps = 1,
+    .averaging = { .inside = 1 },
+    .loss_is_scaled = 1,
     .optimizer = { .kind = ZB_OPTIMIZER_SGD },
 };
 
@@ -155,6 +157,8 @@ static const zb_plan adam_plan = {
     .world_size = 2,
     .micro_batch_size = 2,
     .accumulation_steps = 2,
+    .averaging = { .inside = 1 },
+    .loss_is_scaled = 1,
     .clip_norm = 1.0,
     .optimizer = { .kind = ZB_OPTIMIZER_ADAM,
                    .beta1 = 0.9,
@@ -204,6 +208,13 @@ static zb_model *open_model(const char *name)
     zb_model *model;
     if (zb_model_open(name, &model) != ZB_OK) fail_msg("%s", zb_error_message());
     return model;
+}
+
+/* The model's type, and that of its gradients from there on. */
+static void set_types(zb_plan *plan, zb_dtype param, zb_dtype grad)
+{
+    plan->param_dtype = param;
+    plan->local_dtype = plan->bucket_dtype = plan->comm_dtype = plan->grad_dtype = grad;
 }
 
 static setting setting_of(const zb_plan *plan, double lr, zb_model *model, const zb_dataset *dataset)
@@ -264,7 +275,7 @@ static void check_by_hand(void **state)
     /* gradient_allreduce_op "sum": twice the average. Clipped: (norm + 1e-6) / clip_norm = 2 halves the
      * update. */
     record r = { .fail_at = -1 };
-    s.plan.average = ZB_SUM_ONLY;
+    s.plan.averaging.inside = 0;
     s.plan.clip_norm = (sqrt(40.0) + 1e-6) / 2.0;
     run(&s, 1, &r);
     assert_true(tensor_element(&r, ZB_Q_GRAD, 0, 0, 0) == 6.0f); /* shown before clipping */
@@ -334,7 +345,7 @@ static void check_rank_order(void **state)
         const array_dataset data = array_of(3, 1, 1, inputs, cases[i].targets);
         setting s = setting_of(&sgd_plan, 1.0, open_model("mlp-mse:1-1"), &data.base);
         s.plan.world_size = 3;
-        s.plan.average = ZB_SUM_ONLY;
+        s.plan.averaging.inside = 0;
         s.weights.values[0][0] = 0.0f;
         s.weights.values[1][0] = 0.0f;
         record r = { .fail_at = -1 };
@@ -399,9 +410,9 @@ static void check_fp16_by_hand(void **state)
     const float inputs[] = { 1.0f + 0x1p-11f }, targets[] = { 0.0f };
     const array_dataset data = array_of(1, 1, 1, inputs, targets);
     setting s = setting_of(&sgd_plan, 0x1p-12, open_model("mlp-mse:1-1"), &data.base);
-    s.plan.param_dtype = s.plan.grad_dtype = s.plan.comm_dtype = ZB_FP16;
+    set_types(&s.plan, ZB_FP16, ZB_FP16);
     s.plan.scaler = (zb_loss_scaler_config){ .kind = ZB_SCALER_STATIC, .initial_scale = 1024.0 };
-    s.plan.skip_on_overflow = 1;
+    s.plan.overflow = ZB_OVERFLOW_SKIP;
     s.weights.values[0][0] = 0.1f;
     s.weights.values[1][0] = 0.0f;
     record r = { .fail_at = -1 };
@@ -442,12 +453,12 @@ static void check_accumulation_type(void **state)
     for (int when = ZB_REDUCE_AT_BOUNDARY; when <= ZB_REDUCE_EVERY_MICRO_BATCH; when++) {
         record r = { .fail_at = -1 };
         s.plan.reduce_when = (zb_reduce_when)when;
-        s.plan.grad_dtype = s.plan.comm_dtype = ZB_BF16;
+        set_types(&s.plan, s.plan.param_dtype, ZB_BF16);
         run(&s, 1, &r);
         assert_int_equal(code_of(&r, ZB_Q_GRAD, 0, 0, ZB_BF16), 0x3f80);
         assert_true(tensor_element(&r, ZB_Q_MASTER, 0, 0, 0) == -1.0f);
         record_free(&r);
-        s.plan.grad_dtype = s.plan.comm_dtype = ZB_FP32;
+        set_types(&s.plan, s.plan.param_dtype, ZB_FP32);
         run(&s, 1, &r);
         assert_true(tensor_element(&r, ZB_Q_GRAD, 0, 0, 0) == 1.0f + 0x1p-8f);
         assert_true(tensor_element(&r, ZB_Q_MASTER, 0, 0, 0) == -1.0f - 0x1p-8f);
@@ -467,8 +478,8 @@ static void check_skipped_step(void **state)
     const float inputs[] = { 1.0f }, targets[] = { -1.0f };
     const array_dataset data = array_of(1, 1, 1, inputs, targets);
     setting s = setting_of(&sgd_plan, 1.0, open_model("mlp-mse:1-1"), &data.base);
-    s.plan.param_dtype = s.plan.grad_dtype = s.plan.comm_dtype = ZB_FP16;
-    s.plan.skip_on_overflow = 1;
+    set_types(&s.plan, ZB_FP16, ZB_FP16);
+    s.plan.overflow = ZB_OVERFLOW_SKIP;
     s.plan.clip_norm = 1e6;
     s.plan.scaler = (zb_loss_scaler_config){
         .kind = ZB_SCALER_DYNAMIC, .initial_scale = 0x1p15, .min_scale = 1.0, .window = 100, .hysteresis = 1
@@ -518,8 +529,8 @@ static void check_scale_cannot_be_lowered(void **state)
     const float inputs[] = { 1.0f }, targets[] = { -1.0f };
     const array_dataset data = array_of(1, 1, 1, inputs, targets);
     setting s = setting_of(&sgd_plan, 1.0, open_model("mlp-mse:1-1"), &data.base);
-    s.plan.param_dtype = s.plan.grad_dtype = s.plan.comm_dtype = ZB_FP16;
-    s.plan.skip_on_overflow = 1;
+    set_types(&s.plan, ZB_FP16, ZB_FP16);
+    s.plan.overflow = ZB_OVERFLOW_SKIP;
     s.plan.scaler = (zb_loss_scaler_config){
         .kind = ZB_SCALER_DYNAMIC, .initial_scale = 0x1p15, .min_scale = 0x1p15, .window = 1, .hysteresis = 1
     };
@@ -531,7 +542,7 @@ static void check_scale_cannot_be_lowered(void **state)
     zb_ref_destroy(ref);
 
     record r = { .fail_at = -1 };
-    s.plan.skip_on_overflow = 0;
+    s.plan.overflow = ZB_OVERFLOW_UNSEEN;
     run(&s, 1, &r);
     assert_int_equal(overflow_of(&r, 0), 0);
     assert_true(tensor_element(&r, ZB_Q_MASTER, 0, 0, 0) == -INFINITY);
@@ -607,7 +618,7 @@ static void learn_in(zb_dtype dtype, const zb_dataset *dataset)
 {
     setting s = setting_of(&adam_plan, 1e-3, open_model("cifar10-net"), dataset);
     s.plan.micro_batch_size = 8;
-    s.plan.param_dtype = s.plan.grad_dtype = s.plan.comm_dtype = dtype;
+    set_types(&s.plan, dtype, dtype);
     if (dtype == ZB_FP16)
         s.plan.scaler = (zb_loss_scaler_config){ .kind = ZB_SCALER_STATIC, .initial_scale = 1024.0 };
     s.shuffle = 1;
@@ -855,9 +866,13 @@ static void break_reduce_when(setting *s)
 {
     s->plan.reduce_when = (zb_reduce_when)7;
 }
-static void break_average(setting *s)
+static void break_local_dtype(setting *s)
 {
-    s->plan.average = (zb_average)7;
+    s->plan.local_dtype = ZB_INT64;
+}
+static void break_bucket_dtype(setting *s)
+{
+    s->plan.bucket_dtype = ZB_INT64;
 }
 static void break_order(setting *s)
 {
@@ -922,7 +937,8 @@ static const struct refusal {
     { "plan.grad_dtype is uint8", ZB_UNSUPPORTED, break_grad_dtype },
     { "plan.comm_dtype is fp64", ZB_UNSUPPORTED, break_comm_dtype },
     { "plan.reduce_when is 7", ZB_UNSUPPORTED, break_reduce_when },
-    { "plan.average is 7", ZB_UNSUPPORTED, break_average },
+    { "plan.local_dtype is int64", ZB_UNSUPPORTED, break_local_dtype },
+    { "plan.bucket_dtype is int64", ZB_UNSUPPORTED, break_bucket_dtype },
     { "plan.order is 7", ZB_UNSUPPORTED, break_order },
     { "plan.norm is 7", ZB_UNSUPPORTED, break_norm },
     { "plan.optimizer.kind is 7", ZB_UNSUPPORTED, break_optimizer },
