@@ -272,7 +272,7 @@ static zb_status read_quirks(zb_config *config, const zb_json_at *section)
 
 static zb_status read_zerobit(zb_config *config, const zb_json_at *root)
 {
-    static const char *const keys[] = { "semantics", "quirks", NULL };
+    static const char *const keys[] = { "semantics", "quirks", "param_groups", NULL };
     zb_json_at section = zb_json_member(root, "zerobit");
     config->quirks = zb_quirks_of(config->semantics);
     if (section.value == NULL) return ZB_OK;
@@ -292,6 +292,7 @@ static zb_status read_all(zb_config *config, const zb_json_at *root)
     ZB_TRY(read_data_types(config, root));
     ZB_TRY(read_checkpoint(config, root));
     ZB_TRY(zb_config_read_optimizer(config, root));
+    ZB_TRY(zb_config_read_param_groups(config, root));
     ZB_TRY(zb_config_read_schedule(config, root));
     return check_average(config, root);
 }
@@ -341,6 +342,7 @@ void zb_config_destroy(zb_config *config)
     if (config == NULL) return;
     for (size_t i = 0; i < config->note_count; i++) zb_free(config->notes[i]);
     zb_free(config->notes);
+    zb_config_destroy_param_groups(config);
     zb_free(config->path);
     zb_free(config);
 }

@@ -66,7 +66,7 @@ static zb_status read_bool(const zb_json_at *params, const char *key, int *out)
 }
 
 /* A beta of 1 divides by zero in the bias correction. */
-static zb_status read_betas(const zb_json_at *params, double *beta1, double *beta2)
+zb_status zb_config_read_betas(const zb_json_at *params, zb_optimizer_config *optimizer)
 {
     zb_json_at betas = zb_json_member(params, "betas");
     if (betas.value == NULL) return ZB_OK;
@@ -77,7 +77,7 @@ static zb_status read_betas(const zb_json_at *params, double *beta1, double *bet
     const struct {
         const zb_json_at *at;
         double *out;
-    } pair[] = { { &first, beta1 }, { &second, beta2 } };
+    } pair[] = { { &first, &optimizer->beta1 }, { &second, &optimizer->beta2 } };
     for (size_t i = 0; i < COUNT(pair); i++) {
         double beta = -1;
         if (cJSON_IsNumber(pair[i].at->value)) beta = pair[i].at->value->valuedouble;
@@ -97,7 +97,7 @@ static zb_status read_adam(zb_config *config, const zb_json_at *params, int is_a
     if (params->value != NULL) {
         ZB_TRY(zb_config_judge(config, params, ZB_SECTION_CALL, "Adam", adam_rules, COUNT(adam_rules)));
         ZB_TRY(read_number(params, "lr", 0, &adam.lr));
-        ZB_TRY(read_betas(params, &adam.beta1, &adam.beta2));
+        ZB_TRY(zb_config_read_betas(params, &adam));
         ZB_TRY(read_number(params, "eps", 0, &adam.eps));
         ZB_TRY(read_number(params, "weight_decay", 0, &adam.weight_decay));
         ZB_TRY(read_bool(params, "bias_correction", &adam.bias_correction));

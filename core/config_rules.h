@@ -77,6 +77,11 @@ zb_status zb_config_read(const zb_json_at *root, const char *path, zb_semantics 
 zb_status zb_config_read_zero(zb_config *config, const zb_json_at *root);
 zb_status zb_config_read_precision(zb_config *config, const zb_json_at *root);
 zb_status zb_config_read_optimizer(zb_config *config, const zb_json_at *root);
-zb_status zb_config_read_schedule(zb_config *config, const zb_json_at *root);
+zb_status zb_config_read_param_groups(zb_config *config, const zb_json_at *root); /* after the optimizer */
+void zb_config_destroy_param_groups(zb_config *config);
+zb_status zb_config_read_schedule(zb_config *config, const zb_json_at *root); /* of every group */
+
+/** The member `betas` of an object of hyper-parameters; leaves *optimizer as it is when there is none. */
+zb_status zb_config_read_betas(const zb_json_at *params, zb_optimizer_config *optimizer);
 
 #endif

@@ -77,6 +77,16 @@ static const char *const torch_schedulers[] = { "LambdaLR",
                                                 "PolynomialLR",
                                                 NULL };
 
+/* The schedule that is being read: one for each parameter group, from the same section. */
+typedef struct reading {
+    zb_config *config;
+    int group;
+    zb_schedule_config *schedule;
+} reading;
+
+/* Once, however many groups there are. */
+#define NOTE(r, ...) ((r)->group == 0 ? zb_config_note((r)->config, __VA_ARGS__) : ZB_OK)
+
 /* ---- reads that leave *out at its default when the key is absent -------------------------------------- */
 
 static zb_status read_number(const zb_json_at *params, const char *key, double min, double *out)
@@ -113,110 +123,112 @@ static zb_status read_beta(const zb_json_at *params, const char *key, double *ou
     return *out < 1 ? ZB_OK : zb_json_fail(&at, ZB_INVALID_CONFIG, "a number from 0 up to, not including, 1");
 }
 
-/* One rate, or a list with one rate for each parameter group; there is one group here. */
-static zb_status read_rate(const zb_json_at *params, const char *key, double *out)
+/* One rate, or a list with one rate for each parameter group. */
+static zb_status read_rate(const reading *r, const zb_json_at *params, const char *key, double *out)
 {
     zb_json_at at = zb_json_member(params, key);
     if (!cJSON_IsArray(at.value)) return zb_config_read_number(&at, ZB_SECTION_CALL, 0, out);
     size_t count = 0;
     ZB_TRY(zb_json_array(&at, &count));
-    if (count != 1) return zb_json_fail(&at, ZB_INVALID_CONFIG, "one rate: there is one parameter group");
-    zb_json_at only = zb_json_first(&at);
-    return zb_config_read_number(&only, ZB_SECTION_CALL, 0, out);
+    if (count != (size_t)r->config->group_count)
+        return zb_json_fail(&at, ZB_INVALID_CONFIG, "one rate for each parameter group: there %s %d",
+                            r->config->group_count == 1 ? "is" : "are", r->config->group_count);
+    zb_json_at rate = zb_json_first(&at);
+    for (int g = 0; g < r->group; g++) rate = zb_json_next(&rate);
+    return zb_config_read_number(&rate, ZB_SECTION_CALL, 0, out);
 }
 
 /* ---- Warmup* ----------------------------------------------------------------------------------------- */
 
-static zb_status read_warmup_type(zb_config *config, const zb_json_at *params)
+static zb_status read_warmup_type(const reading *r, const zb_json_at *params)
 {
     zb_json_at at = zb_json_member(params, "warmup_type");
-    config->schedule.warmup_type = ZB_WARMUP_LOG;
+    r->schedule->warmup_type = ZB_WARMUP_LOG;
     if (at.value == NULL) return ZB_OK;
     const char *type;
     ZB_TRY(zb_json_string(&at, &type));
     if (strcmp(type, "linear") == 0) {
-        config->schedule.warmup_type = ZB_WARMUP_LINEAR;
+        r->schedule->warmup_type = ZB_WARMUP_LINEAR;
     } else if (strcmp(type, "log") != 0) {
-        return zb_config_note(config, &at, "\"%.60s\" is unknown; \"log\" is used instead, as DeepSpeed does",
-                              type);
+        return NOTE(r, &at, "\"%.60s\" is unknown; \"log\" is used instead, as DeepSpeed does", type);
     }
     return ZB_OK;
 }
 
-static zb_status read_warmup_shape(zb_config *config, const zb_json_at *params)
+static zb_status read_warmup_shape(const reading *r, const zb_json_at *params)
 {
-    config->schedule.warmup_num_steps = 1000;
-    ZB_TRY(read_integer(params, "warmup_num_steps", 1, &config->schedule.warmup_num_steps));
-    return read_warmup_type(config, params);
+    r->schedule->warmup_num_steps = 1000;
+    ZB_TRY(read_integer(params, "warmup_num_steps", 1, &r->schedule->warmup_num_steps));
+    return read_warmup_type(r, params);
 }
 
-static zb_status read_total_steps(zb_config *config, const zb_json_at *params)
+static zb_status read_total_steps(const reading *r, const zb_json_at *params)
 {
     zb_json_at at = zb_json_member(params, "total_num_steps");
     if (at.value == NULL)
         return zb_json_fail(&at, ZB_INVALID_CONFIG, "an integer: this scheduler has no default for it");
-    return read_integer(params, "total_num_steps", 0, &config->schedule.total_num_steps);
+    return read_integer(params, "total_num_steps", 0, &r->schedule->total_num_steps);
 }
 
-static zb_status need_optimizer(const zb_config *config, const zb_json_at *at)
+static zb_status need_optimizer(const reading *r, const zb_json_at *at)
 {
-    if (config->optimizer_given) return ZB_OK;
+    if (r->config->optimizer_given) return ZB_OK;
     return zb_json_fail(at, ZB_INVALID_CONFIG, "a number, since there is no optimizer whose lr it could be");
 }
 
-static zb_status read_warmup_rates(zb_config *config, const zb_json_at *params)
+static zb_status read_warmup_rates(const reading *r, const zb_json_at *params)
 {
-    zb_schedule_config *schedule = &config->schedule;
-    ZB_TRY(read_rate(params, "warmup_min_lr", &schedule->warmup_min_lr));
+    zb_schedule_config *schedule = r->schedule;
+    ZB_TRY(read_rate(r, params, "warmup_min_lr", &schedule->warmup_min_lr));
     /* Left out it is the optimizer's rate, but for WarmupDecayLR, where only null is. */
     zb_json_at maximum = zb_json_member(params, "warmup_max_lr");
-    if (zb_json_given(&maximum)) return read_rate(params, "warmup_max_lr", &schedule->warmup_max_lr);
+    if (zb_json_given(&maximum)) return read_rate(r, params, "warmup_max_lr", &schedule->warmup_max_lr);
     if (maximum.value == NULL && schedule->kind == ZB_SCHEDULE_WARMUP_DECAY_LR) {
         schedule->warmup_max_lr = 0.001;
         return ZB_OK;
     }
     schedule->warmup_max_lr = schedule->base_lr;
-    return need_optimizer(config, &maximum);
+    return need_optimizer(r, &maximum);
 }
 
-static zb_status read_warmup(zb_config *config, const zb_json_at *params)
+static zb_status read_warmup(const reading *r, const zb_json_at *params)
 {
-    config->schedule.kind = ZB_SCHEDULE_WARMUP_LR;
-    ZB_TRY(read_warmup_rates(config, params));
-    return read_warmup_shape(config, params);
+    r->schedule->kind = ZB_SCHEDULE_WARMUP_LR;
+    ZB_TRY(read_warmup_rates(r, params));
+    return read_warmup_shape(r, params);
 }
 
-static zb_status read_warmup_decay(zb_config *config, const zb_json_at *params)
+static zb_status read_warmup_decay(const reading *r, const zb_json_at *params)
 {
-    config->schedule.kind = ZB_SCHEDULE_WARMUP_DECAY_LR;
-    ZB_TRY(read_total_steps(config, params));
-    ZB_TRY(read_warmup_rates(config, params));
-    return read_warmup_shape(config, params);
+    r->schedule->kind = ZB_SCHEDULE_WARMUP_DECAY_LR;
+    ZB_TRY(read_total_steps(r, params));
+    ZB_TRY(read_warmup_rates(r, params));
+    return read_warmup_shape(r, params);
 }
 
-static zb_status read_warmup_cosine(zb_config *config, const zb_json_at *params)
+static zb_status read_warmup_cosine(const reading *r, const zb_json_at *params)
 {
-    zb_schedule_config *schedule = &config->schedule;
+    zb_schedule_config *schedule = r->schedule;
     schedule->kind = ZB_SCHEDULE_WARMUP_COSINE_LR;
     schedule->cos_min_ratio = 0.0001;
-    ZB_TRY(read_total_steps(config, params));
+    ZB_TRY(read_total_steps(r, params));
     ZB_TRY(read_number(params, "warmup_min_ratio", 0, &schedule->warmup_min_ratio));
     ZB_TRY(read_number(params, "cos_min_ratio", 0, &schedule->cos_min_ratio));
-    if (!config->optimizer_given)
+    if (!r->config->optimizer_given)
         return zb_json_fail(params, ZB_INVALID_CONFIG, "an optimizer beside it, whose lr it scales");
-    return read_warmup_shape(config, params);
+    return read_warmup_shape(r, params);
 }
 
 /* ---- LRRangeTest, OneCycle --------------------------------------------------------------------------- */
 
-static zb_status read_range_test(zb_config *config, const zb_json_at *params)
+static zb_status read_range_test(const reading *r, const zb_json_at *params)
 {
-    zb_schedule_config *schedule = &config->schedule;
+    zb_schedule_config *schedule = r->schedule;
     schedule->kind = ZB_SCHEDULE_LR_RANGE_TEST;
     schedule->lr_range_test_min_lr = 1e-3;
     schedule->lr_range_test_step_size = 2000;
     schedule->lr_range_test_step_rate = 1.0;
-    ZB_TRY(read_rate(params, "lr_range_test_min_lr", &schedule->lr_range_test_min_lr));
+    ZB_TRY(read_rate(r, params, "lr_range_test_min_lr", &schedule->lr_range_test_min_lr));
     ZB_TRY(read_integer(params, "lr_range_test_step_size", 1, &schedule->lr_range_test_step_size));
     ZB_TRY(read_number(params, "lr_range_test_step_rate", 0, &schedule->lr_range_test_step_rate));
     return read_bool(params, "lr_range_test_staircase", &schedule->lr_range_test_staircase);
@@ -244,9 +256,9 @@ static zb_status read_cycle_shape(zb_schedule_config *schedule, const zb_json_at
     return read_number(params, "decay_step_size", 0, &schedule->decay_step_size);
 }
 
-static zb_status read_cycle_momentum(zb_config *config, const zb_json_at *params)
+static zb_status read_cycle_momentum(const reading *r, const zb_json_at *params)
 {
-    zb_schedule_config *schedule = &config->schedule;
+    zb_schedule_config *schedule = r->schedule;
     schedule->cycle_momentum = 1;
     schedule->cycle_min_mom = 0.8;
     schedule->cycle_max_mom = 0.9;
@@ -254,23 +266,22 @@ static zb_status read_cycle_momentum(zb_config *config, const zb_json_at *params
     ZB_TRY(read_beta(params, "cycle_min_mom", &schedule->cycle_min_mom));
     ZB_TRY(read_beta(params, "cycle_max_mom", &schedule->cycle_max_mom));
     ZB_TRY(read_number(params, "decay_mom_rate", -INFINITY, &schedule->decay_mom_rate));
-    int has_betas = config->optimizer.kind == ZB_OPTIMIZER_ADAM;
-    if (!schedule->cycle_momentum || !config->optimizer_given || has_betas) return ZB_OK;
+    int has_betas = r->config->optimizer.kind == ZB_OPTIMIZER_ADAM;
+    if (!schedule->cycle_momentum || !r->config->optimizer_given || has_betas) return ZB_OK;
     schedule->cycle_momentum = 0;
     zb_json_at at = zb_json_member(params, "cycle_momentum");
-    return zb_config_note(config, &at,
-                          "no effect: DeepSpeed cycles betas, which this optimizer does not have");
+    return NOTE(r, &at, "no effect: DeepSpeed cycles betas, which this optimizer does not have");
 }
 
-static zb_status read_one_cycle(zb_config *config, const zb_json_at *params)
+static zb_status read_one_cycle(const reading *r, const zb_json_at *params)
 {
-    zb_schedule_config *schedule = &config->schedule;
+    zb_schedule_config *schedule = r->schedule;
     schedule->kind = ZB_SCHEDULE_ONE_CYCLE;
     ZB_TRY(read_required(params, "cycle_min_lr", &schedule->cycle_min_lr));
     ZB_TRY(read_required(params, "cycle_max_lr", &schedule->cycle_max_lr));
     ZB_TRY(read_number(params, "decay_lr_rate", 0, &schedule->decay_lr_rate));
     ZB_TRY(read_cycle_shape(schedule, params));
-    return read_cycle_momentum(config, params);
+    return read_cycle_momentum(r, params);
 }
 
 /* ---- the section ------------------------------------------------------------------------------------- */
@@ -279,7 +290,7 @@ static const struct scheduler {
     const char *type;
     const zb_config_rule *rules;
     size_t rule_count;
-    zb_status (*read)(zb_config *config, const zb_json_at *params);
+    zb_status (*read)(const reading *r, const zb_json_at *params);
 } schedulers[] = {
     { "LRRangeTest", range_test_rules, COUNT(range_test_rules), read_range_test },
     { "OneCycle", one_cycle_rules, COUNT(one_cycle_rules), read_one_cycle },
@@ -289,9 +300,21 @@ static const struct scheduler {
 };
 #define KNOWN "LRRangeTest, OneCycle, WarmupLR, WarmupDecayLR or WarmupCosineLR"
 
+static zb_status read_all_groups(zb_config *config, const struct scheduler *scheduler,
+                                 const zb_json_at *params)
+{
+    for (int g = 0; g < config->group_count; g++) {
+        const reading r = { config, g, &config->groups[g].schedule };
+        ZB_TRY(scheduler->read(&r, params));
+    }
+    return ZB_OK;
+}
+
 zb_status zb_config_read_schedule(zb_config *config, const zb_json_at *root)
 {
-    config->schedule = (zb_schedule_config){ .kind = ZB_SCHEDULE_CONSTANT, .base_lr = config->optimizer.lr };
+    for (int g = 0; g < config->group_count; g++)
+        config->groups[g].schedule = (zb_schedule_config){ .kind = ZB_SCHEDULE_CONSTANT,
+                                                           .base_lr = config->groups[g].optimizer.lr };
     zb_json_at section = zb_json_member(root, "scheduler");
     if (section.value == NULL) return ZB_OK;
     ZB_TRY(
@@ -303,7 +326,7 @@ zb_status zb_config_read_schedule(zb_config *config, const zb_json_at *root)
         if (strcmp(type, schedulers[i].type) != 0) continue;
         ZB_TRY(zb_config_judge(config, &params, ZB_SECTION_CALL, type, schedulers[i].rules,
                                schedulers[i].rule_count));
-        return schedulers[i].read(config, &params);
+        return read_all_groups(config, &schedulers[i], &params);
     }
     if (zb_config_index_of(type, torch_schedulers, 0) >= 0)
         return zb_json_fail(&type_at, ZB_UNSUPPORTED, KNOWN ": PyTorch's own are not supported yet");

@@ -289,6 +289,10 @@ static zb_status check_choice(const choice *c)
     if (!c->config->optimizer_given)
         return zb_fail(ZB_INVALID_CONFIG, "%s: optimizer: is missing, want an object with type and params",
                        c->config->path);
+    if (c->config->group_count > 1)
+        return zb_fail(ZB_UNSUPPORTED,
+                       "%s: zerobit.param_groups: has %d groups, want one: more are not supported yet",
+                       c->config->path, c->config->group_count);
     ZB_TRY(check_averaging(c));
     return check_accumulation(c);
 }
@@ -458,7 +462,7 @@ zb_status zb_plan_derive(const zb_config *config, int stage, zb_dtype dtype, int
         .norm = derive_norm(&c),
         .clip = derive_clip(&c),
         .clip_norm = config->gradient_clipping,
-        .optimizer = config->optimizer,
+        .optimizer = config->groups[0].optimizer,
     };
     derive_types(&c, &derived);
     derive_scaling(&c, &derived);

@@ -209,7 +209,7 @@ static zb_status set_up(zb_engine *e, const zb_engine_options *options, int stag
     ZB_TRY(
         zb_device_alloc(e->device, ZB_MEM_WORKSPACE, ZB_SUM_SQUARES_WORDS * sizeof(int64_t), &accumulator));
     e->norm_accumulator = accumulator;
-    ZB_TRY(zb_schedule_init(&e->schedule, &e->config->schedule));
+    ZB_TRY(zb_schedule_init(&e->schedule, &e->config->groups[0].schedule));
     note_traffic(e);
     return ZB_OK;
 }

@@ -118,7 +118,7 @@ static zb_status fill(replay *r)
     ZB_TRY(check_wrappers(run));
     ZB_TRY(
         zb_plan_derive(run->config, run->config->zero.stage, run->config->dtype, run->world_size, &r->plan));
-    ZB_TRY(zb_schedule_init(&r->schedule, &run->config->schedule));
+    ZB_TRY(zb_schedule_init(&r->schedule, &run->config->groups[0].schedule));
     ZB_TRY(zb_loss_scaler_init(&r->scaler, &r->plan.scaler));
     ZB_TRY(create_model(run, &r->model));
     ZB_TRY(create_shards(r));

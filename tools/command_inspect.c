@@ -53,7 +53,7 @@ static zb_status inspect_lr(const inspect_settings *settings, zb_json_writer *js
     inputs in;
     zb_schedule schedule;
     ZB_TRY(inputs_open_config(&settings->input, &in));
-    zb_status status = zb_schedule_init(&schedule, &in.config->schedule);
+    zb_status status = zb_schedule_init(&schedule, &in.config->groups[0].schedule);
     inputs_close(&in);
     if (status != ZB_OK) return status;
     zb_json_begin_array(json, NULL);

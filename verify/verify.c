@@ -184,7 +184,7 @@ static zb_status group_create(group *g)
     const zb_verify_options *options = g->options;
     const zb_plan *plan = &g->runners[0].result->plan;
     zb_ref_options ref_options = { .plan = plan,
-                                   .schedule = &options->config->schedule,
+                                   .schedule = &options->config->groups[0].schedule,
                                    .model = options->model,
                                    .weights = options->weights,
                                    .dataset = options->dataset,

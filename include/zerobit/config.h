@@ -12,6 +12,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <zerobit/model.h>
 #include <zerobit/plan.h>
 #include <zerobit/schedule.h>
 #include <zerobit/status.h>
@@ -46,6 +47,16 @@ typedef struct zb_zero_config {
     int round_robin_gradients; /* stages 1, 2: parameters 0, W, 2 W, ... come first in the flat buffer, then 1, W + 1, ... */
 } zb_zero_config;
 
+enum { ZB_PARAM_GROUP_MAX = 16 };
+
+/** Parameters that share hyper-parameters and a learning rate. */
+typedef struct zb_param_group {
+    char **patterns; /* owned; as fnmatch(3) reads them, against whole parameter names */
+    size_t pattern_count; /* 0: every parameter that no other group names */
+    zb_optimizer_config optimizer; /* the config's, but for what the group gives itself */
+    zb_schedule_config schedule;   /* CONSTANT when the config has none */
+} zb_param_group;
+
 typedef struct zb_config {
     char *path;                  /* owned; for messages; "<memory>" when parsed from a string */
     zb_semantics semantics;      /* "zerobit": {"semantics": "standard"} */
@@ -64,7 +75,8 @@ typedef struct zb_config {
     int optimizer_given;         /* 0: the config has none; the batch sizes and the rest still hold */
     zb_optimizer_config optimizer;
     int zero_allow_untested_optimizer;
-    zb_schedule_config schedule; /* CONSTANT when the config has none */
+    zb_param_group groups[ZB_PARAM_GROUP_MAX]; /* "zerobit": {"param_groups": [...]}; otherwise one with every parameter */
+    int group_count;
     int dataloader_drop_last;
     int64_t steps_per_print;     /* 0: never */
     char **notes;                /* owned; one sentence per key that is accepted without effect */
@@ -81,6 +93,13 @@ ZB_API void zb_config_destroy(zb_config *config);
  * checks in DeepSpeed's order. ZB_INVALID_CONFIG with all three values and the world size otherwise.
  */
 ZB_API zb_status zb_batch_resolve(const zb_batch_triangle *given, int world_size, zb_batch_triangle *resolved);
+
+/**
+ * Which group each of the model's parameters belongs to: the first that names it, else the one of the rest. group_of has
+ * param_count elements (a frozen parameter's means nothing). ZB_INVALID_CONFIG names a trainable parameter that no
+ * group has, or a group that has none.
+ */
+ZB_API zb_status zb_config_assign_groups(const zb_config *config, const zb_model *model, int *group_of);
 
 /**
  * The loss scaling that this config means at a stage and precision. For a precision other than the config's own, the

@@ -310,7 +310,7 @@ static const struct bad_case {
     { ONE_CYCLE(CYCLE "\"last_batch_iteration\": 0"), ZB_UNSUPPORTED,
       "scheduler.params.last_batch_iteration: is 0, want -1" },
     { RANGE_TEST("\"lr_range_test_min_lr\": [0.1, 0.2]"), ZB_INVALID_CONFIG,
-      "scheduler.params.lr_range_test_min_lr: is [0.1,0.2], want one rate: there is one parameter group" },
+      "scheduler.params.lr_range_test_min_lr: is [0.1,0.2], want one rate for each parameter group: there is 1" },
     { RANGE_TEST("\"lr_range_test_step_size\": 0"), ZB_INVALID_CONFIG,
       "scheduler.params.lr_range_test_step_size: is 0, want an integer from 1" },
     { RANGE_TEST("\"lr_range_test_step_rate\": -1"), ZB_INVALID_CONFIG,
@@ -481,7 +481,7 @@ static void defaults_are_deepspeeds(void **state)
     assert_int_equal(config->semantics, ZB_SEMANTICS_STANDARD);
     assert_int_equal(config->dtype, ZB_FP32);
     assert_int_equal(config->optimizer_given, 0);
-    assert_int_equal(config->schedule.kind, ZB_SCHEDULE_CONSTANT);
+    assert_int_equal(config->groups[0].schedule.kind, ZB_SCHEDULE_CONSTANT);
     assert_int_equal(config->zero.stage, 0);
     assert_int_equal(config->zero.overlap_comm, -1);
     assert_int_equal(config->zero.contiguous_gradients, 1);
@@ -503,7 +503,7 @@ static void defaults_are_deepspeeds(void **state)
     assert_true(config->optimizer.lr == 1e-3 && config->optimizer.beta1 == 0.9 &&
                 config->optimizer.beta2 == 0.999 && config->optimizer.eps == 1e-8 &&
                 config->optimizer.weight_decay == 0);
-    assert_true(config->schedule.base_lr == 1e-3);
+    assert_true(config->groups[0].schedule.base_lr == 1e-3);
     zb_config_destroy(config);
 }
 
@@ -546,10 +546,10 @@ static void values_arrive(void **state)
     assert_int_equal(config->optimizer.nesterov, 1);
     assert_true(config->optimizer.lr == 0.5 && config->optimizer.momentum == 0.9 &&
                 config->optimizer.dampening == 0 && config->optimizer.weight_decay == 0.1);
-    assert_int_equal(config->schedule.kind, ZB_SCHEDULE_WARMUP_LR);
-    assert_int_equal(config->schedule.warmup_type, ZB_WARMUP_LINEAR);
-    assert_int_equal(config->schedule.warmup_num_steps, 3);
-    assert_true(config->schedule.warmup_min_lr == 0.25 && config->schedule.warmup_max_lr == 0.5);
+    assert_int_equal(config->groups[0].schedule.kind, ZB_SCHEDULE_WARMUP_LR);
+    assert_int_equal(config->groups[0].schedule.warmup_type, ZB_WARMUP_LINEAR);
+    assert_int_equal(config->groups[0].schedule.warmup_num_steps, 3);
+    assert_true(config->groups[0].schedule.warmup_min_lr == 0.25 && config->groups[0].schedule.warmup_max_lr == 0.5);
     zb_config_destroy(config);
 
     config = parse("{\"zero_optimization\": {\"stage\": 3, \"overlap_comm\": null},"
@@ -661,7 +661,7 @@ static void schedulers_arrive(void **state)
     };
     for (size_t i = 0; i < COUNT(rows); i++) {
         zb_config *config = parse(rows[i].text);
-        const zb_schedule_config *got = &config->schedule, *want = &rows[i].want;
+        const zb_schedule_config *got = &config->groups[0].schedule, *want = &rows[i].want;
         assert_int_equal(config->note_count, 0);
         assert_true(got->base_lr == 0.125);
 #define FIELD(name)                                                                                          \
@@ -703,7 +703,7 @@ static void momentum_needs_betas(void **state)
     zb_config *config = parse(
         "{\"optimizer\": {\"type\": \"SGD\", \"params\": {\"lr\": 1}}, \"scheduler\": {\"type\": "
         "\"OneCycle\", \"params\": {" CYCLE "\"cycle_momentum\": true}}}");
-    assert_int_equal(config->schedule.cycle_momentum, 0);
+    assert_int_equal(config->groups[0].schedule.cycle_momentum, 0);
     zb_config_destroy(config);
 }
 
@@ -722,7 +722,7 @@ static void cifar10_example(void **state)
     assert_int_equal(config->zero.reduce_bucket_numel, 50000000);
     assert_true(config->optimizer.beta1 == 0.8 && config->optimizer.weight_decay == 3e-7);
     assert_int_equal(config->optimizer.decay_mode, ZB_DECAY_DECOUPLED);
-    assert_int_equal(config->schedule.kind, ZB_SCHEDULE_WARMUP_LR);
+    assert_int_equal(config->groups[0].schedule.kind, ZB_SCHEDULE_WARMUP_LR);
     assert_int_equal(config->note_count, 2);
     assert_non_null(find_note(config, "zero_optimization.allgather_bucket_size"));
     assert_non_null(find_note(config, "zero_optimization.cpu_offload"));
