@@ -176,8 +176,30 @@ static int compare(place at, size_t index, int gave_up)
     return 0;
 }
 
+/* The optimizer class that the plan is of. */
+static const char *wrapper_of(const zb_config *config)
+{
+    if (config->zero.stage == 3) return "DeepSpeedZeroOptimizer_Stage3";
+    if (config->zero.stage > 0) return "DeepSpeedZeroOptimizer";
+    if (config->dtype != ZB_FP32) return "FP16_Optimizer";
+    if (config->optimizer.variant == ZB_ADAM_FUSED) return "FusedAdam";
+    return config->optimizer.decay_mode == ZB_DECAY_DECOUPLED ? "AdamW" : "Adam";
+}
+
+static zb_status check_wrappers(const zb_replay_run *run)
+{
+    const char *want = wrapper_of(run->config);
+    for (int r = 0; r < run->world_size; r++)
+        if (strcmp(run->ranks[r].wrapper, want) != 0)
+            return zb_fail(ZB_UNSUPPORTED,
+                           "run %s: rank %d: wrapper is %s, want %s, whose arithmetic this config means",
+                           run->name, r, run->ranks[r].wrapper, want);
+    return ZB_OK;
+}
+
 zb_status zb_replay_play(const zb_replay_run *run, const zb_replay_player *player, zb_replay_result *result)
 {
+    ZB_TRY(check_wrappers(run));
     zb_replay_result made = { 0 };
     const place at = { .run = run, .player = player, .result = &made };
     int stop = compare(at, 0, 0);

@@ -1,6 +1,6 @@
 /*
  * A recorded run of DeepSpeed 0.19.6, played by the oracle: the recorded gradients go through the plan of the
- * run's stage. Reading order: zb_replay_by_oracle, step, state.
+ * run's stage. Reading order: zb_replay_oracle_create, step, state.
  */
 #include <zerobit/replay.h>
 
@@ -30,27 +30,6 @@ typedef struct replay {
 } replay;
 
 /* --- create, destroy --- */
-
-/* The optimizer class that the plan is of. */
-static const char *wrapper_of(const zb_config *config)
-{
-    if (config->zero.stage == 3) return "DeepSpeedZeroOptimizer_Stage3";
-    if (config->zero.stage > 0) return "DeepSpeedZeroOptimizer";
-    if (config->dtype != ZB_FP32) return "FP16_Optimizer";
-    if (config->optimizer.variant == ZB_ADAM_FUSED) return "FusedAdam";
-    return config->optimizer.decay_mode == ZB_DECAY_DECOUPLED ? "AdamW" : "Adam";
-}
-
-static zb_status check_wrappers(const zb_replay_run *run)
-{
-    const char *want = wrapper_of(run->config);
-    for (int r = 0; r < run->world_size; r++)
-        if (strcmp(run->ranks[r].wrapper, want) != 0)
-            return zb_fail(ZB_UNSUPPORTED,
-                           "run %s: rank %d: wrapper is %s, want %s, whose arithmetic this config means",
-                           run->name, r, run->ranks[r].wrapper, want);
-    return ZB_OK;
-}
 
 /* What has not been seen in a recorded run. */
 static zb_status check_known(const zb_config *config)
@@ -115,7 +94,6 @@ static zb_status fill(replay *r)
 {
     const zb_replay_run *run = r->run;
     ZB_TRY(check_known(run->config));
-    ZB_TRY(check_wrappers(run));
     ZB_TRY(
         zb_plan_derive(run->config, run->config->zero.stage, run->config->dtype, run->world_size, &r->plan));
     ZB_TRY(zb_schedule_init(&r->schedule, &run->config->groups[0].schedule));
@@ -136,8 +114,9 @@ static zb_status fill(replay *r)
     return ZB_OK;
 }
 
-static void destroy(replay *r)
+static void destroy(void *self)
 {
+    replay *r = self;
     for (int rank = 0; r->shards != NULL && rank < r->run->world_size; rank++)
         zb_ref_shard_destroy(&r->shards[rank]);
     zb_free(r->shards);
@@ -148,6 +127,7 @@ static void destroy(replay *r)
     zb_ref_tensors_destroy(&r->exp_avg_sq);
     zb_ref_tensors_destroy(&r->gradient);
     zb_ref_sums_destroy(&r->sums);
+    zb_free(r);
 }
 
 /* --- a step --- */
@@ -247,12 +227,18 @@ static void state(void *self, int rank, zb_replay_state *out)
     };
 }
 
-zb_status zb_replay_by_oracle(const zb_replay_run *run, zb_replay_result *result)
+zb_status zb_replay_oracle_create(const zb_replay_run *run, zb_replay_player *player)
 {
-    replay r = { .run = run };
-    const zb_replay_player player = { .name = "the oracle", .self = &r, .step = step, .state = state };
-    zb_status status = fill(&r);
-    if (status == ZB_OK) status = zb_replay_play(run, &player, result);
-    destroy(&r);
-    return status;
+    replay *r = zb_alloc(sizeof *r);
+    if (r == NULL) return ZB_NO_MEMORY;
+    r->run = run;
+    const zb_status status = fill(r);
+    if (status != ZB_OK) {
+        destroy(r);
+        return status;
+    }
+    *player = (zb_replay_player){
+        .name = "the oracle", .self = r, .step = step, .state = state, .destroy = destroy
+    };
+    return ZB_OK;
 }

@@ -15,9 +15,9 @@ int report_all_equal(const verify_report *report)
     return 1;
 }
 
-static const char *result_word(const zb_verify_case *c)
+const char *report_result_word(zb_status status)
 {
-    switch (c->status) {
+    switch (status) {
     case ZB_OK:
         return "equal";
     case ZB_DIFFERENT:
@@ -29,8 +29,7 @@ static const char *result_word(const zb_verify_case *c)
 
 /* --- table --- */
 
-/* 1234567 as "1,234,567". */
-static const char *grouped(uint64_t value, char text[32])
+const char *report_grouped(uint64_t value, char text[REPORT_NUMBER_BYTES])
 {
     char digits[24];
     int count = snprintf(digits, sizeof digits, "%" PRIu64, value);
@@ -56,7 +55,7 @@ void report_unequal(const verify_report *report, FILE *to)
 
 void report_table(const verify_report *report, FILE *to)
 {
-    char text[48], number[32];
+    char text[48], number[REPORT_NUMBER_BYTES];
     for (size_t i = 0; i < report->config->note_count; i++)
         fprintf(to, "note: %s\n", report->config->notes[i]);
     fprintf(to,
@@ -73,14 +72,14 @@ void report_table(const verify_report *report, FILE *to)
         snprintf(text, sizeof text, "%" PRId64 " x %" PRId64, c->plan.micro_batch_size,
                  c->plan.accumulation_steps);
         fprintf(to, "%5d %6d  %-5s  %-14s %9" PRId64 "  %-9s %17s %7.2f s\n", c->stage, c->world_size,
-                zb_dtype_name(c->dtype), text, c->steps_done, result_word(c),
-                grouped(c->values_compared, number), c->seconds);
+                zb_dtype_name(c->dtype), text, c->steps_done, report_result_word(c->status),
+                report_grouped(c->values_compared, number), c->seconds);
     }
     fputc('\n', to);
     report_unequal(report, to);
     if (unequal == 0)
         fprintf(to, "%d cases, all equal to the bit: %s values in %.2f s\n", report->case_count,
-                grouped(values, number), report->seconds);
+                report_grouped(values, number), report->seconds);
     else
         fprintf(to, "%d of %d cases not equal\n", unequal, report->case_count);
 }
@@ -128,7 +127,7 @@ static void put_case(zb_json_writer *json, const zb_verify_case *c)
     zb_json_put_int(json, "micro_batch_size", c->plan.micro_batch_size);
     zb_json_put_int(json, "accumulation_steps", c->plan.accumulation_steps);
     zb_json_put_string(json, "plan", plan);
-    zb_json_put_string(json, "result", result_word(c));
+    zb_json_put_string(json, "result", report_result_word(c->status));
     zb_json_put_int(json, "steps_equal", c->steps_done);
     zb_json_put_uint(json, "values_compared", c->values_compared);
     zb_json_put_double(json, "seconds", c->seconds);
@@ -174,14 +173,18 @@ static zb_status write_file(const char *path, const char *text, size_t bytes)
     return status;
 }
 
+zb_status report_put_text(const char *path, const char *text, size_t bytes)
+{
+    if (strcmp(path, "-") != 0) return write_file(path, text, bytes);
+    puts(text);
+    return ZB_OK;
+}
+
 zb_status report_json(const verify_report *report, const char *path)
 {
     zb_json_writer json = { .indented = 1 };
     zb_status status = json_text(report, &json);
-    if (status == ZB_OK && strcmp(path, "-") == 0)
-        puts(json.text);
-    else if (status == ZB_OK)
-        status = write_file(path, json.text, json.bytes);
+    if (status == ZB_OK) status = report_put_text(path, json.text, json.bytes);
     zb_json_writer_destroy(&json);
     return status;
 }

@@ -18,7 +18,15 @@ int report_all_equal(const verify_report *report);
 void report_table(const verify_report *report, FILE *to);
 /** Only the cases that are not equal, one sentence each; the table ends with them. */
 void report_unequal(const verify_report *report, FILE *to);
-/** "-": standard output; otherwise the file is replaced as a whole, or not at all. */
+/** "equal", "different" or "failed". */
+const char *report_result_word(zb_status status);
+enum { REPORT_NUMBER_BYTES = 32 };
+/** 1234567 as "1,234,567"; returns text. */
+const char *report_grouped(uint64_t value, char text[REPORT_NUMBER_BYTES]);
+/** The text and a line's end. "-": standard output; otherwise the file is replaced as a whole, or not at all.
+ */
+zb_status report_put_text(const char *path, const char *text, size_t bytes);
+/** Likewise. */
 zb_status report_json(const verify_report *report, const char *path);
 zb_status report_junit(const verify_report *report, const char *path);
 

@@ -90,13 +90,22 @@ typedef struct zb_replay_state {
 } zb_replay_state;
 
 typedef struct zb_replay_player {
-    const char *name; /* "the oracle": in sentences */
+    const char *name; /* in sentences: "the oracle" */
     void *self;
     /* Take optimizer step `step` (from 0). ZB_LOSS_SCALE where DeepSpeed gives up; any other failure ends the replay. */
     zb_status (*step)(void *self, size_t step);
     /* Of one rank after the last step, or before the first. Belongs to the player, until its next step. */
     void (*state)(void *self, int rank, zb_replay_state *state);
+    void (*destroy)(void *self);
 } zb_replay_player;
+
+/* Both make a player for one pass over `run`, which is borrowed; the caller owns it (player->destroy). ZB_UNSUPPORTED for a config whose DeepSpeed
+ * arithmetic is not written down here. */
+
+/** The oracle: knows nothing of collectives. */
+ZB_API zb_status zb_replay_oracle_create(const zb_replay_run *run, zb_replay_player *player);
+/** The engine, each rank on a simulated world. workers: threads; 0: one per core. */
+ZB_API zb_status zb_replay_engine_create(const zb_replay_run *run, int workers, zb_replay_player *player);
 
 typedef struct zb_replay_result {
     int64_t steps_equal;     /* optimizer steps in which every rank agreed */
@@ -107,12 +116,10 @@ typedef struct zb_replay_result {
 
 /**
  * Let a player take the run's steps, and compare after each of them what every rank holds with what was recorded, to the bit.
- * ZB_OK whether or not anything differs (result->different tells).
+ * ZB_OK whether or not anything differs (result->different tells). ZB_UNSUPPORTED when DeepSpeed chose another optimizer class
+ * than the config means here.
  */
 ZB_API zb_status zb_replay_play(const zb_replay_run *run, const zb_replay_player *player, zb_replay_result *result);
-
-/** Play the run with the oracle. ZB_UNSUPPORTED for a config whose DeepSpeed arithmetic is not written down here. */
-ZB_API zb_status zb_replay_by_oracle(const zb_replay_run *run, zb_replay_result *result);
 
 #ifdef __cplusplus
 }

@@ -106,6 +106,8 @@ static const struct refusal {
     { "replay", 2, "RUNS.json is missing" },
     { "replay @/nothing", 2, "nothing: cannot be opened" },
     { "replay " CIFAR, 2, "want an array" },
+    { "replay " RUNS " --by magic", 2, "--by magic: want oracle, engine or both" },
+    { "replay " RUNS " --json @/no/such/place", 2, "no/such/place: cannot be written" },
     { "replay " RUNS " --run fp32", 2,
       "--run fp32: " RUNS " has no such run, want one of: fp32-s1-w2 fp32-s1" },
 
@@ -259,9 +261,9 @@ static void generated_data_is_read(void **state)
 static void recorded_runs_are_replayed(void **state)
 {
     (void)state;
-    expect("replay " RUNS, 0, "fp32-s3-w2-subgroups           2 ranks    3 steps  equal, 116 values\n", "");
-    expect("replay " RUNS " --run fp16-s0-w2", 0, "fp16-s0-w2                     2 ranks    4 steps  equal",
-           "");
+    expect("replay " RUNS, 0, "20 replays, all equal to the bit: 3,089 values in", "");
+    expect("replay " RUNS " --run fp16-s0-w2", 0,
+           "fp16-s0-w2                            2      4  equal      -                      252 ", "");
     size_t bytes;
     char *text = (char *)read_whole(RUNS, &bytes);
     text[bytes] = '\0';
@@ -269,7 +271,12 @@ static void recorded_runs_are_replayed(void **state)
     *weight = *weight == '3' ? '4' : '3';
     write_whole(in_folder("r"), (unsigned char *)text, bytes);
     free(text);
-    expect("replay @/r --run fp32-s1-w2", 1, "after initialize, rank 0, fp32 weight p0[0]: 0x", "");
+    expect("replay @/r --run fp32-s1-w2", 1,
+           "fp32-s1-w2, oracle: after initialize, rank 0, fp32 weight p0[0]: 0x", "");
+    expect("replay @/r --run fp32-s1-w2", 1, "\n1 of 1 replays not equal\n", "");
+    expect("replay @/r --run fp32-s1-w2 --json -", 1, "\"result\": \"different\",", "1 of 1 replays not equal");
+    expect("replay @/r --run fp32-s2-w2 --json @/j", 0, "all equal", "");
+    expect("replay @/r --run fp32-s2-w2 --json @/j", 0, "all equal", ""); /* replaced */
     expect("replay @/r --run fp32-s2-w2", 0, "equal", "");
 }
 

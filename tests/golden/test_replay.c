@@ -32,10 +32,19 @@ static zb_replay_run *find(const zb_replay_file *file, const char *name)
     return NULL;
 }
 
+static zb_status play(const zb_replay_run *run, zb_replay_result *result)
+{
+    zb_replay_player player;
+    ZB_TRY(zb_replay_oracle_create(run, &player));
+    const zb_status status = zb_replay_play(run, &player, result);
+    player.destroy(player.self);
+    return status;
+}
+
 static zb_replay_result replay(const zb_replay_run *run)
 {
     zb_replay_result result;
-    if (zb_replay_by_oracle(run, &result) != ZB_OK) fail_msg("%s", zb_error_message());
+    if (play(run, &result) != ZB_OK) fail_msg("%s", zb_error_message());
     return result;
 }
 
@@ -268,7 +277,7 @@ static void check_unknown(void **state)
     zb_replay_run *run = find(file, c->run);
     zb_replay_result result = { .steps_equal = -7 };
     c->ask(run);
-    assert_int_equal(zb_replay_by_oracle(run, &result), c->status);
+    assert_int_equal(play(run, &result), c->status);
     if (strstr(zb_error_message(), c->words) == NULL) fail_msg("%s", zb_error_message());
     assert_int_equal(result.steps_equal, -7);
     zb_replay_destroy(file);
@@ -394,7 +403,7 @@ static void check_every_allocation(void **state)
         zb_replay_result result;
         zb_alloc_fail_at(n);
         zb_status status = zb_replay_load(SMALL, &file);
-        if (status == ZB_OK) status = zb_replay_by_oracle(&file->runs[0], &result);
+        if (status == ZB_OK) status = play(&file->runs[0], &result);
         const int fired = zb_alloc_fault_fired();
         zb_alloc_fail_at(-1);
         zb_replay_destroy(file);
