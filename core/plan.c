@@ -62,6 +62,13 @@ static int optimizer_equal(const zb_optimizer_config *a, const zb_optimizer_conf
            !a->bias_correction == !b->bias_correction;
 }
 
+/* The others step each element on its own. DeepSpeedCPUAdam's last few of a tensor are computed in another
+ * way. */
+static int optimizer_looks_at_tensors(const zb_optimizer_config *optimizer)
+{
+    return optimizer->kind == ZB_OPTIMIZER_ADAM && optimizer->variant == ZB_ADAM_CPU;
+}
+
 /* Only what this kind of scaler looks at. */
 static int scaler_equal(const zb_loss_scaler_config *a, const zb_loss_scaler_config *b)
 {
@@ -79,19 +86,28 @@ static int factor_equal(zb_factor a, zb_factor b)
     return a.kind == b.kind && (a.kind == ZB_FACTOR_NONE || a.by == b.by);
 }
 
-static int averaging_equal(const zb_averaging *a, const zb_averaging *b)
+/* A single rank has nothing to add or to divide. */
+static int averaging_equal(const zb_averaging *a, const zb_averaging *b, int world_size)
 {
     return factor_equal(a->in_bucket, b->in_bucket) && factor_equal(a->before[0], b->before[0]) &&
-           factor_equal(a->before[1], b->before[1]) && !a->inside == !b->inside &&
-           factor_equal(a->after, b->after);
+           factor_equal(a->before[1], b->before[1]) && factor_equal(a->after, b->after) &&
+           (world_size == 1 || (!a->absent == !b->absent && !a->inside == !b->inside));
 }
 
-/* What an optimizer or a norm takes for one tensor, when either looks at that. */
+/* Whether anything looks at where the tensors of that kind begin and end. */
+static int looks_at(const zb_plan *plan, zb_tensors tensors)
+{
+    const int norm_looks = (tensors == ZB_TENSORS_PARTITIONS && plan->norm == ZB_NORM_PARTITION_FP32) ||
+                           (tensors == ZB_TENSORS_SUB_GROUPS && plan->norm == ZB_NORM_PARTITION_FP64);
+    return norm_looks || (plan->tensors == tensors && optimizer_looks_at_tensors(&plan->optimizer));
+}
+
+/* Optimizers and norms have been found equal. */
 static int tensors_equal(const zb_plan *a, const zb_plan *b)
 {
-    if (a->tensors != b->tensors) return 0;
-    if (a->tensors == ZB_TENSORS_PARTITIONS) return !a->round_robin == !b->round_robin;
-    return a->tensors != ZB_TENSORS_SUB_GROUPS || a->sub_group_numel == b->sub_group_numel;
+    if (a->tensors != b->tensors && optimizer_looks_at_tensors(&a->optimizer)) return 0;
+    if (looks_at(a, ZB_TENSORS_PARTITIONS) && !a->round_robin != !b->round_robin) return 0;
+    return !looks_at(a, ZB_TENSORS_SUB_GROUPS) || a->sub_group_numel == b->sub_group_numel;
 }
 
 /* A single micro-batch is not added to anything on its rank: the wider type that it passes through changes
@@ -110,13 +126,14 @@ int zb_plan_equal(const zb_plan *a, const zb_plan *b)
     int when_matters = a->accumulation_steps != 1;
     return a->world_size == b->world_size && a->micro_batch_size == b->micro_batch_size &&
            a->accumulation_steps == b->accumulation_steps && types_equal(a, b) &&
-           averaging_equal(&a->averaging, &b->averaging) && a->order == b->order &&
+           averaging_equal(&a->averaging, &b->averaging, a->world_size) && a->order == b->order &&
            (a->reduce_when == b->reduce_when || !when_matters) && !a->reshuffle == !b->reshuffle &&
            scaler_equal(&a->scaler, &b->scaler) && !a->loss_is_scaled == !b->loss_is_scaled &&
            !a->unscale_by_next_scale == !b->unscale_by_next_scale &&
            !a->report_norm_by_next_scale == !b->report_norm_by_next_scale && a->overflow == b->overflow &&
-           tensors_equal(a, b) && a->norm == b->norm && a->clip == b->clip && a->clip_norm == b->clip_norm &&
-           !a->hidden_first_step == !b->hidden_first_step && optimizer_equal(&a->optimizer, &b->optimizer);
+           a->norm == b->norm && a->clip == b->clip && a->clip_norm == b->clip_norm &&
+           !a->hidden_first_step == !b->hidden_first_step && optimizer_equal(&a->optimizer, &b->optimizer) &&
+           tensors_equal(a, b);
 }
 
 static void describe_scaler(const zb_loss_scaler_config *scaler, char *text, size_t text_bytes)
@@ -165,7 +182,7 @@ static void describe_averaging(const zb_averaging *averaging, char *text, size_t
     text[0] = '\0';
     append_factor(averaging->in_bucket, "", " ", text, text_bytes);
     for (int i = 0; i < 2; i++) append_factor(averaging->before[i], "", " ", text, text_bytes);
-    append(text, text_bytes, averaging->inside ? "inside" : "sum");
+    append(text, text_bytes, averaging->absent ? "none" : averaging->inside ? "inside" : "sum");
     append_factor(averaging->after, " ", "", text, text_bytes);
 }
 
@@ -250,6 +267,21 @@ static zb_status refuse(const choice *c, const char *key, const char *found, con
     return zb_fail(ZB_INVALID_CONFIG, "%s: %s: is %s, want %s", c->config->path, key, found, expected);
 }
 
+/* Whether prescale_gradients and gradient_predivide_factor are acted on. */
+static int heeds_division(const choice *c)
+{
+    const int ignored = c->quirks.stage_1_ignores_prescale && c->stage == 1 && !c->bf16_optimizer &&
+                        c->config->zero.reduce_scatter;
+    return divides_before(c) && !ignored;
+}
+
+/* Whether what was divided by the predivide factor before the sum is multiplied by it after. */
+static int restores_division(const choice *c)
+{
+    return !(c->quirks.stage_3_predivide_not_restored && c->stage == 3 &&
+             c->config->gradient_predivide_factor == c->world_size);
+}
+
 /* What DeepSpeed asserts when it gets there. */
 static zb_status check_averaging(const choice *c)
 {
@@ -307,13 +339,13 @@ static zb_factor factor(zb_factor_kind kind, double by)
 static void average_as_documented(const choice *c, zb_averaging *averaging)
 {
     const double f = c->config->gradient_predivide_factor, world = c->world_size;
-    if (c->config->prescale_gradients) {
-        averaging->before[0] = factor(ZB_FACTOR_DIVIDE, world);
-    } else if (f != 1.0) {
-        averaging->before[0] = factor(ZB_FACTOR_MULTIPLY, 1.0 / f);
-        averaging->after = factor(ZB_FACTOR_MULTIPLY, f / world);
-    } else {
+    if (!heeds_division(c)) {
         averaging->inside = 1;
+    } else if (c->config->prescale_gradients) {
+        averaging->before[0] = factor(ZB_FACTOR_DIVIDE, world);
+    } else {
+        averaging->before[0] = factor(ZB_FACTOR_MULTIPLY, 1.0 / f);
+        averaging->after = factor(ZB_FACTOR_MULTIPLY, restores_division(c) ? f / world : 1.0 / world);
     }
 }
 
@@ -334,10 +366,9 @@ static void average_at_stages_1_and_2(const choice *c, zb_averaging *averaging)
 {
     const zb_config *config = c->config;
     const double f = config->gradient_predivide_factor, world = c->world_size;
-    const int heeds = !c->quirks.stage_1_ignores_prescale && divides_before(c);
     if (!config->zero.contiguous_gradients) {
         averaging->before[0] = factor(ZB_FACTOR_DIVIDE, world);
-    } else if (config->zero.reduce_scatter && !heeds) {
+    } else if (config->zero.reduce_scatter && !heeds_division(c)) {
         averaging->in_bucket = factor(ZB_FACTOR_DIVIDE, world);
     } else if (config->prescale_gradients) {
         averaging->before[0] = factor(ZB_FACTOR_DIVIDE, world);
@@ -353,15 +384,25 @@ static void average_at_stage_3(const choice *c, zb_averaging *averaging)
     const double f = c->config->gradient_predivide_factor, world = c->world_size;
     averaging->before[0] = factor(ZB_FACTOR_DIVIDE, f);
     averaging->before[1] = factor(ZB_FACTOR_DIVIDE, world);
-    if (f != world || !c->quirks.stage_3_predivide_not_restored)
-        averaging->after = factor(ZB_FACTOR_MULTIPLY, f);
+    if (restores_division(c)) averaging->after = factor(ZB_FACTOR_MULTIPLY, f);
+}
+
+/* zero/stage_1_and_2.py, buffered_reduce_fallback: the gradients that it sends are those of the accelerator's
+ * types. */
+static int sends_nothing(const choice *c)
+{
+    return c->quirks.unreduced_without_contiguous_gradients && !c->config->zero.contiguous_gradients &&
+           (c->stage == 1 || c->stage == 2) && !c->bf16_optimizer;
 }
 
 static zb_averaging derive_averaging(const choice *c)
 {
     zb_averaging averaging = { 0 };
-    if (c->config->grad_sum) return averaging;
-    if (!c->quirks.average_outside_sum)
+    if (sends_nothing(c))
+        averaging.absent = 1;
+    else if (c->config->grad_sum)
+        return averaging;
+    else if (!c->quirks.average_outside_sum)
         average_as_documented(c, &averaging);
     else if (c->stage == 0 || c->bf16_optimizer)
         average_at_stage_0(c, &averaging);
@@ -372,22 +413,27 @@ static zb_averaging derive_averaging(const choice *c)
     return averaging;
 }
 
-/* DeepSpeed sends in the model's type unless told otherwise; as documented, what is accumulated is what is
- * sent. */
+/* Unless told otherwise, what is accumulated is what is sent; DeepSpeed sends in the model's type. */
 static void derive_types(const choice *c, zb_plan *plan)
 {
-    const int deepspeed = plan->semantics == ZB_SEMANTICS_DEEPSPEED_0_19_6;
-    const zb_dtype rest = deepspeed ? c->dtype : c->accum_dtype;
+    const int at_1_or_2 = (c->stage == 1 || c->stage == 2) && !c->bf16_optimizer;
+    const int narrows = at_1_or_2 && (c->stage == 1 ? c->quirks.stage_1_narrows_accumulation
+                                                    : c->quirks.stage_2_ignores_accumulation_type);
+    const zb_dtype unless_told = c->quirks.gradients_sent_in_model_type ? c->dtype : c->accum_dtype;
     plan->param_dtype = c->dtype;
     plan->local_dtype = c->stage < 2 ? c->accum_dtype : c->dtype;
-    plan->grad_dtype = c->accum_dtype;
-    plan->comm_dtype = c->config->comm_dtype >= 0 ? (zb_dtype)c->config->comm_dtype : rest;
-    plan->bucket_dtype = plan->comm_dtype;
-    if (c->bf16_optimizer) return;
-    const int narrows = (c->stage == 1 && c->quirks.stage_1_narrows_accumulation) ||
-                        (c->stage == 2 && c->quirks.stage_2_ignores_accumulation_type);
-    if (narrows) plan->grad_dtype = c->dtype;
-    if (deepspeed && (c->stage == 1 || c->stage == 2)) plan->bucket_dtype = plan->grad_dtype;
+    plan->comm_dtype = c->config->comm_dtype >= 0 ? (zb_dtype)c->config->comm_dtype : unless_told;
+    plan->grad_dtype = narrows ? c->dtype : c->accum_dtype;
+    /* Stages 1 and 2 divide in the bucket, before they convert to what travels. */
+    const int in_bucket = narrows || (at_1_or_2 && c->quirks.average_outside_sum);
+    plan->bucket_dtype = in_bucket ? plan->grad_dtype : plan->comm_dtype;
+}
+
+/* At stage 0 in 16 bit FusedAdam is wrapped in another class than all other optimizers. */
+static int is_fused(const choice *c)
+{
+    const zb_optimizer_config *optimizer = &c->config->optimizer;
+    return optimizer->kind == ZB_OPTIMIZER_ADAM && optimizer->variant == ZB_ADAM_FUSED;
 }
 
 static zb_overflow_rule derive_overflow(const choice *c)
@@ -395,7 +441,8 @@ static zb_overflow_rule derive_overflow(const choice *c)
     if (c->bf16_optimizer) return ZB_OVERFLOW_STOP;
     if (c->dtype == ZB_FP32) return ZB_OVERFLOW_UNSEEN;
     if (c->dtype == ZB_FP16) return ZB_OVERFLOW_SKIP;
-    if (c->stage == 0 && c->quirks.stage_0_bf16_overflow_applied) return ZB_OVERFLOW_COUNT;
+    if (c->stage == 0 && c->quirks.stage_0_bf16_overflow_applied) /* fp16/unfused_optimizer.py skips */
+        return is_fused(c) ? ZB_OVERFLOW_COUNT : ZB_OVERFLOW_SKIP;
     if (c->stage == 3 && c->quirks.stage_3_bf16_overflow_unseen) return ZB_OVERFLOW_UNSEEN;
     return c->config->bf16_check_grad_overflow ? ZB_OVERFLOW_SKIP : ZB_OVERFLOW_UNSEEN;
 }
@@ -408,26 +455,33 @@ static zb_norm_method derive_norm(const choice *c)
     return c->stage == 3 ? ZB_NORM_PARTITION_FP64 : ZB_NORM_PARTITION_FP32;
 }
 
+/* Without clipping all methods divide by the loss scale, which without fp16 is 1. */
 static zb_clip_method derive_clip(const choice *c)
 {
-    if (!c->quirks.clip_per_stage) return ZB_CLIP_COMBINED;
+    const int nothing_to_do = c->config->gradient_clipping == 0 && c->dtype != ZB_FP16;
+    if (!c->quirks.clip_per_stage || nothing_to_do) return ZB_CLIP_COMBINED;
     if (c->bf16_optimizer || (c->stage == 0 && c->dtype == ZB_FP32)) return ZB_CLIP_COEFFICIENT;
     return c->stage == 1 || c->stage == 2 ? ZB_CLIP_COMBINED_FP32 : ZB_CLIP_COMBINED;
 }
 
 static zb_tensors derive_tensors(const choice *c)
 {
-    if (c->config->semantics == ZB_SEMANTICS_STANDARD) return ZB_TENSORS_PARAMETERS;
-    if (c->stage == 0) return c->dtype == ZB_FP32 ? ZB_TENSORS_PARAMETERS : ZB_TENSORS_GROUPS;
+    if (!c->quirks.optimizer_sees_flat_tensors) return ZB_TENSORS_PARAMETERS;
+    if (c->stage == 0) return c->dtype != ZB_FP32 && is_fused(c) ? ZB_TENSORS_GROUPS : ZB_TENSORS_PARAMETERS;
     return c->stage == 3 ? ZB_TENSORS_SUB_GROUPS : ZB_TENSORS_PARTITIONS;
 }
 
+/* Quirks of a loss scale act where there is one, those of its updates where it changes. */
 static void derive_scaling(const choice *c, zb_plan *plan)
 {
-    plan->loss_is_scaled = !(c->quirks.loss_unscaled_at_stage_0 && c->stage == 0);
-    plan->seed_dtype = c->quirks.loss_seed_in_model_type ? c->dtype : ZB_FP32;
-    plan->unscale_by_next_scale = c->quirks.scale_updated_before_unscaling;
-    plan->report_norm_by_next_scale = c->quirks.norm_by_updated_scale && (c->stage == 0 || c->stage == 3);
+    const int is_scaled = plan->scaler.kind != ZB_SCALER_NONE;
+    const int changes = is_scaled && plan->scaler.kind != ZB_SCALER_STATIC;
+    plan->loss_is_scaled = !(is_scaled && c->quirks.loss_unscaled_at_stage_0 && c->stage == 0);
+    plan->seed_dtype = ZB_FP32;
+    if (is_scaled && plan->loss_is_scaled && c->quirks.loss_seed_in_model_type) plan->seed_dtype = c->dtype;
+    plan->unscale_by_next_scale = changes && c->quirks.scale_updated_before_unscaling;
+    plan->report_norm_by_next_scale = changes && c->quirks.norm_by_updated_scale &&
+                                      (c->stage == 0 || c->stage == 3);
     plan->hidden_first_step = c->quirks.hidden_first_step && c->stage == 0 && c->dtype != ZB_FP32;
 }
 
@@ -464,9 +518,9 @@ zb_status zb_plan_derive(const zb_config *config, int stage, zb_dtype dtype, int
         .clip_norm = config->gradient_clipping,
         .optimizer = config->groups[0].optimizer,
     };
+    ZB_TRY(zb_scaler_derive(config, stage, dtype, &derived.scaler));
     derive_types(&c, &derived);
     derive_scaling(&c, &derived);
-    ZB_TRY(zb_scaler_derive(config, stage, dtype, &derived.scaler));
     *plan = derived;
     return ZB_OK;
 }

@@ -225,6 +225,11 @@ static zb_status check_offered(const zb_config *config, const zb_plan *plan)
                        "%s: communication_data_type: is %s, want %s, in which gradients are accumulated "
                        "(data_types.grad_accum_dtype): sending them in another type is not supported yet",
                        config->path, zb_dtype_name(plan->comm_dtype), zb_dtype_name(plan->grad_dtype));
+    if (plan->averaging.absent)
+        return zb_fail(ZB_UNSUPPORTED,
+                       "%s: zerobit.quirks.unreduced_without_contiguous_gradients: is true, want false: not "
+                       "supported yet",
+                       config->path);
     if (plan->averaging.before[0].kind != ZB_FACTOR_NONE)
         return zb_fail(ZB_UNSUPPORTED,
                        "%s: prescale_gradients, gradient_predivide_factor: dividing before the sum is not "

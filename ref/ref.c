@@ -52,6 +52,8 @@ static zb_status check_choices(const zb_plan *plan)
     if (plan->reduce_when != ZB_REDUCE_AT_BOUNDARY && plan->reduce_when != ZB_REDUCE_EVERY_MICRO_BATCH)
         return zb_fail(ZB_UNSUPPORTED, "oracle: plan.reduce_when is %d, which is unknown",
                        (int)plan->reduce_when);
+    if (plan->averaging.absent)
+        return zb_fail(ZB_UNSUPPORTED, "oracle: plan.averaging.absent is 1, only 0 is offered");
     if (plan->order != ZB_ORDER_RANK)
         return zb_fail(ZB_UNSUPPORTED, "oracle: plan.order is %d, only rank order is offered",
                        (int)plan->order);

@@ -113,6 +113,13 @@ ZB_API zb_status zb_scaler_derive(const zb_config *config, int stage, zb_dtype d
  */
 ZB_API zb_status zb_plan_derive(const zb_config *config, int stage, zb_dtype dtype, int world_size, zb_plan *plan);
 
+/**
+ * *applies: whether DeepSpeed 0.19.6 would show this quirk in a run of the config at that stage, precision and world size,
+ * whatever semantics the config asks for: with the quirk alone left out, the run would compute, count or send something
+ * else. Fails as zb_plan_derive does.
+ */
+ZB_API zb_status zb_quirk_applies(zb_quirk quirk, const zb_config *config, int stage, zb_dtype dtype, int world_size, int *applies);
+
 #ifdef __cplusplus
 }
 #endif

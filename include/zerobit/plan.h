@@ -35,13 +35,14 @@ typedef struct zb_factor { zb_factor_kind kind; float by; } zb_factor;
 
 /** How the sum over ranks becomes an average. All NONE and inside 0: a sum (gradient_allreduce_op "sum"). */
 typedef struct zb_averaging {
+    int absent;          /* nothing is sent: an element's gradient is that of the rank whose optimizer has it */
     zb_factor in_bucket; /* in bucket_dtype, before the conversion to comm_dtype */
     zb_factor before[2]; /* in comm_dtype, one after the other, before the sum   */
     int inside;          /* the wide sum is divided by the world size before it is rounded to comm_dtype */
     zb_factor after;     /* in comm_dtype, after the rounded sum                 */
 } zb_averaging;
 
-/** What the optimizer, and a norm taken per tensor, see as one tensor. */
+/** What an optimizer that looks at whole tensors takes for one. A norm method that does names its own. */
 typedef enum zb_tensors {
     ZB_TENSORS_PARAMETERS, /* each parameter, whole                                                    */
     ZB_TENSORS_GROUPS,     /* each parameter group end to end. DeepSpeed: fp16/fused_optimizer.py      */

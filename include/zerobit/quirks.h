@@ -2,7 +2,7 @@
  * Quirks: where DeepSpeed 0.19.6 departs from what it documents, or from what its stages have in common. Each is a
  * named switch. `standard` semantics have all of them off, `deepspeed-0.19.6` all on but those marked otherwise; the
  * config's "zerobit": {"quirks": {NAME: true|false}} turns single ones. A quirk only acts where its condition holds
- * (a stage, a precision); zb_quirk_applies tells.
+ * (a stage, a precision); zb_quirk_applies (config.h) tells, zb_quirk_describe says what it does.
  */
 #ifndef ZEROBIT_QUIRKS_H
 #define ZEROBIT_QUIRKS_H
@@ -23,12 +23,14 @@ extern "C" {
     X(norm_by_updated_scale)             \
     X(norm_per_stage)                    \
     X(clip_per_stage)                    \
+    X(optimizer_sees_flat_tensors)       \
     X(average_outside_sum)               \
     X(all_reduce_for_reduce_scatter)     \
     X(overflow_by_flag)                  \
     X(stage_1_ignores_prescale)          \
     X(stage_1_narrows_accumulation)      \
     X(stage_2_ignores_accumulation_type) \
+    X(gradients_sent_in_model_type)      \
     X(stage_3_predivide_not_restored)    \
     X(bf16_optimizer)                    \
     X(stage_0_bf16_overflow_applied)     \
@@ -58,6 +60,16 @@ ZB_API const char *zb_semantics_name(zb_semantics semantics);
 /** The preset of a set of semantics. */
 ZB_API zb_quirks zb_quirks_of(zb_semantics semantics);
 ZB_API const char *zb_quirk_name(zb_quirk quirk);
+
+/** In sentences. */
+typedef struct zb_quirk_description {
+    const char *does;   /* what DeepSpeed does */
+    const char *effect; /* what that does to a run */
+    const char *when;   /* where it is met */
+    const char *source; /* the file in the deepspeed package that it comes from */
+} zb_quirk_description;
+ZB_API const zb_quirk_description *zb_quirk_describe(zb_quirk quirk);
+
 /** The switch of that quirk. */
 ZB_API int *zb_quirk_switch(zb_quirks *quirks, zb_quirk quirk);
 

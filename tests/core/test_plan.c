@@ -209,7 +209,7 @@ static const struct deepspeed_case {
     { "\"zero_optimization\": {\"stage\": 0}", 2,
       "fp32 world 2 micro 2 x 2 reduce=boundary average=sum *0.5 order=rank norm=parameters-mean grad=fp32 "
       "comm=fp32 scale=none overflow=apply",
-      0, 1, 0, ZB_TENSORS_PARAMETERS, ZB_CLIP_COEFFICIENT },
+      1, 0, 0, ZB_TENSORS_PARAMETERS, ZB_CLIP_COEFFICIENT },
     { "\"zero_optimization\": {\"stage\": 0}, \"fp16\": {\"enabled\": true}", 2,
       "fp16 world 2 micro 2 x 2 reduce=boundary average=sum *0.5 order=rank norm=flat grad=fp16 "
       "comm=fp16 scale=stage0:65536/1000/1 overflow=skip",
@@ -219,16 +219,16 @@ static const struct deepspeed_case {
       4,
       "bf16 world 4 micro 1 x 2 reduce=boundary average=sum *0.25 order=rank norm=flat grad=bf16>fp32>bf16 "
       "comm=fp32 scale=none overflow=count",
-      0, 1, 1, ZB_TENSORS_GROUPS, ZB_CLIP_COMBINED },
+      1, 0, 1, ZB_TENSORS_GROUPS, ZB_CLIP_COMBINED },
     { "\"zero_optimization\": {\"stage\": 0}, \"prescale_gradients\": true", 4,
       "fp32 world 4 micro 1 x 2 reduce=boundary average=*0.25 sum order=rank norm=parameters-mean grad=fp32 "
       "comm=fp32 scale=none overflow=apply",
-      0, 1, 0, ZB_TENSORS_PARAMETERS, ZB_CLIP_COEFFICIENT },
+      1, 0, 0, ZB_TENSORS_PARAMETERS, ZB_CLIP_COEFFICIENT },
     { "\"zero_optimization\": {\"stage\": 0}, \"gradient_predivide_factor\": 2", 4,
       "fp32 world 4 micro 1 x 2 reduce=boundary average=*0.5 sum *0.5 order=rank norm=parameters-mean "
       "grad=fp32 "
       "comm=fp32 scale=none overflow=apply",
-      0, 1, 0, ZB_TENSORS_PARAMETERS, ZB_CLIP_COEFFICIENT },
+      1, 0, 0, ZB_TENSORS_PARAMETERS, ZB_CLIP_COEFFICIENT },
     { "\"zero_optimization\": {\"stage\": 1}, \"fp16\": {\"enabled\": true}", 2,
       "fp16 world 2 micro 2 x 2 reduce=boundary average=/2 sum order=rank norm=partition-fp32 grad=fp16 "
       "comm=fp16 scale=dynamic:65536/1000/2/1 overflow=skip",
@@ -264,17 +264,17 @@ static const struct deepspeed_case {
     { "\"zero_optimization\": {\"stage\": 3}, \"bf16\": {\"enabled\": true}", 2,
       "bf16 world 2 micro 2 x 2 reduce=micro-batch average=/2 sum order=rank norm=partition-fp64 grad=bf16 "
       "comm=bf16 scale=none overflow=apply",
-      1, 1, 0, ZB_TENSORS_SUB_GROUPS, ZB_CLIP_COMBINED },
+      1, 0, 0, ZB_TENSORS_SUB_GROUPS, ZB_CLIP_COMBINED },
     { "\"zero_optimization\": {\"stage\": 3, \"reduce_scatter\": false}, \"gradient_predivide_factor\": 2", 4,
       "fp32 world 4 micro 1 x 2 reduce=micro-batch average=/2 /4 sum *2 order=rank norm=partition-fp64 "
       "grad=fp32 "
       "comm=fp32 scale=none overflow=apply",
-      1, 1, 0, ZB_TENSORS_SUB_GROUPS, ZB_CLIP_COMBINED },
+      1, 0, 0, ZB_TENSORS_SUB_GROUPS, ZB_CLIP_COMBINED },
     { "\"zero_optimization\": {\"stage\": 3, \"reduce_scatter\": false}, \"gradient_predivide_factor\": 2", 2,
       "fp32 world 2 micro 2 x 2 reduce=micro-batch average=/2 /2 sum order=rank norm=partition-fp64 "
       "grad=fp32 "
       "comm=fp32 scale=none overflow=apply",
-      1, 1, 0, ZB_TENSORS_SUB_GROUPS, ZB_CLIP_COMBINED },
+      1, 0, 0, ZB_TENSORS_SUB_GROUPS, ZB_CLIP_COMBINED },
     { "\"zero_optimization\": {\"stage\": 2}, \"gradient_allreduce_op\": \"sum\"", 2,
       "fp32 world 2 micro 2 x 2 reduce=micro-batch average=sum order=rank norm=partition-fp32 grad=fp32 "
       "comm=fp32 scale=none overflow=apply",
@@ -300,12 +300,13 @@ static void deepspeed_plan_of_each_stage(void **state)
         if (strcmp(text + 17, c->want) != 0) fail_msg("row %zu gives: %s", i, text);
         assert_int_equal(plan.loss_is_scaled, c->loss_is_scaled);
         assert_int_equal(plan.report_norm_by_next_scale, c->report_norm_by_next_scale);
-        assert_int_equal(plan.unscale_by_next_scale, 1);
+        assert_int_equal(plan.unscale_by_next_scale, config->dtype == ZB_FP16);
         assert_int_equal(plan.hidden_first_step, c->hidden_first_step);
         assert_int_equal(plan.tensors, c->tensors);
         assert_int_equal(plan.clip, c->clip);
         assert_int_equal(plan.reshuffle, 0);
-        assert_int_equal(plan.seed_dtype, config->dtype);
+        assert_int_equal(plan.seed_dtype,
+                         config->dtype == ZB_FP16 && config->zero.stage > 0 ? ZB_FP16 : ZB_FP32);
         zb_config_destroy(config);
     }
 }
@@ -430,6 +431,7 @@ static void every_field_counts(void **state)
     DIFFERS(adam, bucket_dtype, ZB_BF16);
     DIFFERS(adam, seed_dtype, ZB_BF16);
     DIFFERS(adam, averaging.inside, 1);
+    DIFFERS(adam, averaging.absent, 1);
     DIFFERS(adam, averaging.in_bucket, ((zb_factor){ ZB_FACTOR_DIVIDE, 2 }));
     DIFFERS(adam, averaging.before[0], ((zb_factor){ ZB_FACTOR_DIVIDE, 2 }));
     DIFFERS(adam, averaging.before[1], ((zb_factor){ ZB_FACTOR_DIVIDE, 2 }));
@@ -437,7 +439,7 @@ static void every_field_counts(void **state)
     SAME(adam, averaging.after, ((zb_factor){ ZB_FACTOR_NONE, 2 }));
     DIFFERS(adam, reshuffle, 1);
     DIFFERS(adam, loss_is_scaled, 1);
-    DIFFERS(adam, tensors, ZB_TENSORS_GROUPS);
+    SAME(adam, tensors, ZB_TENSORS_GROUPS);
     SAME(adam, round_robin, 1);
     SAME(adam, sub_group_numel, 1);
     DIFFERS(adam, order, (zb_order)7);
@@ -467,13 +469,29 @@ static void every_field_counts(void **state)
     DIFFERS(adam, scaler.kind, ZB_SCALER_STATIC);
     SAME(adam, scaler.initial_scale, 8);
     DIFFERS(adam, overflow, ZB_OVERFLOW_SKIP);
-    zb_plan partitions = adam, sub_groups = adam;
-    partitions.tensors = ZB_TENSORS_PARTITIONS;
-    sub_groups.tensors = ZB_TENSORS_SUB_GROUPS;
+
+    /* What lies where, only as far as the norm or the optimizer looks. */
+    zb_plan partitions = adam, sub_groups = adam, vectors = adam;
+    partitions.norm = ZB_NORM_PARTITION_FP32;
+    sub_groups.norm = ZB_NORM_PARTITION_FP64;
     DIFFERS(partitions, round_robin, 1);
     SAME(partitions, sub_group_numel, 1);
     DIFFERS(sub_groups, sub_group_numel, 1);
     SAME(sub_groups, round_robin, 1);
+    vectors.optimizer.variant = ZB_ADAM_CPU;
+    DIFFERS(vectors, tensors, ZB_TENSORS_GROUPS);
+    vectors.tensors = ZB_TENSORS_PARTITIONS;
+    DIFFERS(vectors, round_robin, 1);
+    SAME(vectors, sub_group_numel, 1);
+    vectors.tensors = ZB_TENSORS_SUB_GROUPS;
+    DIFFERS(vectors, sub_group_numel, 1);
+
+    /* Among one rank there is nothing to average. */
+    zb_plan alone = adam;
+    alone.world_size = 1;
+    SAME(alone, averaging.inside, 1);
+    SAME(alone, averaging.absent, 1);
+
     zb_plan scaled = adam, stage0 = adam, fixed = adam;
     scaled.scaler.kind = ZB_SCALER_DYNAMIC;
     stage0.scaler.kind = ZB_SCALER_DYNAMIC_STAGE0;

@@ -874,6 +874,10 @@ static void break_bucket_dtype(setting *s)
 {
     s->plan.bucket_dtype = ZB_INT64;
 }
+static void break_averaging(setting *s)
+{
+    s->plan.averaging.absent = 1;
+}
 static void break_order(setting *s)
 {
     s->plan.order = (zb_order)7;
@@ -939,6 +943,7 @@ static const struct refusal {
     { "plan.reduce_when is 7", ZB_UNSUPPORTED, break_reduce_when },
     { "plan.local_dtype is int64", ZB_UNSUPPORTED, break_local_dtype },
     { "plan.bucket_dtype is int64", ZB_UNSUPPORTED, break_bucket_dtype },
+    { "plan.averaging.absent is 1", ZB_UNSUPPORTED, break_averaging },
     { "plan.order is 7", ZB_UNSUPPORTED, break_order },
     { "plan.norm is 7", ZB_UNSUPPORTED, break_norm },
     { "plan.optimizer.kind is 7", ZB_UNSUPPORTED, break_optimizer },
