@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/sha256.h"
+
 /* Where a comparison is, and what has come of it. */
 typedef struct place {
     const zb_replay_run *run;
@@ -115,10 +117,43 @@ static int compare_piece(const place *at, const zb_replay_piece *piece, const zb
     at->result->values_compared += piece->numel;
     for (size_t i = 0; i < piece->numel; i++)
         if (!same_float(recorded[i], played[i]))
-            return differs(at, "fp32 weight p%d[%zu]: 0x%08x (%.9g) recorded, 0x%08x (%.9g)", piece->param,
-                           piece->first + i, bits_of(recorded[i]), (double)recorded[i], bits_of(played[i]),
-                           (double)played[i]);
+            return differs(at, "fp32 weight %s[%zu]: 0x%08x (%.9g) recorded, 0x%08x (%.9g)",
+                           at->run->param_names[piece->param], piece->first + i, bits_of(recorded[i]),
+                           (double)recorded[i], bits_of(played[i]), (double)played[i]);
     return 0;
+}
+
+static void add_padding(zb_sha256 *sha, size_t numel)
+{
+    static const float zeros[256];
+    while (numel > 0) {
+        const size_t chunk = numel < 256 ? numel : 256;
+        zb_sha256_add(sha, zeros, chunk * sizeof *zeros);
+        numel -= chunk;
+    }
+}
+
+/* Of a tensor of which only the digest was kept. Pieces come in the order in which they lie. */
+static int compare_digest(const place *at, size_t t, const zb_replay_tensor *tensor,
+                          const zb_replay_state *state)
+{
+    char digest[ZB_SHA256_TEXT_BYTES];
+    size_t done = 0;
+    zb_sha256 sha;
+    zb_sha256_init(&sha);
+    for (size_t i = 0; i < state->piece_count; i++) {
+        const zb_replay_piece *piece = &state->pieces[i];
+        if (piece->tensor != t) continue;
+        ZB_ASSERT(piece->at >= done && piece->numel <= tensor->numel - piece->at);
+        add_padding(&sha, piece->at - done);
+        zb_sha256_add(&sha, piece->data, piece->numel * sizeof *piece->data);
+        done = piece->at + piece->numel;
+        at->result->values_compared += piece->numel;
+    }
+    add_padding(&sha, tensor->numel - done);
+    zb_sha256_finish(&sha, digest);
+    if (strcmp(digest, tensor->digest) == 0) return 0;
+    return differs(at, "SHA-256 of fp32 tensor %zu: %.16s... recorded, %.16s...", t, tensor->digest, digest);
 }
 
 /* Padding is compared by its length only: at stage 3 it is whatever memory held. */
@@ -129,8 +164,12 @@ static int compare_masters(const place *at, const zb_replay_entry *entry, const 
         if (entry->masters[t].numel != state->tensor_numel[t])
             return differs(at, "elements of fp32 tensor %zu: %zu recorded, %zu", t, entry->masters[t].numel,
                            state->tensor_numel[t]);
-    for (size_t i = 0; i < state->piece_count; i++)
-        if (compare_piece(at, &state->pieces[i], &entry->masters[state->pieces[i].tensor])) return 1;
+    for (size_t i = 0; i < state->piece_count; i++) {
+        const zb_replay_tensor *tensor = &entry->masters[state->pieces[i].tensor];
+        if (tensor->data != NULL && compare_piece(at, &state->pieces[i], tensor)) return 1;
+    }
+    for (size_t t = 0; t < state->tensor_count; t++)
+        if (entry->masters[t].data == NULL && compare_digest(at, t, &entry->masters[t], state)) return 1;
     return 0;
 }
 
@@ -150,12 +189,12 @@ static int compare_outcome(const place *at, const zb_replay_entry *entry, int ga
                    gave_up ? zb_error_message() : "no error");
 }
 
-/* Every element is somebody's: at stage 0 everybody's, else one rank's. What a player leaves out is its bug,
- * and would otherwise compare equal. */
+/* Every trained element is somebody's: at stage 0 everybody's, else one rank's. What a player leaves out is
+ * its bug, and would otherwise compare equal. */
 static void check_covered(const place *at, size_t covered)
 {
     const size_t copies = at->run->config->zero.stage == 0 ? (size_t)at->run->world_size : 1;
-    ZB_ASSERT(covered == copies * at->run->numel);
+    ZB_ASSERT(covered == copies * at->run->trainable_numel);
 }
 
 /* Entry `index` of every rank. Returns whether to stop. */

@@ -4,7 +4,6 @@
  */
 #include <zerobit/replay.h>
 
-#include <ctype.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <math.h>
@@ -15,9 +14,16 @@
 
 #include "core/config_rules.h"
 #include "core/json.h"
+#include "core/run_values.h"
 
 #define MAX_BYTES ((size_t)1 << 30)
 enum { MAX_WORLD = 1 << 20 };
+
+/* A run being read. */
+typedef struct reader {
+    zb_run_values *values;
+    zb_replay_run *run;
+} reader;
 
 /* --- destroy --- */
 
@@ -48,14 +54,27 @@ static void destroy_grads(zb_replay_run *run)
     zb_free(run->grads);
 }
 
+static void destroy_model(zb_replay_run *run)
+{
+    for (int p = 0; run->param_names != NULL && p < run->param_count; p++) zb_free(run->param_names[p]);
+    for (int m = 0; run->modules != NULL && m < run->module_count; m++) zb_free(run->modules[m].items);
+    zb_free(run->param_names);
+    zb_free(run->modules);
+    zb_free(run->forward.items);
+    zb_free(run->backward.items);
+    zb_free(run->gradient_order.items);
+    zb_free(run->frozen);
+    zb_free(run->param_numel);
+}
+
 static void destroy_run(zb_replay_run *run)
 {
     destroy_grads(run);
+    destroy_model(run);
     for (int r = 0; run->ranks != NULL && r < run->world_size; r++)
         destroy_rank(&run->ranks[r], run->entry_count);
     zb_free(run->ranks);
     zb_free(run->init);
-    zb_free(run->param_numel);
     zb_config_destroy(run->config);
     zb_free(run->name);
 }
@@ -86,29 +105,6 @@ static zb_status expect_count(const zb_json_at *at, size_t want)
     return ZB_OK;
 }
 
-/* The 8 digits of an fp32 bit pattern. */
-static zb_status read_bits(const zb_json_at *at, float *out)
-{
-    const char *text;
-    ZB_TRY(zb_json_string(at, &text));
-    size_t digits = 0;
-    while (isxdigit((unsigned char)text[digits])) digits++;
-    if (digits != 8 || text[8] != '\0')
-        return zb_json_fail(at, ZB_INVALID_CONFIG, "the 8 hexadecimal digits of an fp32 bit pattern");
-    const uint32_t bits = (uint32_t)strtoul(text, NULL, 16);
-    memcpy(out, &bits, sizeof bits);
-    return ZB_OK;
-}
-
-/* Elements of an array whose length has been checked. */
-static zb_status read_elements(const zb_json_at *array, float *out)
-{
-    size_t i = 0;
-    for (zb_json_at at = zb_json_first(array); at.value != NULL; at = zb_json_next(&at))
-        ZB_TRY(read_bits(&at, &out[i++]));
-    return ZB_OK;
-}
-
 /* A double as Python's float.hex() prints it. */
 static zb_status read_hex_double(const zb_json_at *at, double *out)
 {
@@ -125,19 +121,32 @@ static zb_status read_hex_double(const zb_json_at *at, double *out)
     return ZB_OK;
 }
 
-/* [param][element] hex -> parameters behind one another. */
-static zb_status read_model_values(const zb_json_at *at, const zb_replay_run *run, float **out)
+/* [param] -> parameters behind one another. A frozen one may be null: zeros. */
+static zb_status expect_param(const reader *in, const zb_json_at *at, int p, int may_be_null)
 {
+    if (may_be_null && cJSON_IsNull(at->value)) {
+        if (in->run->frozen[p]) return ZB_OK;
+        return zb_json_fail(
+            at, ZB_UNSUPPORTED,
+            "a gradient of %s, which is trained: a parameter without one is not supported yet",
+            in->run->param_names[p]);
+    }
+    return zb_run_values_expect(in->values, at, in->run->param_numel[p]);
+}
+
+static zb_status read_params(const reader *in, const zb_json_at *at, int may_be_null, float **out)
+{
+    const zb_replay_run *run = in->run;
     ZB_TRY(expect_count(at, (size_t)run->param_count));
     int p = 0;
     for (zb_json_at param = zb_json_first(at); param.value != NULL; param = zb_json_next(&param))
-        ZB_TRY(expect_count(&param, run->param_numel[p++]));
+        ZB_TRY(expect_param(in, &param, p++, may_be_null));
     float *values = zb_alloc_array(run->numel, sizeof *values);
     if (values == NULL) return ZB_NO_MEMORY;
     *out = values; /* the run's, to be freed with it whatever follows */
     p = 0;
     for (zb_json_at param = zb_json_first(at); param.value != NULL; param = zb_json_next(&param)) {
-        ZB_TRY(read_elements(&param, values));
+        if (!cJSON_IsNull(param.value)) ZB_TRY(zb_run_values_read(in->values, &param, values));
         values += run->param_numel[p++];
     }
     return ZB_OK;
@@ -145,8 +154,9 @@ static zb_status read_model_values(const zb_json_at *at, const zb_replay_run *ru
 
 /* --- gradients --- */
 
-static zb_status read_step_grads(const zb_json_at *step, const zb_replay_run *run, float ***out)
+static zb_status read_step_grads(const reader *in, const zb_json_at *step, float ***out)
 {
+    const zb_replay_run *run = in->run;
     const size_t world = (size_t)run->world_size;
     ZB_TRY(expect_count(step, (size_t)run->accumulation_steps));
     for (zb_json_at micro = zb_json_first(step); micro.value != NULL; micro = zb_json_next(&micro))
@@ -157,13 +167,18 @@ static zb_status read_step_grads(const zb_json_at *step, const zb_replay_run *ru
     size_t c = 0;
     for (zb_json_at micro = zb_json_first(step); micro.value != NULL; micro = zb_json_next(&micro))
         for (zb_json_at rank = zb_json_first(&micro); rank.value != NULL; rank = zb_json_next(&rank))
-            ZB_TRY(read_model_values(&rank, run, &contributions[c++]));
+            ZB_TRY(read_params(in, &rank, run->grads_are_local, &contributions[c++]));
     return ZB_OK;
 }
 
-static zb_status read_grads(const zb_json_at *root, zb_replay_run *run)
+static zb_status read_grads(const reader *in, const zb_json_at *root)
 {
-    zb_json_at grads = zb_json_member(root, "grads");
+    zb_replay_run *run = in->run;
+    zb_json_at local = zb_json_member(root, "local_grads"), x = zb_json_member(root, "grads");
+    run->grads_are_local = zb_json_given(&local);
+    if (run->grads_are_local && zb_json_given(&x))
+        return zb_json_fail(&x, ZB_INVALID_CONFIG, "none beside local_grads");
+    const zb_json_at grads = run->grads_are_local ? local : x;
     size_t count = 0;
     ZB_TRY(zb_json_array(&grads, &count));
     run->grads = zb_alloc_array(count, sizeof *run->grads);
@@ -171,29 +186,46 @@ static zb_status read_grads(const zb_json_at *root, zb_replay_run *run)
     run->step_count = count;
     size_t s = 0;
     for (zb_json_at step = zb_json_first(&grads); step.value != NULL; step = zb_json_next(&step))
-        ZB_TRY(read_step_grads(&step, run, &run->grads[s++]));
+        ZB_TRY(read_step_grads(in, &step, &run->grads[s++]));
     return ZB_OK;
 }
 
 /* --- what the ranks held --- */
 
-static zb_status read_masters(const zb_json_at *at, zb_replay_entry *entry)
+/* {"sha256": text, "numel": n} */
+static zb_status read_digest(const zb_json_at *at, zb_replay_tensor *tensor)
+{
+    zb_json_at digest = zb_json_member(at, "sha256"), numel_at = zb_json_member(at, "numel");
+    const char *text;
+    int64_t numel;
+    ZB_TRY(zb_json_string(&digest, &text));
+    if (strlen(text) != sizeof tensor->digest - 1 || strspn(text, "0123456789abcdef") != strlen(text))
+        return zb_json_fail(&digest, ZB_INVALID_CONFIG, "64 lower-case hexadecimal digits");
+    ZB_TRY(zb_json_int64(&numel_at, 0, ZB_JSON_MAX_INTEGER, &numel));
+    memcpy(tensor->digest, text, sizeof tensor->digest);
+    tensor->numel = (size_t)numel;
+    return ZB_OK;
+}
+
+static zb_status read_master(const reader *in, const zb_json_at *at, zb_replay_tensor *tensor)
+{
+    size_t numel = 0;
+    if (cJSON_IsObject(at->value)) return read_digest(at, tensor);
+    ZB_TRY(zb_run_values_count(in->values, at, &numel));
+    tensor->data = zb_alloc_array(numel, sizeof *tensor->data);
+    if (tensor->data == NULL) return ZB_NO_MEMORY;
+    tensor->numel = numel;
+    return zb_run_values_read(in->values, at, tensor->data);
+}
+
+static zb_status read_masters(const reader *in, const zb_json_at *at, zb_replay_entry *entry)
 {
     size_t count = 0;
     ZB_TRY(zb_json_array(at, &count));
     entry->masters = zb_alloc_array(count, sizeof *entry->masters);
     if (entry->masters == NULL) return ZB_NO_MEMORY;
-    entry->master_count = count;
-    zb_replay_tensor *tensor = entry->masters;
-    for (zb_json_at values = zb_json_first(at); values.value != NULL;
-         values = zb_json_next(&values), tensor++) {
-        size_t numel = 0;
-        ZB_TRY(zb_json_array(&values, &numel));
-        tensor->data = zb_alloc_array(numel, sizeof *tensor->data);
-        if (tensor->data == NULL) return ZB_NO_MEMORY;
-        tensor->numel = numel;
-        ZB_TRY(read_elements(&values, tensor->data));
-    }
+    for (zb_json_at tensor = zb_json_first(at); tensor.value != NULL; tensor = zb_json_next(&tensor))
+        ZB_TRY(read_master(in, &tensor, &entry->masters[entry->master_count++]));
     return ZB_OK;
 }
 
@@ -259,7 +291,7 @@ static zb_status read_scalars(const zb_json_at *at, zb_replay_entry *entry)
     return zb_json_int64(&skipped, 0, ZB_JSON_MAX_INTEGER, &entry->skipped);
 }
 
-static zb_status read_entry(const zb_json_at *at, int64_t want_step, zb_replay_entry *entry)
+static zb_status read_entry(const reader *in, const zb_json_at *at, int64_t want_step, zb_replay_entry *entry)
 {
     zb_json_at step_at = zb_json_member(at, "step"), error = zb_json_member(at, "error");
     zb_json_at masters = zb_json_member(at, "hp");
@@ -270,7 +302,7 @@ static zb_status read_entry(const zb_json_at *at, int64_t want_step, zb_replay_e
                             (long long)want_step);
     if (zb_json_given(&error)) return read_text(&error, &entry->error);
     if (step >= 0) ZB_TRY(read_scalars(at, entry));
-    return read_masters(&masters, entry);
+    return read_masters(in, &masters, entry);
 }
 
 static zb_status check_entry_count(const zb_json_at *steps, const zb_replay_rank *rank, size_t count,
@@ -286,8 +318,9 @@ static zb_status check_entry_count(const zb_json_at *steps, const zb_replay_rank
     return ZB_OK;
 }
 
-static zb_status read_rank(const zb_json_at *at, zb_replay_run *run, zb_replay_rank *rank)
+static zb_status read_rank(const reader *in, const zb_json_at *at, zb_replay_rank *rank)
 {
+    zb_replay_run *run = in->run;
     zb_json_at wrapper = zb_json_member(at, "wrapper"), steps = zb_json_member(at, "steps");
     ZB_TRY(read_text(&wrapper, &rank->wrapper));
     size_t count = 0;
@@ -299,16 +332,16 @@ static zb_status read_rank(const zb_json_at *at, zb_replay_run *run, zb_replay_r
     if (rank->entries == NULL) return ZB_NO_MEMORY;
     int64_t e = 0;
     for (zb_json_at entry = zb_json_first(&steps); entry.value != NULL; entry = zb_json_next(&entry), e++)
-        ZB_TRY(read_entry(&entry, e - 1, &rank->entries[e]));
+        ZB_TRY(read_entry(in, &entry, e - 1, &rank->entries[e]));
     return check_entry_count(&steps, rank, count, run->step_count);
 }
 
 /* The world's size has been seen to be the length of `ranks`. */
-static zb_status read_ranks(const zb_json_at *ranks, zb_replay_run *run)
+static zb_status read_ranks(const reader *in, const zb_json_at *ranks)
 {
     int r = 0;
     for (zb_json_at rank = zb_json_first(ranks); rank.value != NULL; rank = zb_json_next(&rank))
-        ZB_TRY(read_rank(&rank, run, &run->ranks[r++]));
+        ZB_TRY(read_rank(in, &rank, &in->run->ranks[r++]));
     return ZB_OK;
 }
 
@@ -335,6 +368,89 @@ static zb_status read_sizes(const zb_json_at *root, zb_replay_run *run)
     return ZB_OK;
 }
 
+/* --- the model --- */
+
+static zb_status read_names(const zb_json_at *root, zb_replay_run *run)
+{
+    zb_json_at names = zb_json_member(root, "names");
+    if (zb_json_given(&names)) ZB_TRY(expect_count(&names, (size_t)run->param_count));
+    run->param_names = zb_alloc_array((size_t)run->param_count, sizeof *run->param_names);
+    if (run->param_names == NULL) return ZB_NO_MEMORY;
+    int p = 0;
+    for (zb_json_at name = zb_json_first(&names); name.value != NULL; name = zb_json_next(&name))
+        ZB_TRY(read_text(&name, &run->param_names[p++]));
+    for (; p < run->param_count; p++) {
+        char index[16];
+        snprintf(index, sizeof index, "p%d", p);
+        if ((run->param_names[p] = zb_strdup(index)) == NULL) return ZB_NO_MEMORY;
+    }
+    return ZB_OK;
+}
+
+/* Optional; indices below `limit`. */
+static zb_status read_list(const zb_json_at *at, int limit, zb_replay_list *list)
+{
+    size_t count = 0;
+    if (!zb_json_given(at)) return ZB_OK;
+    ZB_TRY(zb_json_array(at, &count));
+    if (count > INT_MAX) return zb_json_fail(at, ZB_INVALID_CONFIG, "at most %d indices", INT_MAX);
+    list->items = zb_alloc_array(count, sizeof *list->items);
+    if (list->items == NULL) return ZB_NO_MEMORY;
+    for (zb_json_at item = zb_json_first(at); item.value != NULL; item = zb_json_next(&item)) {
+        int64_t index;
+        ZB_TRY(zb_json_int64(&item, 0, limit - 1, &index));
+        list->items[list->count++] = (int)index;
+    }
+    return ZB_OK;
+}
+
+static zb_status read_frozen(const zb_json_at *root, zb_replay_run *run)
+{
+    zb_json_at frozen = zb_json_member(root, "frozen");
+    zb_replay_list list = { 0 };
+    run->frozen = zb_alloc_array((size_t)run->param_count, sizeof *run->frozen);
+    if (run->frozen == NULL) return ZB_NO_MEMORY;
+    const zb_status status = read_list(&frozen, run->param_count, &list);
+    for (int i = 0; status == ZB_OK && i < list.count; i++) run->frozen[list.items[i]] = 1;
+    zb_free(list.items);
+    for (int p = 0; p < run->param_count; p++)
+        if (!run->frozen[p]) run->trainable_numel += run->param_numel[p];
+    return status;
+}
+
+static zb_status read_modules(const zb_json_at *root, zb_replay_run *run)
+{
+    zb_json_at modules = zb_json_member(root, "modules");
+    size_t count = 0;
+    if (!zb_json_given(&modules)) return ZB_OK;
+    ZB_TRY(zb_json_array(&modules, &count));
+    if (count > INT_MAX) return zb_json_fail(&modules, ZB_INVALID_CONFIG, "at most %d modules", INT_MAX);
+    run->modules = zb_alloc_array(count, sizeof *run->modules);
+    if (run->modules == NULL) return ZB_NO_MEMORY;
+    run->module_count = (int)count;
+    zb_replay_list *list = run->modules;
+    for (zb_json_at module = zb_json_first(&modules); module.value != NULL; module = zb_json_next(&module)) {
+        zb_json_at params = zb_json_member(&module, "params");
+        size_t own;
+        ZB_TRY(zb_json_array(&params, &own)); /* here it is not optional */
+        ZB_TRY(read_list(&params, run->param_count, list++));
+    }
+    return ZB_OK;
+}
+
+static zb_status read_model(const zb_json_at *root, zb_replay_run *run)
+{
+    zb_json_at forward = zb_json_member(root, "forward"), backward = zb_json_member(root, "backward");
+    zb_json_at order = zb_json_member(root, "gradient_order");
+    ZB_TRY(read_sizes(root, run));
+    ZB_TRY(read_names(root, run));
+    ZB_TRY(read_frozen(root, run));
+    ZB_TRY(read_modules(root, run));
+    ZB_TRY(read_list(&forward, run->module_count, &run->forward));
+    ZB_TRY(read_list(&backward, run->module_count, &run->backward));
+    return read_list(&order, run->param_count, &run->gradient_order);
+}
+
 static zb_status read_config(const zb_json_at *root, const char *path, zb_replay_run *run)
 {
     char label[512];
@@ -348,8 +464,9 @@ static zb_status read_config(const zb_json_at *root, const char *path, zb_replay
     return ZB_OK;
 }
 
-static zb_status read_run(const zb_json_at *at, const char *path, zb_replay_run *run)
+static zb_status read_run(const zb_json_at *at, zb_run_values *values, zb_replay_run *run)
 {
+    const reader in = { .values = values, .run = run };
     zb_json_at name = zb_json_member(at, "name"), world_at = zb_json_member(at, "world");
     zb_json_at init = zb_json_member(at, "init"), ranks = zb_json_member(at, "ranks");
     int64_t world;
@@ -359,14 +476,14 @@ static zb_status read_run(const zb_json_at *at, const char *path, zb_replay_run 
     run->ranks = zb_alloc_array((size_t)world, sizeof *run->ranks);
     if (run->ranks == NULL) return ZB_NO_MEMORY;
     run->world_size = (int)world;
-    ZB_TRY(read_sizes(at, run));
-    ZB_TRY(read_config(at, path, run));
-    ZB_TRY(read_model_values(&init, run, &run->init));
-    ZB_TRY(read_grads(at, run));
-    return read_ranks(&ranks, run);
+    ZB_TRY(read_model(at, run));
+    ZB_TRY(read_config(at, values->path, run));
+    ZB_TRY(read_params(&in, &init, 0, &run->init));
+    ZB_TRY(read_grads(&in, at));
+    return read_ranks(&in, &ranks);
 }
 
-static zb_status read_runs(const zb_json *json, zb_replay_file *file)
+static zb_status read_runs(const zb_json *json, zb_run_values *values, zb_replay_file *file)
 {
     zb_json_at root = zb_json_root(json);
     size_t count = 0;
@@ -376,7 +493,7 @@ static zb_status read_runs(const zb_json *json, zb_replay_file *file)
     file->run_count = count;
     size_t i = 0;
     for (zb_json_at run = zb_json_first(&root); run.value != NULL; run = zb_json_next(&run))
-        ZB_TRY(read_run(&run, zb_json_path(json), &file->runs[i++]));
+        ZB_TRY(read_run(&run, values, &file->runs[i++]));
     return ZB_OK;
 }
 
@@ -385,7 +502,9 @@ zb_status zb_replay_load(const char *path, zb_replay_file **file_p)
     zb_json *json;
     ZB_TRY(zb_json_load_up_to(MAX_BYTES, path, &json));
     zb_replay_file *file = zb_alloc(sizeof *file);
-    zb_status status = file == NULL ? ZB_NO_MEMORY : read_runs(json, file);
+    zb_run_values values = { .path = path };
+    zb_status status = file == NULL ? ZB_NO_MEMORY : read_runs(json, &values, file);
+    zb_run_values_close(&values);
     zb_json_destroy(json);
     if (status != ZB_OK) {
         zb_replay_destroy(file);

@@ -41,13 +41,11 @@ typedef struct world_player {
 static zb_status create_model(const zb_replay_run *run, zb_model **model_p)
 {
     ZB_TRY(zb_model_create(run->name, NULL, ZB_LOSS_ELSEWHERE, model_p));
-    for (int p = 0; p < run->param_count; p++) {
-        char name[16];
-        snprintf(name, sizeof name, "p%d", p);
+    for (int p = 0; p < run->param_count; p++)
         ZB_TRY(zb_model_add(*model_p, &(zb_module_spec){ .kind = ZB_MODULE_PARAMETER,
-                                                         .name = name,
-                                                         .shape = { 1, { (int64_t)run->param_numel[p] } } }));
-    }
+                                                         .name = run->param_names[p],
+                                                         .shape = { 1, { (int64_t)run->param_numel[p] } },
+                                                         .frozen = run->frozen[p] }));
     return zb_model_finish(*model_p);
 }
 
@@ -78,6 +76,7 @@ static zb_status cut_tensors(const world_player *w, size_t rank_numel, rank_play
     }
     int open = 0;
     for (int p = 0; p < run->param_count; p++) {
+        if (run->frozen[p]) continue;
         const int whole = w->plan.tensors == ZB_TENSORS_PARAMETERS;
         if (!open) r->tensor_count++;
         size_t *numel = &r->tensor_numel[r->tensor_count - 1];
@@ -227,6 +226,7 @@ static zb_status step_rank(void *user, zb_comm *comm)
 {
     world_player *w = user;
     rank_player *r = &w->ranks[comm->rank];
+    const zb_external_kind kind = w->run->grads_are_local ? ZB_EXTERNAL_GRADIENT : ZB_EXTERNAL_INPUT;
     r->call_count = 0;
     for (int64_t micro = 0; micro < w->run->accumulation_steps; micro++) {
         const float *x = w->run->grads[w->step][micro * w->run->world_size + comm->rank];
@@ -234,7 +234,7 @@ static zb_status step_rank(void *user, zb_comm *comm)
             r->gradients[p] = x;
             x += w->run->param_numel[p];
         }
-        ZB_TRY(zb_engine_external_micro_batch(r->engine, ZB_EXTERNAL_INPUT, r->gradients));
+        ZB_TRY(zb_engine_external_micro_batch(r->engine, kind, r->gradients));
         ZB_TRY(zb_engine_step(r->engine));
     }
     return zb_engine_observe(r->engine, &(zb_observer){ note_master, r });

@@ -15,7 +15,11 @@
 extern "C" {
 #endif
 
-typedef struct zb_replay_tensor { size_t numel; float *data; } zb_replay_tensor;
+typedef struct zb_replay_tensor {
+    size_t numel;
+    float *data;     /* [numel]; NULL: only their digest was kept */
+    char digest[65]; /* SHA-256 of the elements as little-endian fp32, padding zero; lower-case hexadecimal */
+} zb_replay_tensor;
 
 /** One collective as torch.distributed calls it, its recorded values behind one another: "all_reduce float32 9 sum". */
 typedef struct zb_replay_call { char text[64]; } zb_replay_call;
@@ -39,17 +43,29 @@ typedef struct zb_replay_rank {
     zb_replay_entry *entries; /* [entry_count] */
 } zb_replay_rank;
 
+/** Some of a run's parameters, or of its modules, by index. */
+typedef struct zb_replay_list { int *items; int count; } zb_replay_list;
+
 typedef struct zb_replay_run {
     char *name;
     int world_size;
     int param_count;
     size_t *param_numel; /* [param_count] */
     size_t numel;        /* over all parameters */
+    char **param_names;  /* [param_count]; "p0", "p1", ... when the file has none */
+    int *frozen;         /* [param_count] */
+    size_t trainable_numel;
+    /* What is known of the model beside its parameters; all empty when nothing is. */
+    zb_replay_list *modules; /* [module_count] the parameters of each, the root first */
+    int module_count;
+    zb_replay_list forward, backward; /* modules, in the order of their calls; by when their outputs' gradients came */
+    zb_replay_list gradient_order;    /* parameters, in the order in which their gradients were ready */
     zb_config *config;   /* read with deepspeed-0.19.6 semantics */
     int64_t accumulation_steps;
     float *init;          /* [numel], parameters behind one another, before any rounding to 16 bits */
     size_t step_count;    /* optimizer steps with gradients */
     float ***grads;       /* [step_count][accumulation_steps * world_size]: micro-batch m, rank r at m * world_size + r; [numel] */
+    int grads_are_local;  /* they are gradients as autograd gave them; otherwise x of the loss sum(p.float() * x) */
     size_t entry_count;   /* of every rank: step_count + 1, or less when the last one is an error */
     zb_replay_rank *ranks; /* [world_size] */
 } zb_replay_run;
@@ -78,7 +94,7 @@ typedef struct zb_replay_piece {
 typedef struct zb_replay_state {
     const size_t *tensor_numel; /* [tensor_count], padding included */
     size_t tensor_count;
-    const zb_replay_piece *pieces; /* [piece_count]; padding is what no piece covers */
+    const zb_replay_piece *pieces; /* [piece_count] in the order of tensors; padding is what no piece covers */
     size_t piece_count;
     int has_norm, has_scale; /* 0: DeepSpeed would say null */
     double norm, scale;

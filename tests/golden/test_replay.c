@@ -13,6 +13,8 @@
 #include <zerobit/memory.h>
 #include <zerobit/replay.h>
 
+#include "core/sha256.h"
+
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 #define RUNS         ZB_SOURCE_DIR "/fixtures/deepspeed-runs/runs.json"
 #define GROWTH       ZB_SOURCE_DIR "/fixtures/deepspeed-runs/growth.json"
@@ -155,6 +157,22 @@ static void damage_gradient(zb_replay_run *run)
 {
     run->grads[2][1][20] += 1.0f; /* rank 1's last element in the first micro-batch */
 }
+/* Only the digest of rank 1's tensor is kept; at stage 1 padding is recorded as zeros. */
+static void keep_digest(zb_replay_run *run)
+{
+    zb_replay_tensor *tensor = &entry(run, 1, 2)->masters[0];
+    zb_sha256 sha;
+    zb_sha256_init(&sha);
+    zb_sha256_add(&sha, tensor->data, tensor->numel * sizeof *tensor->data);
+    zb_sha256_finish(&sha, tensor->digest);
+    zb_free(tensor->data);
+    tensor->data = NULL;
+}
+static void damage_digest(zb_replay_run *run)
+{
+    flip(&entry(run, 1, 2)->masters[0].data[5]);
+    keep_digest(run);
+}
 static void damage_with_error(zb_replay_run *run)
 {
     entry(run, 1, 2)->error = zb_strdup("CUDA out of memory");
@@ -182,6 +200,8 @@ static const struct damage {
     { "fp32-s1-w2", damage_layout, "step 0, rank 0, elements of fp32 tensor 0: 11 recorded, 12 by", 0 },
     { "fp32-s3-w2-subgroups", damage_tensor_count, "step 0, rank 0, fp32 tensors: 1 recorded, 2 by", 0 },
     { "fp32-s0-w2-gas2", damage_gradient, "step 2, rank 0, fp32 weight p0[0]: 0x", 2 },
+    { "fp32-s1-w2", keep_digest, NULL, 4 },
+    { "fp32-s1-w2", damage_digest, "step 2, rank 1, SHA-256 of fp32 tensor 0: ", 2 },
     { "fp32-s1-w2", damage_with_error, "step 2, rank 1, CUDA out of memory recorded, no error by", 2 },
     { "fp16-s1-w3-dynamic", damage_minimum, "step 4, rank 0, no error recorded, ", 4 },
 };
