@@ -239,19 +239,18 @@ static zb_status read_checkpoint(zb_config *config, const zb_json_at *root)
     return zb_config_note(config, &section, "no effect: zerobit writes and reads no checkpoints yet");
 }
 
-static zb_status read_semantics(zb_config *config, const zb_json_at *section)
+/* With `fixed` the key is checked all the same, but means nothing. */
+static zb_status read_semantics(zb_config *config, const zb_json_at *section, int fixed)
 {
-    static const zb_semantics known[] = { ZB_SEMANTICS_STANDARD, ZB_SEMANTICS_DEEPSPEED_0_19_6 };
     zb_json_at at = zb_json_member(section, "semantics");
     if (at.value == NULL) return ZB_OK;
     const char *text;
+    zb_semantics found;
     ZB_TRY(zb_json_string(&at, &text));
-    for (size_t i = 0; i < COUNT(known); i++) {
-        if (strcmp(text, zb_semantics_name(known[i])) != 0) continue;
-        config->semantics = known[i];
-        return ZB_OK;
-    }
-    return zb_json_fail(&at, ZB_INVALID_CONFIG, "\"standard\" or \"deepspeed-0.19.6\"");
+    if (!zb_semantics_parse(text, &found))
+        return zb_json_fail(&at, ZB_INVALID_CONFIG, "\"standard\" or \"deepspeed-0.19.6\"");
+    if (!fixed) config->semantics = found;
+    return ZB_OK;
 }
 
 static zb_status read_quirks(zb_config *config, const zb_json_at *section)
@@ -270,7 +269,7 @@ static zb_status read_quirks(zb_config *config, const zb_json_at *section)
     return ZB_OK;
 }
 
-static zb_status read_zerobit(zb_config *config, const zb_json_at *root)
+static zb_status read_zerobit(zb_config *config, const zb_json_at *root, int semantics_fixed)
 {
     static const char *const keys[] = { "semantics", "quirks", "param_groups", NULL };
     zb_json_at section = zb_json_member(root, "zerobit");
@@ -278,14 +277,15 @@ static zb_status read_zerobit(zb_config *config, const zb_json_at *root)
     if (section.value == NULL) return ZB_OK;
     ZB_TRY(zb_json_object(&section));
     ZB_TRY(zb_json_check_keys(&section, keys));
-    ZB_TRY(read_semantics(config, &section));
+    ZB_TRY(read_semantics(config, &section, semantics_fixed));
     return read_quirks(config, &section);
 }
 
-static zb_status read_all(zb_config *config, const zb_json_at *root)
+static zb_status read_all(zb_config *config, const zb_json_at *root, int semantics_fixed)
 {
     ZB_TRY(zb_config_judge(config, root, ZB_SECTION_OPEN, "the config", top_rules, COUNT(top_rules)));
-    ZB_TRY(read_zerobit(config, root)); /* first: it decides what the other sections may say */
+    ZB_TRY(
+        read_zerobit(config, root, semantics_fixed)); /* first: it decides what the other sections may say */
     ZB_TRY(read_scalars(config, root));
     ZB_TRY(zb_config_read_zero(config, root));
     ZB_TRY(zb_config_read_precision(config, root));
@@ -297,14 +297,14 @@ static zb_status read_all(zb_config *config, const zb_json_at *root)
     return check_average(config, root);
 }
 
-zb_status zb_config_read(const zb_json_at *root, const char *path, zb_semantics semantics,
-                         zb_config **config_p)
+static zb_status create(const zb_json_at *root, const char *path, zb_semantics semantics, int semantics_fixed,
+                        zb_config **config_p)
 {
     zb_config *config = zb_alloc(sizeof *config);
     if (config == NULL) return ZB_NO_MEMORY;
     config->semantics = semantics;
     config->path = zb_strdup(path);
-    zb_status status = config->path == NULL ? ZB_NO_MEMORY : read_all(config, root);
+    zb_status status = config->path == NULL ? ZB_NO_MEMORY : read_all(config, root, semantics_fixed);
     if (status != ZB_OK) {
         zb_config_destroy(config);
         return status;
@@ -313,28 +313,40 @@ zb_status zb_config_read(const zb_json_at *root, const char *path, zb_semantics 
     return ZB_OK;
 }
 
-static zb_status create(const zb_json *json, zb_config **config_p)
+zb_status zb_config_read(const zb_json_at *root, const char *path, zb_semantics semantics,
+                         zb_config **config_p)
 {
-    zb_json_at root = zb_json_root(json);
-    return zb_config_read(&root, zb_json_path(json), ZB_SEMANTICS_STANDARD, config_p);
+    return create(root, path, semantics, 0, config_p);
 }
 
 zb_status zb_config_parse(const char *text, size_t text_bytes, const char *path, zb_config **config_p)
 {
     zb_json *json;
     ZB_TRY(zb_json_parse(text, text_bytes, path, &json));
-    zb_status status = create(json, config_p);
+    zb_json_at root = zb_json_root(json);
+    zb_status status = create(&root, zb_json_path(json), ZB_SEMANTICS_STANDARD, 0, config_p);
+    zb_json_destroy(json);
+    return status;
+}
+
+static zb_status load(const char *path, zb_semantics semantics, int semantics_fixed, zb_config **config_p)
+{
+    zb_json *json;
+    ZB_TRY(zb_json_load(path, &json));
+    zb_json_at root = zb_json_root(json);
+    zb_status status = create(&root, zb_json_path(json), semantics, semantics_fixed, config_p);
     zb_json_destroy(json);
     return status;
 }
 
 zb_status zb_config_load(const char *path, zb_config **config_p)
 {
-    zb_json *json;
-    ZB_TRY(zb_json_load(path, &json));
-    zb_status status = create(json, config_p);
-    zb_json_destroy(json);
-    return status;
+    return load(path, ZB_SEMANTICS_STANDARD, 0, config_p);
+}
+
+zb_status zb_config_load_as(const char *path, zb_semantics semantics, zb_config **config_p)
+{
+    return load(path, semantics, 1, config_p);
 }
 
 void zb_config_destroy(zb_config *config)

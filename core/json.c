@@ -532,7 +532,7 @@ zb_status zb_json_check_keys(const zb_json_at *object, const char *const *allowe
         const char *const *key = allowed;
         while (*key != NULL && strcmp(*key, child.name) != 0) key++;
         if (*key != NULL) continue;
-        char list[512];
+        char list[1024];
         size_t used = 0;
         list[0] = '\0';
         for (key = allowed; *key != NULL && used < sizeof list; key++)

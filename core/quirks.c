@@ -1,6 +1,7 @@
 /* The quirks by name, in sentences, and where they are met; the two presets. */
 #include <zerobit/quirks.h>
 
+#include <string.h>
 #include <zerobit/config.h>
 
 const char *zb_semantics_name(zb_semantics semantics)
@@ -12,6 +13,17 @@ const char *zb_semantics_name(zb_semantics semantics)
         return "deepspeed-0.19.6";
     }
     return "?";
+}
+
+int zb_semantics_parse(const char *text, zb_semantics *semantics)
+{
+    static const zb_semantics known[] = { ZB_SEMANTICS_STANDARD, ZB_SEMANTICS_DEEPSPEED_0_19_6 };
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
+        if (strcmp(text, zb_semantics_name(known[i])) != 0) continue;
+        *semantics = known[i];
+        return 1;
+    }
+    return 0;
 }
 
 const char *zb_quirk_name(zb_quirk quirk)

@@ -18,8 +18,10 @@ enum { WORLD_SIZE_MAX = 65536 };
 typedef struct inspect_settings {
     input_options input;
     int64_t world_size, nodes, stage, steps, size, rank, epoch, params;
+    int64_t quirks_world;     /* 0: as the batch sizes allow */
     const char *memory_model; /* no default: --params may stand for it */
     const char *overflow;     /* one '0' or '1' per step */
+    int_list stages;          /* empty: --stage */
     dtype_list dtypes;        /* empty: the config's */
     int no_shuffle, drop_last;
 } inspect_settings;
@@ -295,13 +297,93 @@ static zb_status inspect_memory(const inspect_settings *settings, zb_json_writer
     return status;
 }
 
+/* A world in which ranks have something to tell one another: the smallest of at least two that the batch
+ * sizes allow. One, where they allow no other. */
+static zb_status choose_world(const inputs *in, int *world_size)
+{
+    zb_batch_triangle batch;
+    for (int world = 2; world <= WORLD_SIZE_MAX; world++) {
+        *world_size = world;
+        if (zb_batch_resolve(&in->config->batch, world, &batch) == ZB_OK) return ZB_OK;
+    }
+    *world_size = 1;
+    return zb_batch_resolve(&in->config->batch, 1, &batch) == ZB_OK ? ZB_OK
+                                                                    : zb_fail_context("%s", in->config->path);
+}
+
+typedef struct quirk_place {
+    int stage;
+    zb_dtype dtype;
+} quirk_place;
+
+static void put_quirk(zb_json_writer *json, const zb_config *config, zb_quirk quirk, const quirk_place *met,
+                      int met_count)
+{
+    zb_quirks quirks = config->quirks;
+    const zb_quirk_description *description = zb_quirk_describe(quirk);
+    zb_json_begin_object(json, NULL);
+    zb_json_put_string(json, "name", zb_quirk_name(quirk));
+    zb_json_put_bool(json, "on", *zb_quirk_switch(&quirks, quirk));
+    zb_json_put_string(json, "does", description->does);
+    zb_json_put_string(json, "effect", description->effect);
+    zb_json_put_string(json, "when", description->when);
+    zb_json_put_string(json, "source", description->source);
+    zb_json_begin_array(json, "met");
+    for (int i = 0; i < met_count; i++) {
+        zb_json_begin_object(json, NULL);
+        zb_json_put_int(json, "stage", met[i].stage);
+        zb_json_put_string(json, "dtype", zb_dtype_name(met[i].dtype));
+        zb_json_end_object(json);
+    }
+    zb_json_end_array(json);
+    zb_json_end_object(json);
+}
+
+static zb_status put_quirks(zb_json_writer *json, const inputs *in, int world_size, const int_list *stages,
+                            const dtype_list *dtypes)
+{
+    zb_json_begin_array(json, NULL);
+    for (int q = 0; q < ZB_QUIRK_COUNT; q++) {
+        quirk_place met[ZB_STAGE_COUNT * ZB_DTYPE_COUNT];
+        int met_count = 0;
+        for (int s = 0; s < stages->count; s++)
+            for (int d = 0; d < dtypes->count; d++) {
+                quirk_place place = { stages->values[s], dtypes->values[d] };
+                int applies;
+                ZB_TRY(zb_quirk_applies((zb_quirk)q, in->config, place.stage, place.dtype, world_size,
+                                        &applies));
+                if (applies) met[met_count++] = place;
+            }
+        if (met_count > 0) put_quirk(json, in->config, (zb_quirk)q, met, met_count);
+    }
+    zb_json_end_array(json);
+    return ZB_OK;
+}
+
+static zb_status inspect_quirks(const inspect_settings *settings, zb_json_writer *json)
+{
+    if (settings->stage >= 0 && settings->stages.count > 0)
+        return zb_fail(ZB_INVALID_ARGUMENT, "--stage and --stages exclude one another");
+    inputs in;
+    ZB_TRY(inputs_open_config(&settings->input, &in));
+    int_list stages = settings->stages;
+    dtype_list dtypes = settings->dtypes;
+    if (stages.count == 0) stages = (int_list){ { stage_of(settings, &in) }, 1 };
+    if (dtypes.count == 0) dtypes = (dtype_list){ { in.config->dtype }, 1 };
+    int world_size = (int)settings->quirks_world;
+    zb_status status = world_size == 0 ? choose_world(&in, &world_size) : ZB_OK;
+    if (status == ZB_OK) status = put_quirks(json, &in, world_size, &stages, &dtypes);
+    inputs_close(&in);
+    return status;
+}
+
 /* --- the command --- */
 
 typedef zb_status inspect_fn(const inspect_settings *settings, zb_json_writer *json);
 
 static const char *const topics[] = { "batch",     "lr",     "loss-scale", "sampler",
                                       "partition", "memory", "quirks",     NULL };
-#define TOPICS "batch, lr, loss-scale, sampler, partition or memory"
+#define TOPICS "batch, lr, loss-scale, sampler, partition, memory or quirks"
 
 static exit_code unknown_topic(const char *word)
 {
@@ -325,7 +407,8 @@ static void print_topics(void)
          "  loss-scale CONFIG --overflow BITS           the loss scales of as many steps, and the next\n"
          "  sampler --size N --world W --rank R         the sample indices of one rank\n"
          "  partition CONFIG --model M --world W        what each rank owns of the parameters\n"
-         "  memory CONFIG --model M|--params N --world W  bytes per rank at every stage");
+         "  memory CONFIG --model M|--params N --world W  bytes per rank at every stage\n"
+         "  quirks CONFIG [--stages S] [--dtypes D]     where DeepSpeed departs from what it documents");
 }
 
 /* Printed as a whole, or nothing is. */
@@ -374,6 +457,7 @@ static exit_code find_topic(const char *topic, int argc, char **argv)
         { "--overflow", OPTION_TEXT, &settings.overflow, "BITS",
           "for each optimizer step 1 if its gradients overflow, otherwise 0; required", 0, 0 },
         ROW_STAGE,
+        OPTION_ROW_SEMANTICS(settings.input),
         { 0 },
     };
     const option_spec sampler_options[] = {
@@ -400,6 +484,19 @@ static exit_code find_topic(const char *topic, int argc, char **argv)
         { "--dtypes", OPTION_DTYPES, &settings.dtypes, "DTYPE",
           "precision: fp32, fp16 or bf16 (the config's)", 0, 0 },
         ROW_WORLD,
+        OPTION_ROW_SEMANTICS(settings.input),
+        OPTION_ROWS_BATCH(settings.input),
+        { 0 },
+    };
+    const option_spec quirks_options[] = {
+        ROW_STAGE,
+        { "--stages", OPTION_INTS, &settings.stages, "LIST", "instead: several stages, as in 0,1,2,3", 0,
+          ZB_STAGE_COUNT - 1 },
+        { "--dtypes", OPTION_DTYPES, &settings.dtypes, "LIST", "precisions: fp32, fp16, bf16 (the config's)",
+          0, 0 },
+        { "--world", OPTION_INT, &settings.quirks_world, "W",
+          "number of ranks (the fewest from 2 on that the batch sizes allow)", 1, WORLD_SIZE_MAX },
+        OPTION_ROW_SEMANTICS(settings.input),
         OPTION_ROWS_BATCH(settings.input),
         { 0 },
     };
@@ -440,6 +537,12 @@ static exit_code find_topic(const char *topic, int argc, char **argv)
             "Bytes of model states that a rank holds, at every stage.",
             { "CONFIG" },
             memory_options } },
+        { "quirks",
+          inspect_quirks,
+          { "inspect quirks",
+            "Where DeepSpeed 0.19.6 departs from what it documents in a run of this config.",
+            { "CONFIG" },
+            quirks_options } },
     };
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
         if (strcmp(topic, commands[i].topic) == 0)
@@ -454,10 +557,6 @@ exit_code command_inspect(int argc, char **argv)
     if (strcmp(topic, "--help") == 0 || strcmp(topic, "-h") == 0) {
         print_topics();
         return EXIT_EQUAL;
-    }
-    if (strcmp(topic, "quirks") == 0) {
-        fprintf(stderr, "zerobit inspect quirks: not in this version, which has standard semantics only\n");
-        return EXIT_LACKING;
     }
     return find_topic(topic, argc - 1, argv + 1);
 }

@@ -234,6 +234,7 @@ exit_code command_train(int argc, char **argv)
                                 .device = "cpu" };
     int help = 0;
     const option_spec options[] = {
+        OPTION_ROW_SEMANTICS(settings.input),
         OPTION_ROW_MODEL(settings.input),
         OPTION_ROWS_DATA(settings.input),
         { "--comm", OPTION_TEXT, &settings.comm, "NAME", "how ranks talk: sim (sim)", 0, 0 },

@@ -185,6 +185,7 @@ exit_code command_verify(int argc, char **argv)
                                  .against = "ref" };
     int help = 0;
     const option_spec options[] = {
+        OPTION_ROW_SEMANTICS(settings.input),
         OPTION_ROW_MODEL(settings.input),
         OPTION_ROWS_DATA(settings.input),
         { "--stages", OPTION_INTS, &settings.stages, "LIST", "ZeRO stages (0,1,2,3)", 0, ZB_STAGE_COUNT - 1 },

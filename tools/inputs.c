@@ -13,10 +13,20 @@ static void apply_batch(const input_options *options, zb_config *config)
                                          .accumulation_steps = options->accumulation };
 }
 
+static zb_status load_config(const input_options *options, zb_config **config_p)
+{
+    zb_semantics semantics;
+    if (options->semantics == NULL) return zb_config_load(options->config_path, config_p);
+    if (!zb_semantics_parse(options->semantics, &semantics))
+        return zb_fail(ZB_INVALID_ARGUMENT, "--semantics %s: want standard or deepspeed-0.19.6",
+                       options->semantics);
+    return zb_config_load_as(options->config_path, semantics, config_p);
+}
+
 zb_status inputs_open_config(const input_options *options, inputs *in)
 {
     *in = (inputs){ 0 };
-    ZB_TRY(zb_config_load(options->config_path, &in->config));
+    ZB_TRY(load_config(options, &in->config));
     apply_batch(options, in->config);
     return ZB_OK;
 }

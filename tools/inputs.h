@@ -9,9 +9,10 @@
 
 typedef struct input_options {
     const char *config_path;
-    const char *model;   /* name or path */
-    const char *data;    /* "synthetic", a folder or a file */
-    const char *weights; /* NULL: from the seed */
+    const char *model;     /* name or path */
+    const char *data;      /* "synthetic", a folder or a file */
+    const char *weights;   /* NULL: from the seed */
+    const char *semantics; /* by name; NULL: the config's */
     int64_t seed;
     int64_t records;                                /* of synthetic data */
     int64_t train_batch, micro_batch, accumulation; /* 0: not given */
@@ -21,6 +22,8 @@ typedef struct input_options {
 #define INPUT_OPTIONS_DEFAULT { .model = "cifar10-net", .data = "synthetic", .records = 4096 }
 
 /* Rows of an option table (options.h). */
+#define OPTION_ROW_SEMANTICS(in)                                                                             \
+    { "--semantics", OPTION_TEXT, &(in).semantics, "NAME", "standard or deepspeed-0.19.6 (the config's)", 0, 0 }
 #define OPTION_ROW_MODEL(in)                                                                                 \
     { "--model", OPTION_TEXT, &(in).model, "M",                                                              \
       "cifar10-net, mlp:IN-..-OUT, mlp-mse:.. or a JSON file (cifar10-net)", 0, 0 }

@@ -86,6 +86,8 @@ typedef struct zb_config {
 /** Parse text. `path` is used in messages only and may be NULL. On success the caller owns *config_p (zb_config_destroy). */
 ZB_API zb_status zb_config_parse(const char *text, size_t text_bytes, const char *path, zb_config **config_p);
 ZB_API zb_status zb_config_load(const char *path, zb_config **config_p);
+/** The same with these semantics, whatever the config asks for; its single quirks are laid over them. */
+ZB_API zb_status zb_config_load_as(const char *path, zb_semantics semantics, zb_config **config_p);
 ZB_API void zb_config_destroy(zb_config *config);
 
 /**

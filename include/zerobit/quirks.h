@@ -56,6 +56,8 @@ typedef enum zb_quirk {
 
 typedef enum zb_semantics { ZB_SEMANTICS_STANDARD, ZB_SEMANTICS_DEEPSPEED_0_19_6 } zb_semantics;
 ZB_API const char *zb_semantics_name(zb_semantics semantics);
+/** 1 and *semantics when the text is a name, else 0. */
+ZB_API int zb_semantics_parse(const char *text, zb_semantics *semantics);
 
 /** The preset of a set of semantics. */
 ZB_API zb_quirks zb_quirks_of(zb_semantics semantics);

@@ -11,7 +11,7 @@
 #define CIFAR        ZB_SOURCE_DIR "/examples/configs/cifar10.json"
 #define SMALL        CIFAR " --dtypes fp32 --model mlp:12-7-5 --micro-batch 3 "
 
-#define RUNS         ZB_SOURCE_DIR "/fixtures/deepspeed-runs/runs.json"
+#define RUNS ZB_SOURCE_DIR "/fixtures/deepspeed-runs/runs.json"
 
 typedef struct outcome {
     int exit;
@@ -120,7 +120,16 @@ static const struct refusal {
     { "inspect loss-scale " CIFAR " --overflow ''", 2, "--overflow: want BITS, not nothing" },
     { "inspect loss-scale " CIFAR " --overflow 0 --stage 4", 2, "--stage 4" },
     { "inspect loss-scale @/nothing --overflow 0", 2, "nothing: cannot be opened" },
-    { "inspect quirks " CIFAR, 3, "not in this version" },
+    { "inspect quirks", 2, "zerobit inspect quirks: CONFIG is missing" },
+    { "inspect quirks @/nothing", 2, "nothing: cannot be opened" },
+    { "inspect quirks " CIFAR " --stage 1 --stages 2", 2, "--stage and --stages exclude one another" },
+    { "inspect quirks " CIFAR " --stages 4", 2, "--stages 4" },
+    { "inspect quirks " CIFAR " --world 3", 2, CIFAR ": batch sizes do not fit: train_batch_size 16" },
+    { "inspect quirks " CIFAR " --semantics deepspeed", 2,
+      "--semantics deepspeed: want standard or deepspeed-0.19.6" },
+    { "verify " CIFAR " --semantics x", 2, "zerobit verify: --semantics x: want standard" },
+    { "train " CIFAR " --semantics x", 2, "zerobit train: --semantics x: want standard" },
+    { "inspect memory " CIFAR " --params 5 --semantics x", 2, "--semantics x: want standard" },
     { "inspect batch", 2, "zerobit inspect batch: CONFIG is missing" },
     { "inspect batch " CIFAR " --world 3", 2, CIFAR ": batch sizes do not fit: train_batch_size 16" },
     { "inspect batch " CIFAR " --world 0", 2, "--world 0" },
@@ -183,6 +192,7 @@ static void help_is_everywhere(void **state)
                                             "inspect sampler",
                                             "inspect partition",
                                             "inspect memory",
+                                            "inspect quirks",
                                             "info",
                                             "generate-cifar10" };
     for (size_t i = 0; i < COUNT(commands); i++) {
@@ -274,13 +284,87 @@ static void recorded_runs_are_replayed(void **state)
     expect("replay @/r --run fp32-s1-w2", 1,
            "fp32-s1-w2, oracle: after initialize, rank 0, fp32 weight p0[0]: 0x", "");
     expect("replay @/r --run fp32-s1-w2", 1, "\n1 of 1 replays not equal\n", "");
-    expect("replay @/r --run fp32-s1-w2 --json -", 1, "\"result\": \"different\",", "1 of 1 replays not equal");
+    expect("replay @/r --run fp32-s1-w2 --json -", 1, "\"result\": \"different\",",
+           "1 of 1 replays not equal");
     expect("replay @/r --run fp32-s2-w2 --json @/j", 0, "all equal", "");
     expect("replay @/r --run fp32-s2-w2 --json @/j", 0, "all equal", ""); /* replaced */
     expect("replay @/r --run fp32-s2-w2", 0, "equal", "");
 }
 
 /* --- inspect: exactly one JSON value --- */
+
+static void write_text(const char *path, const char *text)
+{
+    write_whole(path, (const unsigned char *)text, strlen(text));
+}
+
+/* "name:on:0fp16 1fp16 " for each quirk of the array, behind one another. */
+static void list_quirks(const char *text, char *list, size_t list_bytes)
+{
+    static const char *const sentences[] = { "does", "effect", "when", "source" };
+    cJSON *json = cJSON_Parse(text), *quirk, *place;
+    size_t used = 0;
+    assert_true(cJSON_IsArray(json));
+    list[0] = '\0';
+    cJSON_ArrayForEach(quirk, json)
+    {
+        for (size_t i = 0; i < COUNT(sentences); i++)
+            assert_true(strlen(cJSON_GetStringValue(cJSON_GetObjectItem(quirk, sentences[i]))) > 0);
+        assert_int_equal(cJSON_GetArraySize(quirk), COUNT(sentences) + 3);
+        used += (size_t)snprintf(list + used, list_bytes - used,
+                                 "%s:%s:", cJSON_GetStringValue(cJSON_GetObjectItem(quirk, "name")),
+                                 cJSON_IsTrue(cJSON_GetObjectItem(quirk, "on")) ? "on" : "off");
+        cJSON_ArrayForEach(place, cJSON_GetObjectItem(quirk, "met")) used += (size_t)snprintf(
+            list + used, list_bytes - used, "%d%s ", cJSON_GetObjectItem(place, "stage")->valueint,
+            cJSON_GetStringValue(cJSON_GetObjectItem(place, "dtype")));
+    }
+    assert_true(used < list_bytes);
+    cJSON_Delete(json);
+}
+
+static void inspect_quirks_lists_what_is_met(void **state)
+{
+    (void)state;
+    write_text(in_folder("c"),
+               "{\"train_batch_size\": 6, \"gradient_clipping\": 0, \"optimizer\": {\"type\": "
+               "\"Adam\"}, \"zerobit\": {\"semantics\": \"deepspeed-0.19.6\", \"quirks\": "
+               "{\"norm_per_stage\": false}}}");
+    write_text(in_folder("one"), "{\"train_batch_size\": 1, \"optimizer\": {\"type\": \"Adam\"}}");
+    write_text(in_folder("none"),
+               "{\"gradient_accumulation_steps\": 4, \"optimizer\": {\"type\": \"Adam\"}}");
+    static const struct {
+        const char *arguments, *list;
+    } cases[] = {
+        { "@/c", "norm_per_stage:off:0fp32 average_outside_sum:on:0fp32 sampler_never_reshuffles:on:0fp32 " },
+        { "@/c --world 1", "norm_per_stage:off:0fp32 sampler_never_reshuffles:on:0fp32 " },
+        { "@/c --semantics standard",
+          "norm_per_stage:off:0fp32 average_outside_sum:off:0fp32 sampler_never_reshuffles:off:0fp32 " },
+        { "@/c --stage 3 --dtypes bf16",
+          "norm_per_stage:off:3bf16 average_outside_sum:on:3bf16 stage_3_bf16_overflow_unseen:on:3bf16 "
+          "sampler_never_reshuffles:on:3bf16 first_iteration_recorded:on:3bf16 " },
+        { "@/c --stages 3,0 --dtypes fp32,fp16 --world 1",
+          "loss_unscaled_at_stage_0:on:0fp16 hidden_first_step:on:0fp16 stage_0_loss_scaler:on:0fp16 "
+          "scale_updated_before_unscaling:on:3fp16 0fp16 norm_by_updated_scale:on:3fp16 0fp16 "
+          "norm_per_stage:off:3fp32 3fp16 0fp32 0fp16 loss_seed_in_model_type:on:3fp16 "
+          "sampler_never_reshuffles:on:3fp32 3fp16 0fp32 0fp16 " },
+        { "@/one", "norm_per_stage:off:0fp32 clip_per_stage:off:0fp32 sampler_never_reshuffles:off:0fp32 " },
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        char line[256], list[2048];
+        snprintf(line, sizeof line, "inspect quirks %s", cases[i].arguments);
+        outcome o = run(line);
+        if (o.exit != 0) fail_msg("%s: %s", line, o.err);
+        assert_string_equal(o.err, "");
+        list_quirks(o.out, list, sizeof list);
+        assert_string_equal(list, cases[i].list);
+        outcome_free(&o);
+    }
+    /* Whatever the world, DeepSpeed does not take it. */
+    expect("inspect quirks @/none", 2, "", "/none: batch sizes do not fit: ");
+    expect("inspect quirks @/c --semantics standard --stages 2", 0, "", "");
+    expect("inspect loss-scale " CIFAR " --overflow 0110011 --stage 0 --semantics deepspeed-0.19.6", 0,
+           "[32768,32768,16384,8192,8192,8192,4096,2048]", "");
+}
 
 static void inspect_prints_json(void **state)
 {
@@ -612,6 +696,7 @@ int main(void)
         IN_FOLDER(generated_data_is_read),
         IN_FOLDER(recorded_runs_are_replayed),
         IN_FOLDER(inspect_prints_json),
+        IN_FOLDER(inspect_quirks_lists_what_is_met),
         IN_FOLDER(inspect_lr_of_each_scheduler),
         IN_FOLDER(inspect_loss_scale_by_stage),
         IN_FOLDER(inspect_partition_tiles),

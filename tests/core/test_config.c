@@ -30,6 +30,41 @@ static const char *find_note(const zb_config *config, const char *part)
     return NULL;
 }
 
+/* ---- semantics and quirks ---------------------------------------------------------------------------- */
+
+/* Single switches lie over the preset, whichever it is and wherever it comes from. */
+static void quirks_over_semantics(void **state)
+{
+    (void)state;
+    zb_config *config = parse(
+        "{\"zerobit\": {\"quirks\": {\"norm_per_stage\": true, \"clip_per_stage\": false}}}");
+    zb_quirks want = zb_quirks_of(ZB_SEMANTICS_STANDARD);
+    want.norm_per_stage = 1;
+    assert_memory_equal(&config->quirks, &want, sizeof want);
+    zb_config_destroy(config);
+
+    config = parse(
+        "{\"zerobit\": {\"quirks\": {\"norm_per_stage\": false}, \"semantics\": \"deepspeed-0.19.6\"}}");
+    want = zb_quirks_of(ZB_SEMANTICS_DEEPSPEED_0_19_6);
+    want.norm_per_stage = 0;
+    assert_memory_equal(&config->quirks, &want, sizeof want);
+    zb_config_destroy(config);
+
+    const char *path = "quirks_over_semantics.json";
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    fputs("{\"zerobit\": {\"semantics\": \"standard\", \"quirks\": {\"norm_per_stage\": false}}}", file);
+    assert_int_equal(fclose(file), 0);
+    assert_int_equal(zb_config_load_as(path, ZB_SEMANTICS_DEEPSPEED_0_19_6, &config), ZB_OK);
+    assert_int_equal(config->semantics, ZB_SEMANTICS_DEEPSPEED_0_19_6);
+    assert_memory_equal(&config->quirks, &want, sizeof want);
+    zb_config_destroy(config);
+    assert_int_equal(zb_config_load(path, &config), ZB_OK);
+    assert_int_equal(config->semantics, ZB_SEMANTICS_STANDARD);
+    zb_config_destroy(config);
+    remove(path);
+}
+
 /* ---- refused ----------------------------------------------------------------------------------------- */
 
 #define ZERO(members)      "{\"zero_optimization\": {" members "}}"
@@ -119,6 +154,14 @@ static const struct bad_case {
       "wall_clock_breakdown: is \"yes\", want true or false" },
     { "{\"zerobit\": {\"semantic\": \"standard\"}}", ZB_INVALID_CONFIG,
       "zerobit.semantic: is not a key that is known here" },
+    { "{\"zerobit\": {\"quirks\": []}}", ZB_INVALID_CONFIG, "zerobit.quirks: is [], want an object" },
+    { "{\"zerobit\": {\"quirks\": {\"norm_per_stage\": 1}}}", ZB_INVALID_CONFIG,
+      "zerobit.quirks.norm_per_stage: is 1, want true or false" },
+    { "{\"zerobit\": {\"quirks\": {\"norm_per_stages\": true}}}", ZB_INVALID_CONFIG,
+      "zerobit.quirks.norm_per_stages: is not a key that is known here, want one of: "
+      "loss_unscaled_at_stage_0, hidden_first_step, " },
+    { "{\"zerobit\": {\"quirks\": {\"norm_per_stages\": true}}}", ZB_INVALID_CONFIG,
+      ", first_iteration_recorded, unreduced_without_contiguous_gradients" },
     { "{\"zerobit\": {\"semantics\": \"mine\"}}", ZB_INVALID_CONFIG,
       "zerobit.semantics: is \"mine\", want \"standard\" or" },
 
@@ -310,7 +353,8 @@ static const struct bad_case {
     { ONE_CYCLE(CYCLE "\"last_batch_iteration\": 0"), ZB_UNSUPPORTED,
       "scheduler.params.last_batch_iteration: is 0, want -1" },
     { RANGE_TEST("\"lr_range_test_min_lr\": [0.1, 0.2]"), ZB_INVALID_CONFIG,
-      "scheduler.params.lr_range_test_min_lr: is [0.1,0.2], want one rate for each parameter group: there is 1" },
+      "scheduler.params.lr_range_test_min_lr: is [0.1,0.2], want one rate for each parameter group: there is "
+      "1" },
     { RANGE_TEST("\"lr_range_test_step_size\": 0"), ZB_INVALID_CONFIG,
       "scheduler.params.lr_range_test_step_size: is 0, want an integer from 1" },
     { RANGE_TEST("\"lr_range_test_step_rate\": -1"), ZB_INVALID_CONFIG,
@@ -549,7 +593,8 @@ static void values_arrive(void **state)
     assert_int_equal(config->groups[0].schedule.kind, ZB_SCHEDULE_WARMUP_LR);
     assert_int_equal(config->groups[0].schedule.warmup_type, ZB_WARMUP_LINEAR);
     assert_int_equal(config->groups[0].schedule.warmup_num_steps, 3);
-    assert_true(config->groups[0].schedule.warmup_min_lr == 0.25 && config->groups[0].schedule.warmup_max_lr == 0.5);
+    assert_true(config->groups[0].schedule.warmup_min_lr == 0.25 &&
+                config->groups[0].schedule.warmup_max_lr == 0.5);
     zb_config_destroy(config);
 
     config = parse("{\"zero_optimization\": {\"stage\": 3, \"overlap_comm\": null},"
@@ -865,6 +910,7 @@ int main(void)
 {
     cjson_allocates_here();
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(quirks_over_semantics),
         cmocka_unit_test(refuses),
         cmocka_unit_test(accepts_and_notes),
         cmocka_unit_test(defaults_are_deepspeeds),
