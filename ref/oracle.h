@@ -1,9 +1,10 @@
 /*
  * The parts of the oracle, in the order in which a step uses them. Only ref/ and its tests include this.
  *
- * Reading order: ref.c (the order of a step), pass.c (forward and backward through a model), layers.c (one
+ * Reading order: ref.c (a training run), pass.c (forward and backward through a model), layers.c (one
  * module's formulas), arithmetic.c (exp, log, rounding to 16 bits, the fixed shape of a sum), reduce.c (ranks
- * and norm), optimizer.c. The formulas are those of <zerobit/kernels.h>, written again.
+ * and norm), step.c (from reduced gradients to weights), optimizer.c; then what DeepSpeed does in its own
+ * order: shards.c, deepspeed.c, replay.c. The formulas are those of <zerobit/kernels.h>, written again.
  *
  * Every tensor is an array of float, 16-bit types included: its elements are then numbers that the type holds
  * exactly. layers.c computes in fp32; who stores a result rounds it with zb_ref_round.
@@ -14,9 +15,10 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <zerobit/data.h>
+#include <zerobit/loss_scaler.h>
 #include <zerobit/model.h>
 #include <zerobit/plan.h>
-#include <zerobit/replay.h>
+#include <zerobit/schedule.h>
 #include <zerobit/status.h>
 #include <zerobit/types.h>
 
@@ -115,6 +117,38 @@ float zb_ref_forward(zb_ref_pass *pass, const zb_ref_tensors *values, const zb_b
 void zb_ref_backward(zb_ref_pass *pass, const zb_ref_tensors *values, const zb_batch *batch, float seed,
                      float divisor, zb_ref_tensors *gradients);
 
+/* --- shards.c: the tensors of a plan --- */
+
+/* Elements of a parameter within a tensor. */
+typedef struct zb_ref_piece {
+    size_t at; /* from which of the tensor's elements */
+    int param;
+    size_t first; /* of the parameter's elements */
+    size_t numel;
+} zb_ref_piece;
+typedef struct zb_ref_shard_tensor {
+    int group;    /* parameter group */
+    size_t numel; /* padding included */
+    size_t first_piece, piece_count;
+} zb_ref_shard_tensor;
+/* What one rank holds. */
+typedef struct zb_ref_shard {
+    zb_ref_piece *pieces; /* in the order of the tensors */
+    size_t piece_count;
+    zb_ref_shard_tensor *tensors;
+    size_t tensor_count;
+} zb_ref_shard;
+/*
+ * One shard per rank, by the plan's world size, round_robin and sub_group_numel. group_of[param]: its
+ * parameter group, from 0 (NULL: all in one). Frozen parameters are in no tensor.
+ */
+zb_status zb_ref_shards_create(const zb_plan *plan, zb_tensors tensors, const zb_model *model,
+                               const int *group_of, zb_ref_shard **shards_p);
+void zb_ref_shards_destroy(int world_size, zb_ref_shard *shards);
+/* Tensor t in one array, zeros where it is padded; and the other way. */
+void zb_ref_shard_gather(const zb_ref_shard *shard, size_t t, const zb_ref_tensors *from, float *tensor);
+void zb_ref_shard_scatter(const zb_ref_shard *shard, size_t t, const float *tensor, zb_ref_tensors *to);
+
 /* --- reduce.c --- */
 
 /* to = from, or with `add` to + from; rounded to dtype. */
@@ -135,8 +169,9 @@ void zb_ref_sums_destroy(zb_ref_sums *sums);
 /* One rank's gradient of micro-batch `micro` (from 0). */
 void zb_ref_sums_add(const zb_plan *plan, int64_t micro, int rank, const zb_ref_tensors *gradient,
                      zb_ref_sums *sums);
-/* After all ranks of a micro-batch: reduces where the plan says so. */
-void zb_ref_sums_reduce(const zb_plan *plan, int64_t micro, zb_ref_sums *sums);
+/* After all ranks of a micro-batch: reduces where the plan says so. owners: which rank's optimizer has what;
+ * read where averaging is absent. */
+void zb_ref_sums_reduce(const zb_plan *plan, int64_t micro, const zb_ref_shard *owners, zb_ref_sums *sums);
 
 /* The root of the exact sum of squares over trainable parameters. */
 double zb_ref_norm(const zb_model *model, const zb_ref_tensors *gradients);
@@ -149,36 +184,61 @@ double zb_ref_norm(const zb_model *model, const zb_ref_tensors *gradients);
  */
 float zb_ref_grad_scale(double norm, double clip_norm, double loss_scale);
 /*
- * Update one parameter in place. step counts from 1. exp_avg: Adam's first moment or SGD's momentum buffer;
+ * Update one tensor in place. step counts from 1. exp_avg: Adam's first moment or SGD's momentum buffer;
  * exp_avg_sq: Adam's second moment; either may be NULL where the formula has none.
  */
 void zb_ref_update(const zb_optimizer_config *config, double lr, int64_t step, float grad_scale, size_t numel,
                    float *p, const float *grad, float *exp_avg, float *exp_avg_sq);
 
-/* --- shards.c, deepspeed.c: what replay.c needs to follow DeepSpeed 0.19.6 --- */
+/* --- deepspeed.c: norm and clipping by the plan's methods --- */
 
-/* Elements of a parameter in one of the fp32 tensors that a rank's optimizer holds. */
-typedef struct zb_ref_piece {
-    size_t tensor, at; /* which of the rank's tensors, from which of its elements */
-    int param;
-    size_t first; /* of the parameter's elements */
-    size_t numel;
-} zb_ref_piece;
-typedef struct zb_ref_shard {
-    zb_ref_piece *pieces; /* in the order of the tensors */
-    size_t piece_count;
-    size_t *tensor_numel; /* padding included */
-    size_t tensor_count;
-} zb_ref_shard;
-zb_status zb_ref_shard_create(const zb_replay_run *run, int rank, zb_ref_shard *shard);
-void zb_ref_shard_destroy(zb_ref_shard *shard);
-
-/* Of the reduced gradients, by the plan's method; still multiplied by the loss scale. shards: one per rank.
+/* The tensors that the plan's norm is taken of. */
+zb_tensors zb_ref_norm_tensors(const zb_plan *plan);
+/*
+ * Of the reduced gradients, still multiplied by the loss scale. shards: of zb_ref_norm_tensors. scratch:
+ * floats for the largest tensor, and one for each tensor of a rank.
  */
-double zb_ref_deepspeed_norm(const zb_plan *plan, const zb_model *model, const zb_ref_shard *shards,
-                             const zb_ref_tensors *gradients);
+double zb_ref_plan_norm(const zb_plan *plan, const zb_model *model, const zb_ref_shard *shards,
+                        const zb_ref_tensors *gradients, float *scratch);
 /* What gradients are multiplied by, and the norm that is reported, for a loss scale. */
-float zb_ref_deepspeed_grad_scale(const zb_plan *plan, double norm, double loss_scale);
-double zb_ref_deepspeed_reported_norm(const zb_plan *plan, double norm, double loss_scale);
+float zb_ref_plan_grad_scale(const zb_plan *plan, double norm, double loss_scale);
+double zb_ref_reported_norm(const zb_plan *plan, double norm, double loss_scale);
+
+/* --- step.c: from reduced gradients to weights, whether a model made the gradients or a recording --- */
+
+typedef struct zb_ref_state {
+    zb_plan plan;
+    const zb_model *model; /* borrowed */
+    zb_schedule schedule;  /* its rate is what the next step uses */
+    zb_loss_scaler scaler; /* its scale is what the next step uses */
+    zb_ref_tensors master; /* fp32: what the optimizer writes */
+    zb_ref_tensors exp_avg, exp_avg_sq;
+    zb_ref_sums sums;
+    zb_ref_shard *shards;      /* [world_size]: what the optimizer takes for one tensor */
+    zb_ref_shard *norm_shards; /* [world_size]: and the norm */
+    zb_ref_shard *owners;      /* [world_size]: whose optimizer has what; NULL unless nothing is sent */
+    float *tensor[4];          /* one of them: weights, gradient, moments */
+    int64_t steps, skipped;    /* optimizer steps done; skipped ones are among them */
+    int64_t optimizer_steps;   /* those that the optimizer took, a hidden first one included */
+    /* Of the last step. */
+    double loss_scale; /* that its gradients were made with */
+    double lr;
+    int64_t overflow;
+    int has_norm; /* 0: no step has had one yet; a skipped step may leave the one before */
+    double norm;  /* as reported: without the loss scale */
+} zb_ref_state;
+/* group_of: as in zb_ref_shards_create; needed during the call only. */
+zb_status zb_ref_state_create(const zb_plan *plan, const zb_schedule_config *schedule, const zb_model *model,
+                              const int *group_of, zb_ref_state *state);
+void zb_ref_state_destroy(zb_ref_state *state);
+/* Once, when the masters have been filled with the initial weights. */
+void zb_ref_state_begin(zb_ref_state *state);
+/* What the loss gradient begins as, before it is divided by the accumulation steps. */
+float zb_ref_seed(const zb_ref_state *state);
+/* One rank's gradient of micro-batch `micro` (from 0), ranks in ascending order; the last one's is followed
+ * by the reduction, where the plan has one then. */
+void zb_ref_state_add(zb_ref_state *state, int64_t micro, int rank, const zb_ref_tensors *gradient);
+/* After the gradients of all micro-batches. ZB_LOSS_SCALE where training ends. */
+zb_status zb_ref_state_step(zb_ref_state *state);
 
 #endif

@@ -40,6 +40,18 @@ void zb_ref_reduce(const zb_plan *plan, const zb_ref_tensors *ranks, zb_ref_tens
     }
 }
 
+/* Nothing is sent: each rank's optimizer is given what that rank has. */
+static void keep_own(const zb_plan *plan, const zb_ref_shard *owners, const zb_ref_tensors *ranks,
+                     zb_ref_tensors *out)
+{
+    for (int r = 0; r < plan->world_size; r++)
+        for (size_t i = 0; i < owners[r].piece_count; i++) {
+            const zb_ref_piece *piece = &owners[r].pieces[i];
+            memcpy(out->param[piece->param] + piece->first, ranks[r].param[piece->param] + piece->first,
+                   piece->numel * sizeof(float));
+        }
+}
+
 zb_status zb_ref_sums_create(const zb_model *model, int world_size, zb_ref_sums *sums)
 {
     zb_ref_sums made = { .world_size = world_size };
@@ -74,11 +86,14 @@ void zb_ref_sums_add(const zb_plan *plan, int64_t micro, int rank, const zb_ref_
     zb_ref_store(plan->local_dtype, gradient, add, &sums->rank[rank]);
 }
 
-void zb_ref_sums_reduce(const zb_plan *plan, int64_t micro, zb_ref_sums *sums)
+void zb_ref_sums_reduce(const zb_plan *plan, int64_t micro, const zb_ref_shard *owners, zb_ref_sums *sums)
 {
     const int every_micro_batch = plan->reduce_when == ZB_REDUCE_EVERY_MICRO_BATCH;
     if (!every_micro_batch && micro < plan->accumulation_steps - 1) return;
-    zb_ref_reduce(plan, sums->rank, &sums->average);
+    if (plan->averaging.absent)
+        keep_own(plan, owners, sums->rank, &sums->average);
+    else
+        zb_ref_reduce(plan, sums->rank, &sums->average);
     zb_ref_store(plan->grad_dtype, &sums->average, every_micro_batch && micro > 0, &sums->reduced);
 }
 

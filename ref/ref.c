@@ -1,6 +1,6 @@
 /*
- * The oracle: a whole training run of W ranks in one process. This file is the order of a step; what each
- * line of it computes is in the other files of this folder.
+ * The oracle: a whole training run of W ranks in one process. This file makes the gradients of a step, has
+ * step.c take it, and shows it; what each line of it computes is in the other files of this folder.
  */
 #include <zerobit/ref.h>
 
@@ -12,54 +12,50 @@
 #include "ref/oracle.h"
 
 struct zb_ref {
-    zb_plan plan;
-    const zb_model *model; /* borrowed */
-    zb_schedule schedule;  /* its rate is what the next step uses */
-    zb_loss_scaler scaler; /* its scale is what the next step uses */
-    zb_loader **loader;    /* [world_size] */
-    int64_t step;          /* optimizer steps done, skipped ones included */
-    int64_t skipped;
-    zb_ref_pass pass;      /* one for all ranks, which take turns */
-    zb_ref_tensors master; /* fp32: what the optimizer writes */
-    zb_ref_tensors values; /* the masters in the model's type: what forward reads */
-    zb_ref_tensors exp_avg, exp_avg_sq;
+    zb_ref_state state;
+    const zb_model *model;   /* borrowed */
+    zb_loader **loader;      /* [world_size] */
+    zb_ref_pass pass;        /* one for all ranks, which take turns */
+    zb_ref_tensors values;   /* the masters in the model's type: what forward reads */
     zb_ref_tensors gradient; /* of one micro-batch of one rank */
-    zb_ref_sums sums;
-    uint16_t *payload; /* one parameter's elements as 16-bit numbers, for showing */
+    uint16_t *payload;       /* one parameter's elements as 16-bit numbers, for showing */
 };
 
 /* --- what can be run --- */
 
 static zb_status check_choices(const zb_plan *plan)
 {
-    if (plan->semantics != ZB_SEMANTICS_STANDARD)
-        return zb_fail(ZB_UNSUPPORTED, "oracle: plan.semantics is %d, only standard is offered",
-                       (int)plan->semantics);
     const struct dtype_field {
         const char *name;
         zb_dtype found;
     } dtypes[] = {
-        { "param_dtype", plan->param_dtype },
-        { "local_dtype", plan->local_dtype },
-        { "bucket_dtype", plan->bucket_dtype },
-        { "grad_dtype", plan->grad_dtype },
-        { "comm_dtype", plan->comm_dtype },
+        { "param_dtype", plan->param_dtype },   { "local_dtype", plan->local_dtype },
+        { "bucket_dtype", plan->bucket_dtype }, { "grad_dtype", plan->grad_dtype },
+        { "comm_dtype", plan->comm_dtype },     { "seed_dtype", plan->seed_dtype },
     };
     for (size_t i = 0; i < sizeof dtypes / sizeof dtypes[0]; i++)
         if (dtypes[i].found != ZB_FP32 && dtypes[i].found != ZB_FP16 && dtypes[i].found != ZB_BF16)
             return zb_fail(ZB_UNSUPPORTED, "oracle: plan.%s is %s, only fp32, fp16 and bf16 are offered",
                            dtypes[i].name, zb_dtype_name(dtypes[i].found));
-    if (plan->reduce_when != ZB_REDUCE_AT_BOUNDARY && plan->reduce_when != ZB_REDUCE_EVERY_MICRO_BATCH)
-        return zb_fail(ZB_UNSUPPORTED, "oracle: plan.reduce_when is %d, which is unknown",
-                       (int)plan->reduce_when);
-    if (plan->averaging.absent)
-        return zb_fail(ZB_UNSUPPORTED, "oracle: plan.averaging.absent is 1, only 0 is offered");
-    if (plan->order != ZB_ORDER_RANK)
-        return zb_fail(ZB_UNSUPPORTED, "oracle: plan.order is %d, only rank order is offered",
-                       (int)plan->order);
-    if (plan->norm != ZB_NORM_EXACT)
-        return zb_fail(ZB_UNSUPPORTED, "oracle: plan.norm is %d, only the exact sum is offered",
-                       (int)plan->norm);
+    const struct choice {
+        const char *name;
+        int found, last;
+    } choices[] = {
+        { "reduce_when", (int)plan->reduce_when, ZB_REDUCE_EVERY_MICRO_BATCH },
+        { "order", (int)plan->order, ZB_ORDER_RANK },
+        { "averaging.in_bucket", (int)plan->averaging.in_bucket.kind, ZB_FACTOR_DIVIDE },
+        { "averaging.before[0]", (int)plan->averaging.before[0].kind, ZB_FACTOR_DIVIDE },
+        { "averaging.before[1]", (int)plan->averaging.before[1].kind, ZB_FACTOR_DIVIDE },
+        { "averaging.after", (int)plan->averaging.after.kind, ZB_FACTOR_DIVIDE },
+        { "overflow", (int)plan->overflow, ZB_OVERFLOW_STOP },
+        { "tensors", (int)plan->tensors, ZB_TENSORS_SUB_GROUPS },
+        { "norm", (int)plan->norm, ZB_NORM_PARTITION_FP64 },
+        { "clip", (int)plan->clip, ZB_CLIP_COEFFICIENT },
+    };
+    for (size_t i = 0; i < sizeof choices / sizeof choices[0]; i++)
+        if (choices[i].found < 0 || choices[i].found > choices[i].last)
+            return zb_fail(ZB_UNSUPPORTED, "oracle: plan.%s is %d, want 0 to %d", choices[i].name,
+                           choices[i].found, choices[i].last);
     if (plan->optimizer.kind != ZB_OPTIMIZER_ADAM && plan->optimizer.kind != ZB_OPTIMIZER_SGD)
         return zb_fail(ZB_UNSUPPORTED, "oracle: plan.optimizer.kind is %d, which is unknown",
                        (int)plan->optimizer.kind);
@@ -107,11 +103,12 @@ static zb_status check_dataset(const zb_model *model, const zb_dataset *dataset)
 
 static zb_status create_loaders(zb_ref *ref, const zb_ref_options *options)
 {
-    ref->loader = zb_alloc_array((size_t)ref->plan.world_size, sizeof *ref->loader);
+    const zb_plan *plan = &ref->state.plan;
+    ref->loader = zb_alloc_array((size_t)plan->world_size, sizeof *ref->loader);
     if (ref->loader == NULL) return ZB_NO_MEMORY;
-    for (int r = 0; r < ref->plan.world_size; r++) {
-        const zb_loader_config config = { .micro_batch_size = ref->plan.micro_batch_size,
-                                          .world_size = ref->plan.world_size,
+    for (int r = 0; r < plan->world_size; r++) {
+        const zb_loader_config config = { .micro_batch_size = plan->micro_batch_size,
+                                          .world_size = plan->world_size,
                                           .rank = r,
                                           .shuffle = options->shuffle,
                                           .drop_last = options->drop_last,
@@ -130,25 +127,23 @@ static size_t largest_param_numel(const zb_model *model)
     return largest;
 }
 
-/* The model begins with the given weights in its own type, and the masters with what is left of them. */
+/* The model begins with the given weights in its own type, and the masters with what is left of them. A
+ * hidden first step changes the masters only. */
 static void set_weights(zb_ref *ref, const zb_weights *weights)
 {
     const zb_model *model = ref->model;
     for (int p = 0; p < model->param_count; p++)
         memcpy(ref->values.param[p], weights->values[p], model->params[p].numel * sizeof(float));
-    zb_ref_round_all(ref->plan.param_dtype, ref->values.data, ref->values.numel);
-    zb_ref_store(ZB_FP32, &ref->values, 0, &ref->master);
+    zb_ref_round_all(ref->state.plan.param_dtype, ref->values.data, ref->values.numel);
+    zb_ref_store(ZB_FP32, &ref->values, 0, &ref->state.master);
+    zb_ref_state_begin(&ref->state);
 }
 
 static zb_status create_tensors(zb_ref *ref)
 {
-    const zb_model *model = ref->model;
-    zb_ref_tensors *const single[] = { &ref->master, &ref->values, &ref->exp_avg, &ref->exp_avg_sq,
-                                       &ref->gradient };
-    for (size_t i = 0; i < sizeof single / sizeof single[0]; i++)
-        ZB_TRY(zb_ref_tensors_create(model, single[i]));
-    ZB_TRY(zb_ref_sums_create(model, ref->plan.world_size, &ref->sums));
-    ref->payload = zb_alloc_array(largest_param_numel(model), sizeof *ref->payload);
+    ZB_TRY(zb_ref_tensors_create(ref->model, &ref->values));
+    ZB_TRY(zb_ref_tensors_create(ref->model, &ref->gradient));
+    ref->payload = zb_alloc_array(largest_param_numel(ref->model), sizeof *ref->payload);
     return ref->payload == NULL ? ZB_NO_MEMORY : ZB_OK;
 }
 
@@ -162,11 +157,10 @@ static size_t rows_max(const zb_plan *plan, const zb_dataset *dataset)
 
 static zb_status fill(zb_ref *ref, const zb_ref_options *options)
 {
-    ZB_TRY(zb_schedule_init(&ref->schedule, options->schedule));
-    ZB_TRY(zb_loss_scaler_init(&ref->scaler, &ref->plan.scaler));
+    const zb_plan *plan = options->plan;
+    ZB_TRY(zb_ref_state_create(plan, options->schedule, ref->model, NULL, &ref->state));
     ZB_TRY(create_loaders(ref, options));
-    ZB_TRY(zb_ref_pass_create(ref->model, ref->plan.param_dtype, rows_max(&ref->plan, options->dataset),
-                              &ref->pass));
+    ZB_TRY(zb_ref_pass_create(ref->model, plan->param_dtype, rows_max(plan, options->dataset), &ref->pass));
     ZB_TRY(create_tensors(ref));
     set_weights(ref, options->weights);
     return ZB_OK;
@@ -183,7 +177,6 @@ zb_status zb_ref_create(const zb_ref_options *options, zb_ref **ref_p)
 
     zb_ref *ref = zb_alloc(sizeof *ref);
     if (ref == NULL) return ZB_NO_MEMORY;
-    ref->plan = *options->plan;
     ref->model = options->model;
     zb_status status = fill(ref, options);
     if (status != ZB_OK) {
@@ -197,16 +190,14 @@ zb_status zb_ref_create(const zb_ref_options *options, zb_ref **ref_p)
 void zb_ref_destroy(zb_ref *ref)
 {
     if (ref == NULL) return;
-    for (int r = 0; ref->loader != NULL && r < ref->plan.world_size; r++) zb_loader_destroy(ref->loader[r]);
+    for (int r = 0; ref->loader != NULL && r < ref->state.plan.world_size; r++)
+        zb_loader_destroy(ref->loader[r]);
     zb_free(ref->loader);
     zb_free(ref->payload);
-    zb_ref_tensors_destroy(&ref->master);
     zb_ref_tensors_destroy(&ref->values);
-    zb_ref_tensors_destroy(&ref->exp_avg);
-    zb_ref_tensors_destroy(&ref->exp_avg_sq);
     zb_ref_tensors_destroy(&ref->gradient);
-    zb_ref_sums_destroy(&ref->sums);
     zb_ref_pass_destroy(&ref->pass);
+    zb_ref_state_destroy(&ref->state); /* last: it has the world size */
     zb_free(ref);
 }
 
@@ -271,44 +262,42 @@ static zb_status show_tensors(const zb_ref *ref, const zb_observer *observer, zb
 
 zb_status zb_ref_observe_initial(zb_ref *ref, const zb_observer *observer)
 {
-    ZB_TRY(show_tensors(ref, observer, ZB_Q_MASTER, ZB_FP32, AFTER_INITIALIZE, ALL_PARAMS, &ref->master));
-    return show_tensors(ref, observer, ZB_Q_PARAM, ref->plan.param_dtype, AFTER_INITIALIZE, ALL_PARAMS,
+    const zb_ref_state *state = &ref->state;
+    ZB_TRY(show_tensors(ref, observer, ZB_Q_MASTER, ZB_FP32, AFTER_INITIALIZE, ALL_PARAMS, &state->master));
+    return show_tensors(ref, observer, ZB_Q_PARAM, state->plan.param_dtype, AFTER_INITIALIZE, ALL_PARAMS,
                         &ref->values);
 }
 
-/* The numbers of one step that are not tensors. */
-typedef struct step_scalars {
-    double loss_scale; /* in force when the step began */
-    double norm;       /* of the reduced gradients, without the loss scale */
-    int64_t overflow;
-    double lr;
-} step_scalars;
-
-static zb_status show_step(const zb_ref *ref, const zb_observer *observer, const step_scalars *scalars)
+static zb_status show_moments(const zb_ref *ref, const zb_observer *observer, int64_t step)
 {
-    const zb_plan *plan = &ref->plan;
-    const int64_t step = ref->step - 1; /* it has been counted */
-    ZB_TRY(
-        show_tensors(ref, observer, ZB_Q_GRAD, plan->grad_dtype, step, TRAINABLE_PARAMS, &ref->sums.reduced));
-    ZB_TRY(show_scalar(observer, ZB_Q_NORM, ZB_FP64, step, &scalars->norm));
-    ZB_TRY(show_scalar(observer, ZB_Q_OVERFLOW, ZB_INT64, step, &scalars->overflow));
-    ZB_TRY(show_scalar(observer, ZB_Q_LOSS_SCALE, ZB_FP64, step, &scalars->loss_scale));
-    ZB_TRY(show_scalar(observer, ZB_Q_LR, ZB_FP64, step, &scalars->lr));
-
-    const zb_optimizer_config *optimizer = &plan->optimizer;
+    const zb_ref_state *state = &ref->state;
+    const zb_optimizer_config *optimizer = &state->plan.optimizer;
     const int has_exp_avg = optimizer->kind == ZB_OPTIMIZER_ADAM || optimizer->momentum != 0.0;
     const int has_exp_avg_sq = optimizer->kind == ZB_OPTIMIZER_ADAM;
-    ZB_TRY(show_tensors(ref, observer, ZB_Q_MASTER, ZB_FP32, step, ALL_PARAMS, &ref->master));
     if (has_exp_avg)
-        ZB_TRY(show_tensors(ref, observer, ZB_Q_EXP_AVG, ZB_FP32, step, TRAINABLE_PARAMS, &ref->exp_avg));
-    if (has_exp_avg_sq)
-        ZB_TRY(
-            show_tensors(ref, observer, ZB_Q_EXP_AVG_SQ, ZB_FP32, step, TRAINABLE_PARAMS, &ref->exp_avg_sq));
+        ZB_TRY(show_tensors(ref, observer, ZB_Q_EXP_AVG, ZB_FP32, step, TRAINABLE_PARAMS, &state->exp_avg));
+    if (!has_exp_avg_sq) return ZB_OK;
+    return show_tensors(ref, observer, ZB_Q_EXP_AVG_SQ, ZB_FP32, step, TRAINABLE_PARAMS, &state->exp_avg_sq);
+}
+
+static zb_status show_step(const zb_ref *ref, const zb_observer *observer)
+{
+    const zb_ref_state *state = &ref->state;
+    const zb_plan *plan = &state->plan;
+    const int64_t step = state->steps - 1; /* it has been counted */
+    ZB_TRY(show_tensors(ref, observer, ZB_Q_GRAD, plan->grad_dtype, step, TRAINABLE_PARAMS,
+                        &state->sums.reduced));
+    ZB_TRY(show_scalar(observer, ZB_Q_NORM, ZB_FP64, step, &state->norm));
+    ZB_TRY(show_scalar(observer, ZB_Q_OVERFLOW, ZB_INT64, step, &state->overflow));
+    ZB_TRY(show_scalar(observer, ZB_Q_LOSS_SCALE, ZB_FP64, step, &state->loss_scale));
+    ZB_TRY(show_scalar(observer, ZB_Q_LR, ZB_FP64, step, &state->lr));
+    ZB_TRY(show_tensors(ref, observer, ZB_Q_MASTER, ZB_FP32, step, ALL_PARAMS, &state->master));
+    ZB_TRY(show_moments(ref, observer, step));
     ZB_TRY(show_tensors(ref, observer, ZB_Q_PARAM, plan->param_dtype, step, ALL_PARAMS, &ref->values));
 
-    const int64_t micro_steps = ref->step * plan->accumulation_steps;
+    const int64_t micro_steps = state->steps * plan->accumulation_steps;
     const int64_t samples = micro_steps * plan->micro_batch_size * plan->world_size;
-    const int64_t counters[] = { micro_steps, ref->step, samples, ref->skipped };
+    const int64_t counters[] = { micro_steps, state->steps, samples, state->skipped };
     return show_values(observer, ZB_Q_COUNTERS, ZB_INT64, step, NO_MICRO, ZB_EVERY_RANK, 4, counters);
 }
 
@@ -317,68 +306,38 @@ static zb_status show_step(const zb_ref *ref, const zb_observer *observer, const
 /* Leaves the gradients of rank r's next micro-batch in ref->gradient. */
 static zb_status run_micro_batch(zb_ref *ref, const zb_observer *observer, int64_t micro, int r)
 {
+    const zb_ref_state *state = &ref->state;
     zb_batch batch;
     ZB_TRY(zb_loader_next(ref->loader[r], &batch));
-    ZB_ASSERT(batch.rows >= 1 && batch.rows <= ref->plan.micro_batch_size);
-    ZB_TRY(show_values(observer, ZB_Q_SAMPLES, ZB_INT64, ref->step, micro, r, (size_t)batch.rows,
+    ZB_ASSERT(batch.rows >= 1 && batch.rows <= state->plan.micro_batch_size);
+    ZB_TRY(show_values(observer, ZB_Q_SAMPLES, ZB_INT64, state->steps, micro, r, (size_t)batch.rows,
                        batch.indices));
 
     const float loss = zb_ref_forward(&ref->pass, &ref->values, &batch);
-    ZB_TRY(show_values(observer, ZB_Q_LOSS, ZB_FP32, ref->step, micro, r, 1, &loss));
-    zb_ref_backward(&ref->pass, &ref->values, &batch, (float)ref->scaler.scale,
-                    (float)ref->plan.accumulation_steps, &ref->gradient);
+    ZB_TRY(show_values(observer, ZB_Q_LOSS, ZB_FP32, state->steps, micro, r, 1, &loss));
+    zb_ref_backward(&ref->pass, &ref->values, &batch, zb_ref_seed(state),
+                    (float)state->plan.accumulation_steps, &ref->gradient);
     return ZB_OK;
 }
 
-/* All micro-batches of all ranks; leaves the sum over micro-batches of the average over ranks in
- * sums.reduced. */
+/* All micro-batches of all ranks. */
 static zb_status compute_gradients(zb_ref *ref, const zb_observer *observer)
 {
-    const zb_plan *plan = &ref->plan;
-    for (int64_t micro = 0; micro < plan->accumulation_steps; micro++) {
+    const zb_plan *plan = &ref->state.plan;
+    for (int64_t micro = 0; micro < plan->accumulation_steps; micro++)
         for (int r = 0; r < plan->world_size; r++) {
             ZB_TRY(run_micro_batch(ref, observer, micro, r));
-            zb_ref_sums_add(plan, micro, r, &ref->gradient, &ref->sums);
+            zb_ref_state_add(&ref->state, micro, r, &ref->gradient);
         }
-        zb_ref_sums_reduce(plan, micro, &ref->sums);
-    }
     return ZB_OK;
-}
-
-static void update_weights(zb_ref *ref, const step_scalars *scalars)
-{
-    const zb_plan *plan = &ref->plan;
-    const int64_t applied = ref->step - ref->skipped; /* this one included */
-    const float grad_scale = zb_ref_grad_scale(scalars->norm, plan->clip_norm, scalars->loss_scale);
-    zb_optimizer_config optimizer = plan->optimizer;
-    if (zb_schedule_has_momentum(&ref->schedule)) {
-        optimizer.beta1 = zb_schedule_beta1(&ref->schedule);
-        optimizer.beta2 = zb_schedule_beta2(&ref->schedule);
-    }
-    for (int p = 0; p < ref->model->param_count; p++) {
-        const zb_param *param = &ref->model->params[p];
-        if (!param->requires_grad) continue;
-        zb_ref_update(&optimizer, scalars->lr, applied, grad_scale, param->numel, ref->master.param[p],
-                      ref->sums.reduced.param[p], ref->exp_avg.param[p], ref->exp_avg_sq.param[p]);
-    }
-    zb_ref_store(plan->param_dtype, &ref->master, 0, &ref->values);
 }
 
 zb_status zb_ref_step(zb_ref *ref, const zb_observer *observer)
 {
     ZB_TRY(compute_gradients(ref, observer));
-    step_scalars scalars = { .loss_scale = ref->scaler.scale, .lr = zb_schedule_lr(&ref->schedule) };
-    const double norm = zb_ref_norm(ref->model, &ref->sums.reduced); /* finite unless a gradient is not */
-    scalars.norm = norm / scalars.loss_scale;
-    scalars.overflow = ref->plan.overflow == ZB_OVERFLOW_SKIP && !isfinite(norm);
-
-    ref->step++;
-    if (scalars.overflow) {
-        ref->skipped++;
-    } else {
-        update_weights(ref, &scalars);
-        zb_schedule_step(&ref->schedule);
-    }
-    ZB_TRY(zb_loss_scaler_update(&ref->scaler, (int)scalars.overflow));
-    return show_step(ref, observer, &scalars);
+    const int64_t optimizer_steps = ref->state.optimizer_steps;
+    ZB_TRY(zb_ref_state_step(&ref->state));
+    if (ref->state.optimizer_steps > optimizer_steps)
+        zb_ref_store(ref->state.plan.param_dtype, &ref->state.master, 0, &ref->values);
+    return show_step(ref, observer);
 }

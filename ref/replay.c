@@ -4,7 +4,6 @@
  */
 #include <zerobit/replay.h>
 
-#include <math.h>
 #include <string.h>
 #include <zerobit/memory.h>
 
@@ -12,20 +11,12 @@
 
 typedef struct replay {
     const zb_replay_run *run; /* borrowed */
-    zb_plan plan;
-    zb_model model;       /* has parameters only, made from the run's sizes */
-    zb_ref_shard *shards; /* [world_size] */
-    zb_schedule schedule;
-    zb_loss_scaler scaler;
-    zb_ref_tensors master, exp_avg, exp_avg_sq;
+    zb_ref_state state;
+    zb_model model;          /* has parameters only, made from the run's sizes */
     zb_ref_tensors gradient; /* of one micro-batch of one rank */
-    zb_ref_sums sums;
-    int64_t optimizer_steps; /* a hidden first one included */
-    int64_t skipped;
-    int has_norm; /* of a step that was not skipped */
-    double norm;
     /* What `state` hands out. */
-    zb_replay_piece *pieces; /* [param_count] */
+    zb_replay_piece *pieces; /* [param_count], as there are pieces and tensors at most */
+    size_t *tensor_numel;
     double lr;
 } replay;
 
@@ -74,108 +65,55 @@ static zb_status create_model(const zb_replay_run *run, zb_model *model)
     return ZB_OK;
 }
 
-static zb_status create_shards(replay *r)
-{
-    r->shards = zb_alloc_array((size_t)r->run->world_size, sizeof *r->shards);
-    if (r->shards == NULL) return ZB_NO_MEMORY;
-    for (int rank = 0; rank < r->run->world_size; rank++)
-        ZB_TRY(zb_ref_shard_create(r->run, rank, &r->shards[rank]));
-    return ZB_OK;
-}
-
-static void update(replay *r, const zb_optimizer_config *optimizer, double lr, float grad_scale)
-{
-    r->optimizer_steps++;
-    zb_ref_update(optimizer, lr, r->optimizer_steps, grad_scale, r->master.numel, r->master.data,
-                  r->sums.reduced.data, r->exp_avg.data, r->exp_avg_sq.data);
-}
-
 static zb_status fill(replay *r)
 {
     const zb_replay_run *run = r->run;
+    const size_t params = (size_t)run->param_count;
+    zb_plan plan;
     ZB_TRY(check_known(run->config));
-    ZB_TRY(
-        zb_plan_derive(run->config, run->config->zero.stage, run->config->dtype, run->world_size, &r->plan));
-    ZB_TRY(zb_schedule_init(&r->schedule, &run->config->groups[0].schedule));
-    ZB_TRY(zb_loss_scaler_init(&r->scaler, &r->plan.scaler));
+    ZB_TRY(zb_plan_derive(run->config, run->config->zero.stage, run->config->dtype, run->world_size, &plan));
     ZB_TRY(create_model(run, &r->model));
-    ZB_TRY(create_shards(r));
-    r->pieces = zb_alloc_array((size_t)run->param_count, sizeof *r->pieces);
-    if (r->pieces == NULL) return ZB_NO_MEMORY;
-    zb_ref_tensors *const tensors[] = { &r->master, &r->exp_avg, &r->exp_avg_sq, &r->gradient };
-    for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++)
-        ZB_TRY(zb_ref_tensors_create(&r->model, tensors[i]));
-    ZB_TRY(zb_ref_sums_create(&r->model, run->world_size, &r->sums));
+    if ((r->pieces = zb_alloc_array(params, sizeof *r->pieces)) == NULL) return ZB_NO_MEMORY;
+    if ((r->tensor_numel = zb_alloc_array(params, sizeof *r->tensor_numel)) == NULL) return ZB_NO_MEMORY;
+    ZB_TRY(zb_ref_state_create(&plan, &run->config->groups[0].schedule, &r->model, NULL, &r->state));
+    ZB_TRY(zb_ref_tensors_create(&r->model, &r->gradient));
 
     for (size_t i = 0; i < run->numel; i++)
-        r->master.data[i] = zb_ref_round(r->plan.param_dtype, run->init[i]);
-    /* The gradients are still zero, and the schedule has not set its first rate yet. */
-    if (r->plan.hidden_first_step) update(r, &r->plan.optimizer, r->plan.optimizer.lr, 1.0f);
+        r->state.master.data[i] = zb_ref_round(plan.param_dtype, run->init[i]);
+    zb_ref_state_begin(&r->state);
     return ZB_OK;
 }
 
 static void destroy(void *self)
 {
     replay *r = self;
-    for (int rank = 0; r->shards != NULL && rank < r->run->world_size; rank++)
-        zb_ref_shard_destroy(&r->shards[rank]);
-    zb_free(r->shards);
-    zb_free(r->pieces);
-    zb_free(r->model.params);
-    zb_ref_tensors_destroy(&r->master);
-    zb_ref_tensors_destroy(&r->exp_avg);
-    zb_ref_tensors_destroy(&r->exp_avg_sq);
+    zb_ref_state_destroy(&r->state);
     zb_ref_tensors_destroy(&r->gradient);
-    zb_ref_sums_destroy(&r->sums);
+    zb_free(r->model.params);
+    zb_free(r->pieces);
+    zb_free(r->tensor_numel);
     zb_free(r);
 }
 
 /* --- a step --- */
 
 /*
- * The recorded model's loss is the sum over parameters of sum(p * x), in fp32; its gradient by p is x times
- * the gradient of the loss, rounded to the model's type.
+ * The recorded model's loss is the sum over parameters of sum(p * x), in fp32 whatever the model's type, so
+ * that the plan's seed_dtype plays no part; its gradient by p is x times the gradient of the loss, rounded to
+ * the model's type.
  */
 static void compute_gradients(replay *r, size_t step)
 {
-    const zb_plan *plan = &r->plan;
-    const float scale = plan->loss_is_scaled ? (float)r->scaler.scale : 1.0f;
+    const zb_plan *plan = &r->state.plan;
+    const float scale = plan->loss_is_scaled ? (float)r->state.scaler.scale : 1.0f;
     const float seed = scale / (float)plan->accumulation_steps;
-    for (int64_t micro = 0; micro < plan->accumulation_steps; micro++) {
+    for (int64_t micro = 0; micro < plan->accumulation_steps; micro++)
         for (int rank = 0; rank < plan->world_size; rank++) {
             const float *x = r->run->grads[step][micro * plan->world_size + rank];
             for (size_t i = 0; i < r->gradient.numel; i++)
                 r->gradient.data[i] = zb_ref_round(plan->param_dtype, seed * x[i]);
-            zb_ref_sums_add(plan, micro, rank, &r->gradient, &r->sums);
+            zb_ref_state_add(&r->state, micro, rank, &r->gradient);
         }
-        zb_ref_sums_reduce(plan, micro, &r->sums);
-    }
-}
-
-static int overflows(const replay *r)
-{
-    if (r->plan.overflow != ZB_OVERFLOW_SKIP) return 0;
-    for (size_t i = 0; i < r->sums.reduced.numel; i++)
-        if (!isfinite(r->sums.reduced.data[i])) return 1;
-    return 0;
-}
-
-static void update_weights(replay *r, double scale_before)
-{
-    const double next = r->scaler.scale;
-    const double norm = zb_ref_deepspeed_norm(&r->plan, &r->model, r->shards, &r->sums.reduced);
-    r->norm = zb_ref_deepspeed_reported_norm(&r->plan, norm,
-                                             r->plan.report_norm_by_next_scale ? next : scale_before);
-    r->has_norm = r->plan.norm != ZB_NORM_PARAMETERS_MEAN; /* there DeepSpeed keeps it to itself */
-
-    zb_optimizer_config optimizer = r->plan.optimizer;
-    if (zb_schedule_has_momentum(&r->schedule)) {
-        optimizer.beta1 = zb_schedule_beta1(&r->schedule);
-        optimizer.beta2 = zb_schedule_beta2(&r->schedule);
-    }
-    const float grad_scale = zb_ref_deepspeed_grad_scale(&r->plan, norm,
-                                                         r->plan.unscale_by_next_scale ? next : scale_before);
-    update(r, &optimizer, zb_schedule_lr(&r->schedule), grad_scale);
 }
 
 /* ZB_LOSS_SCALE where DeepSpeed gives up. */
@@ -183,47 +121,49 @@ static zb_status step(void *self, size_t index)
 {
     replay *r = self;
     compute_gradients(r, index);
-    const double scale_before = r->scaler.scale;
-    const int overflow = overflows(r);
-    ZB_TRY(zb_loss_scaler_update(&r->scaler, overflow));
-    if (overflow) {
-        r->skipped++;
-        return ZB_OK;
-    }
-    update_weights(r, scale_before);
-    zb_schedule_step(&r->schedule);
-    return ZB_OK;
+    return zb_ref_state_step(&r->state);
 }
 
 /* --- what a rank holds --- */
 
+static void list_pieces(replay *r, const zb_ref_shard *shard)
+{
+    for (size_t t = 0; t < shard->tensor_count; t++) {
+        const zb_ref_shard_tensor *tensor = &shard->tensors[t];
+        r->tensor_numel[t] = tensor->numel;
+        for (size_t i = tensor->first_piece; i < tensor->first_piece + tensor->piece_count; i++) {
+            const zb_ref_piece *piece = &shard->pieces[i];
+            r->pieces[i] = (zb_replay_piece){ .tensor = t,
+                                              .at = piece->at,
+                                              .param = piece->param,
+                                              .first = piece->first,
+                                              .numel = piece->numel,
+                                              .data = r->state.master.param[piece->param] + piece->first };
+        }
+    }
+}
+
 static void state(void *self, int rank, zb_replay_state *out)
 {
     replay *r = self;
-    const zb_ref_shard *shard = &r->shards[rank];
-    for (size_t i = 0; i < shard->piece_count; i++) {
-        const zb_ref_piece *piece = &shard->pieces[i];
-        r->pieces[i] = (zb_replay_piece){ .tensor = piece->tensor,
-                                          .at = piece->at,
-                                          .param = piece->param,
-                                          .first = piece->first,
-                                          .numel = piece->numel,
-                                          .data = r->master.param[piece->param] + piece->first };
-    }
-    r->lr = zb_schedule_lr(&r->schedule);
+    const zb_ref_state *held = &r->state;
+    const zb_ref_shard *shard = &held->shards[rank];
+    list_pieces(r, shard);
+    r->lr = zb_schedule_lr(&held->schedule);
     *out = (zb_replay_state){
-        .tensor_numel = shard->tensor_numel,
+        .tensor_numel = r->tensor_numel,
         .tensor_count = shard->tensor_count,
         .pieces = r->pieces,
         .piece_count = shard->piece_count,
-        .has_norm = r->has_norm,
-        .norm = r->norm,
+        .has_norm = held->has_norm &&
+                    held->plan.norm != ZB_NORM_PARAMETERS_MEAN, /* which DeepSpeed keeps to itself */
+        .norm = held->norm,
         /* Without a wrapper there is no loss scale to ask for. */
         .has_scale = r->run->config->zero.stage > 0 || r->run->config->dtype != ZB_FP32,
-        .scale = r->scaler.scale,
+        .scale = held->scaler.scale,
         .lr = &r->lr,
         .lr_count = 1,
-        .skipped = r->skipped,
+        .skipped = held->skipped,
     };
 }
 

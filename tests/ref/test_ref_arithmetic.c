@@ -268,38 +268,6 @@ static void check_norm_random(void **state)
     }
 }
 
-/*
- * DeepSpeed's norm of a flat fp32 array: one square of 2^24, the others 1 or 0. A single 1 that meets 2^24 is
- * lost; 3 that have met one another before count, as 4.
- */
-static const struct lane_case {
-    const char *name, *squares; /* '#': 2^24 */
-    double sum;
-} lane_cases[] = {
-    { "three ones in each of seven lanes",
-      "#111111101111111"
-      "01111111",
-      0x1p24 + 28.0 },
-    { "what is left over comes last, one by one",
-      "#111111100000000"
-      "1111111",
-      0x1p24 },
-    { "nothing but what is left over", "111#", 0x1p24 + 4.0 },
-};
-
-static void check_flat_norm(void **state)
-{
-    const struct lane_case *c = *state;
-    float data[24];
-    const size_t numel = strlen(c->squares);
-    for (size_t i = 0; i < numel; i++)
-        data[i] = c->squares[i] == '#' ? 0x1p12f : (float)(c->squares[i] - '0');
-    const zb_ref_tensors gradients = { .numel = numel, .data = data };
-    const zb_plan plan = { .norm = ZB_NORM_FLAT };
-    const double root = (double)sqrtf((float)c->sum);
-    assert_true(zb_ref_deepspeed_norm(&plan, NULL, NULL, &gradients) == sqrt((double)(float)(root * root)));
-}
-
 /* --- clipping --- */
 
 static const struct clip_case {
@@ -466,8 +434,7 @@ static void check_sgd(void **state)
 int main(void)
 {
     struct CMUnitTest tests[7 + COUNT(format_cases) + COUNT(reduce_cases) + COUNT(norm_cases) +
-                            COUNT(clip_cases) + COUNT(lane_cases) + COUNT(optimizer_cases) +
-                            COUNT(sgd_cases)] = {
+                            COUNT(clip_cases) + COUNT(optimizer_cases) + COUNT(sgd_cases)] = {
         cmocka_unit_test(check_sum_shape),
         cmocka_unit_test(check_norm_rounds_once),
         cmocka_unit_test(check_norm_ignores_frozen),
@@ -489,9 +456,6 @@ int main(void)
     for (size_t i = 0; i < COUNT(clip_cases); i++)
         tests[count++] = (struct CMUnitTest){ clip_cases[i].name, check_clip, NULL, NULL,
                                               (void *)&clip_cases[i] };
-    for (size_t i = 0; i < COUNT(lane_cases); i++)
-        tests[count++] = (struct CMUnitTest){ lane_cases[i].name, check_flat_norm, NULL, NULL,
-                                              (void *)&lane_cases[i] };
     for (size_t i = 0; i < COUNT(optimizer_cases); i++)
         tests[count++] = (struct CMUnitTest){ optimizer_cases[i].name, check_adam, NULL, NULL,
                                               (void *)&optimizer_cases[i] };

@@ -551,6 +551,45 @@ static void check_scale_cannot_be_lowered(void **state)
     setting_destroy(&s);
 }
 
+/*
+ * Stage 0 in fp16 as DeepSpeed 0.19.6 has it: y = w x + b, w = 1/2, b = 0, x = 1, t = 0; SGD with a decay of
+ * 1/2, loss scale 4. The hidden first step, at the optimizer's own rate 1/4, takes the master of w to 1/2 -
+ * 1/16, and leaves the model's w alone. So y = 1/2, dw = db = 1, for the loss is not scaled; divided by 4 all
+ * the same, and the rate of the schedule is 1: w = 7/16 - 1/4 - 7/32, b = -1/4.
+ */
+static void check_deepspeed_by_hand(void **state)
+{
+    (void)state;
+    const float inputs[] = { 1.0f }, targets[] = { 0.0f };
+    const array_dataset data = array_of(1, 1, 1, inputs, targets);
+    setting s = setting_of(&sgd_plan, 1.0, open_model("mlp-mse:1-1"), &data.base);
+    set_types(&s.plan, ZB_FP16, ZB_FP16);
+    s.plan.semantics = ZB_SEMANTICS_DEEPSPEED_0_19_6;
+    s.plan.scaler = (zb_loss_scaler_config){ .kind = ZB_SCALER_STATIC, .initial_scale = 4.0 };
+    s.plan.loss_is_scaled = 0;
+    s.plan.seed_dtype = ZB_FP16;
+    s.plan.hidden_first_step = 1;
+    s.plan.tensors = ZB_TENSORS_GROUPS;
+    s.plan.norm = ZB_NORM_FLAT;
+    s.plan.optimizer.lr = 0.25;
+    s.plan.optimizer.weight_decay = 0.5;
+    s.weights.values[0][0] = 0.5f;
+    s.weights.values[1][0] = 0.0f;
+    record r = { .fail_at = -1 };
+    run(&s, 1, &r);
+    assert_int_equal(code_of(&r, ZB_Q_PARAM, -1, 0, ZB_FP16), 0x3800); /* 1/2 */
+    assert_true(tensor_element(&r, ZB_Q_MASTER, -1, 0, 0) == 0.4375f);
+    assert_true(loss_of(&r, 0, 0, 0) == 0.25f);
+    assert_int_equal(code_of(&r, ZB_Q_GRAD, 0, 0, ZB_FP16), 0x3c00); /* 1 */
+    const double norm = (double)sqrtf(2.0f);
+    assert_true(scalar(&r, ZB_Q_NORM, 0) == sqrt((double)(float)(norm * norm)) / 4.0);
+    assert_true(tensor_element(&r, ZB_Q_MASTER, 0, 0, 0) == -0.03125f);
+    assert_true(tensor_element(&r, ZB_Q_MASTER, 0, 1, 0) == -0.25f);
+    assert_counters(&r, 0, (const int64_t[]){ 1, 1, 1, 0 });
+    record_free(&r);
+    setting_destroy(&s);
+}
+
 /* --- what must be equal --- */
 
 static zb_dataset *synthetic_for(const zb_model *model, int64_t size)
@@ -846,10 +885,6 @@ static void check_schedule(void **state)
 
 /* --- refusals and failures --- */
 
-static void break_semantics(setting *s)
-{
-    s->plan.semantics = ZB_SEMANTICS_DEEPSPEED_0_19_6;
-}
 static void break_param_dtype(setting *s)
 {
     s->plan.param_dtype = ZB_INT32;
@@ -874,10 +909,6 @@ static void break_bucket_dtype(setting *s)
 {
     s->plan.bucket_dtype = ZB_INT64;
 }
-static void break_averaging(setting *s)
-{
-    s->plan.averaging.absent = 1;
-}
 static void break_order(setting *s)
 {
     s->plan.order = (zb_order)7;
@@ -885,6 +916,26 @@ static void break_order(setting *s)
 static void break_norm(setting *s)
 {
     s->plan.norm = (zb_norm_method)7;
+}
+static void break_averaging(setting *s)
+{
+    s->plan.averaging.before[1].kind = (zb_factor_kind)7;
+}
+static void break_overflow(setting *s)
+{
+    s->plan.overflow = (zb_overflow_rule)7;
+}
+static void break_tensors(setting *s)
+{
+    s->plan.tensors = (zb_tensors)-1;
+}
+static void break_clip(setting *s)
+{
+    s->plan.clip = (zb_clip_method)7;
+}
+static void break_seed_dtype(setting *s)
+{
+    s->plan.seed_dtype = ZB_FP64;
 }
 static void break_optimizer(setting *s)
 {
@@ -936,16 +987,19 @@ static const struct refusal {
     zb_status status;
     void (*break_it)(setting *s);
 } refusals[] = {
-    { "plan.semantics is 1", ZB_UNSUPPORTED, break_semantics },
     { "plan.param_dtype is int32", ZB_UNSUPPORTED, break_param_dtype },
     { "plan.grad_dtype is uint8", ZB_UNSUPPORTED, break_grad_dtype },
     { "plan.comm_dtype is fp64", ZB_UNSUPPORTED, break_comm_dtype },
     { "plan.reduce_when is 7", ZB_UNSUPPORTED, break_reduce_when },
     { "plan.local_dtype is int64", ZB_UNSUPPORTED, break_local_dtype },
     { "plan.bucket_dtype is int64", ZB_UNSUPPORTED, break_bucket_dtype },
-    { "plan.averaging.absent is 1", ZB_UNSUPPORTED, break_averaging },
     { "plan.order is 7", ZB_UNSUPPORTED, break_order },
     { "plan.norm is 7", ZB_UNSUPPORTED, break_norm },
+    { "plan.averaging.before[1] is 7", ZB_UNSUPPORTED, break_averaging },
+    { "plan.overflow is 7", ZB_UNSUPPORTED, break_overflow },
+    { "plan.tensors is ", ZB_UNSUPPORTED, break_tensors },
+    { "plan.clip is 7", ZB_UNSUPPORTED, break_clip },
+    { "plan.seed_dtype is fp64", ZB_UNSUPPORTED, break_seed_dtype },
     { "plan.optimizer.kind is 7", ZB_UNSUPPORTED, break_optimizer },
     { "plan.optimizer.variant is 2", ZB_UNSUPPORTED, break_adam },
     { "scale is -2", ZB_INVALID_CONFIG, break_scaler },
@@ -1075,6 +1129,7 @@ int main(void)
         cmocka_unit_test(check_accumulation_type),
         cmocka_unit_test(check_skipped_step),
         cmocka_unit_test(check_scale_cannot_be_lowered),
+        cmocka_unit_test(check_deepspeed_by_hand),
         cmocka_unit_test(check_equal_plans),
         cmocka_unit_test(check_same_data_on_every_rank),
         cmocka_unit_test(check_learning),
