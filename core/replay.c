@@ -215,19 +215,34 @@ static int compare(place at, size_t index, int gave_up)
     return 0;
 }
 
-/* The optimizer class that the plan is of. */
+static const char *basic_optimizer_of(const zb_optimizer_config *optimizer)
+{
+    if (optimizer->kind == ZB_OPTIMIZER_SGD) return "SGD";
+    if (optimizer->variant == ZB_ADAM_FUSED) return "FusedAdam";
+    return optimizer->decay_mode == ZB_DECAY_DECOUPLED ? "AdamW" : "Adam";
+}
+
+/* Its norm and clipping are its own, and no plan has them. */
+static const char unknown_wrapper[] = "FP16_UnfusedOptimizer";
+
+/* The optimizer class of which the plan is. Source: deepspeed/runtime/engine.py, _configure_optimizer. */
 static const char *wrapper_of(const zb_config *config)
 {
+    const int wide = config->grad_accum_dtype == ZB_FP32 && config->dtype == ZB_BF16;
     if (config->zero.stage == 3) return "DeepSpeedZeroOptimizer_Stage3";
+    if (config->zero.stage == 1 && wide) return "BF16_Optimizer";
     if (config->zero.stage > 0) return "DeepSpeedZeroOptimizer";
-    if (config->dtype != ZB_FP32) return "FP16_Optimizer";
-    if (config->optimizer.variant == ZB_ADAM_FUSED) return "FusedAdam";
-    return config->optimizer.decay_mode == ZB_DECAY_DECOUPLED ? "AdamW" : "Adam";
+    const char *basic = basic_optimizer_of(&config->optimizer);
+    if (config->dtype == ZB_FP32) return basic;
+    return strcmp(basic, "FusedAdam") == 0 ? "FP16_Optimizer" : unknown_wrapper;
 }
 
 static zb_status check_wrappers(const zb_replay_run *run)
 {
     const char *want = wrapper_of(run->config);
+    if (want == unknown_wrapper)
+        return zb_fail(ZB_UNSUPPORTED, "run %s: its config means %s, whose arithmetic is not known here",
+                       run->name, want);
     for (int r = 0; r < run->world_size; r++)
         if (strcmp(run->ranks[r].wrapper, want) != 0)
             return zb_fail(ZB_UNSUPPORTED,

@@ -22,38 +22,6 @@ typedef struct replay {
 
 /* --- create, destroy --- */
 
-/* What has not been seen in a recorded run. */
-static zb_status check_known(const zb_config *config)
-{
-    const int stage = config->zero.stage;
-    const int other_types = (config->grad_accum_dtype >= 0 &&
-                             config->grad_accum_dtype != (int)config->dtype) ||
-                            (config->comm_dtype >= 0 && config->comm_dtype != (int)config->dtype);
-    if (config->semantics != ZB_SEMANTICS_DEEPSPEED_0_19_6)
-        return zb_fail(ZB_INVALID_CONFIG, "%s: zerobit.semantics: is \"standard\", want \"deepspeed-0.19.6\"",
-                       config->path);
-    if (!config->optimizer_given) return ZB_OK; /* whoever derives the plan says so */
-    if (config->optimizer.kind != ZB_OPTIMIZER_ADAM)
-        return zb_fail(ZB_UNSUPPORTED, "%s: optimizer.type: is SGD, want Adam or AdamW: not supported yet",
-                       config->path);
-    if (stage == 0 && config->dtype == ZB_BF16)
-        return zb_fail(ZB_UNSUPPORTED, "%s: bf16.enabled: is true, want false at stage 0: not supported yet",
-                       config->path);
-    if (stage == 0 && config->dtype == ZB_FP16 && config->optimizer.variant == ZB_ADAM_TORCH)
-        return zb_fail(
-            ZB_UNSUPPORTED,
-            "%s: optimizer.params.torch_adam: is true, want false in fp16 at stage 0: not supported "
-            "yet",
-            config->path);
-    if (other_types)
-        return zb_fail(
-            ZB_UNSUPPORTED,
-            "%s: data_types.grad_accum_dtype, communication_data_type: want %s, which the model runs "
-            "in: not supported yet",
-            config->path, zb_dtype_name(config->dtype));
-    return ZB_OK;
-}
-
 static zb_status create_model(const zb_replay_run *run, zb_model *model)
 {
     model->params = zb_alloc_array((size_t)run->param_count, sizeof *model->params);
@@ -61,7 +29,7 @@ static zb_status create_model(const zb_replay_run *run, zb_model *model)
     model->param_count = run->param_count;
     model->param_numel = run->numel;
     for (int p = 0; p < run->param_count; p++)
-        model->params[p] = (zb_param){ .numel = run->param_numel[p], .requires_grad = 1 };
+        model->params[p] = (zb_param){ .numel = run->param_numel[p], .requires_grad = !run->frozen[p] };
     return ZB_OK;
 }
 
@@ -70,7 +38,6 @@ static zb_status fill(replay *r)
     const zb_replay_run *run = r->run;
     const size_t params = (size_t)run->param_count;
     zb_plan plan;
-    ZB_TRY(check_known(run->config));
     ZB_TRY(zb_plan_derive(run->config, run->config->zero.stage, run->config->dtype, run->world_size, &plan));
     ZB_TRY(create_model(run, &r->model));
     if ((r->pieces = zb_alloc_array(params, sizeof *r->pieces)) == NULL) return ZB_NO_MEMORY;
@@ -98,15 +65,15 @@ static void destroy(void *self)
 /* --- a step --- */
 
 /*
- * The recorded model's loss is the sum over parameters of sum(p * x), in fp32 whatever the model's type, so
- * that the plan's seed_dtype plays no part; its gradient by p is x times the gradient of the loss, rounded to
- * the model's type.
+ * Recorded is either the local gradient itself, or x of a loss that is the sum over parameters of sum(p * x),
+ * in fp32 whatever the model's type, so that the plan's seed_dtype plays no part; its gradient by p is x
+ * times the gradient of the loss, rounded to the model's type.
  */
 static void compute_gradients(replay *r, size_t step)
 {
     const zb_plan *plan = &r->state.plan;
     const float scale = plan->loss_is_scaled ? (float)r->state.scaler.scale : 1.0f;
-    const float seed = scale / (float)plan->accumulation_steps;
+    const float seed = r->run->grads_are_local ? 1.0f : scale / (float)plan->accumulation_steps;
     for (int64_t micro = 0; micro < plan->accumulation_steps; micro++)
         for (int rank = 0; rank < plan->world_size; rank++) {
             const float *x = r->run->grads[step][micro * plan->world_size + rank];
