@@ -266,6 +266,11 @@ static zb_status read_cycle_momentum(const reading *r, const zb_json_at *params)
     ZB_TRY(read_beta(params, "cycle_min_mom", &schedule->cycle_min_mom));
     ZB_TRY(read_beta(params, "cycle_max_mom", &schedule->cycle_max_mom));
     ZB_TRY(read_number(params, "decay_mom_rate", -INFINITY, &schedule->decay_mom_rate));
+    /* beta1 runs against the rate, so that it begins high; DeepSpeed's constructor begins low, and has a
+     * beta2 of its own. */
+    const int replaced = r->config->quirks.one_cycle_replaces_betas;
+    schedule->cycle_start_mom = replaced ? schedule->cycle_min_mom : schedule->cycle_max_mom;
+    schedule->cycle_beta2 = replaced ? 0.99 : r->config->groups[r->group].optimizer.beta2;
     int has_betas = r->config->optimizer.kind == ZB_OPTIMIZER_ADAM;
     if (!schedule->cycle_momentum || !r->config->optimizer_given || has_betas) return ZB_OK;
     schedule->cycle_momentum = 0;

@@ -199,6 +199,14 @@ static const zb_quirk_description descriptions[ZB_QUIRK_COUNT] = {
         "stages 1 to 3 in fp16",
         "runtime/base_optimizer.py, runtime/fp16/loss_scaler.py",
     },
+    [ZB_QUIRK_one_cycle_replaces_betas] = {
+        "OneCycle with cycle_momentum begins with beta1 at cycle_min_mom, while the rate is at its minimum too, and replaces "
+        "beta2 by 0.99.",
+        "The first step has the momentum of the highest rate, and Adam remembers squares of gradients over about 100 steps "
+        "whatever betas says: with 0.999 it would be 1000.",
+        "OneCycle with cycle_momentum, which is the default, and an optimizer with betas",
+        "runtime/lr_schedules.py",
+    },
     [ZB_QUIRK_sampler_never_reshuffles] = {
         "The sampler is never told of a new epoch.",
         "Every epoch has the same order, and so the same batches, as the first.",
@@ -227,14 +235,24 @@ const zb_quirk_description *zb_quirk_describe(zb_quirk quirk)
     return &descriptions[quirk];
 }
 
-/* Those that change what is sent and nothing else, so that the plan does not show them. */
-static int changes_what_is_sent(zb_quirk quirk, const zb_config *config, int stage, const zb_plan *plan)
+static int cycles_betas(const zb_config *config)
 {
+    for (int g = 0; g < config->group_count; g++) {
+        const zb_schedule_config *schedule = &config->groups[g].schedule;
+        if (schedule->kind == ZB_SCHEDULE_ONE_CYCLE && schedule->cycle_momentum) return 1;
+    }
+    return 0;
+}
+
+/* Of quirks that the plan does not show: they change a schedule, or what is sent and nothing else. */
+static int acts_elsewhere(zb_quirk quirk, const zb_config *config, int stage, const zb_plan *plan)
+{
+    const int at_1_or_2 = (stage == 1 || stage == 2) && plan->overflow != ZB_OVERFLOW_STOP;
+    if (quirk == ZB_QUIRK_one_cycle_replaces_betas) return cycles_betas(config);
     if (plan->world_size == 1) return 0;
     if (quirk == ZB_QUIRK_first_iteration_recorded) return stage == 3;
     if (quirk == ZB_QUIRK_overflow_by_flag) return stage > 0 && plan->overflow == ZB_OVERFLOW_SKIP;
-    return quirk == ZB_QUIRK_all_reduce_for_reduce_scatter && (stage == 1 || stage == 2) &&
-           plan->overflow != ZB_OVERFLOW_STOP && config->zero.reduce_scatter &&
+    return quirk == ZB_QUIRK_all_reduce_for_reduce_scatter && at_1_or_2 && config->zero.reduce_scatter &&
            config->zero.contiguous_gradients;
 }
 
@@ -250,6 +268,6 @@ zb_status zb_quirk_applies(zb_quirk quirk, const zb_config *config, int stage, z
     ZB_TRY(zb_plan_derive(&deepspeed, stage, dtype, world_size, &with));
     *zb_quirk_switch(&deepspeed.quirks, quirk) = 0;
     ZB_TRY(zb_plan_derive(&deepspeed, stage, dtype, world_size, &without));
-    *applies = !zb_plan_equal(&with, &without) || changes_what_is_sent(quirk, config, stage, &with);
+    *applies = !zb_plan_equal(&with, &without) || acts_elsewhere(quirk, config, stage, &with);
     return ZB_OK;
 }

@@ -72,6 +72,7 @@ static zb_status check_one_cycle(const zb_schedule_config *config)
         NUMBER(cycle_min_lr),    NUMBER(cycle_max_lr),          NUMBER(decay_lr_rate),
         NUMBER(decay_step_size), NUMBER(cycle_first_step_size), NUMBER(cycle_second_step_size),
         NUMBER(cycle_min_mom),   NUMBER(cycle_max_mom),         NUMBER(decay_mom_rate),
+        NUMBER(cycle_start_mom), NUMBER(cycle_beta2),
     };
     ZB_TRY(check_finite(numbers, COUNT(numbers)));
     if (config->cycle_first_step_size <= 0)
@@ -203,7 +204,7 @@ static double one_cycle_rate(const zb_schedule_config *config, int64_t last)
 static double one_cycle_beta1(const zb_schedule_config *config, int64_t last)
 {
     const double low = config->cycle_min_mom, high = config->cycle_max_mom;
-    if (last < 0) return low;
+    if (last < 0) return config->cycle_start_mom;
     if ((double)last < cycle_size(config)) return high - (high - low) * cycle_height(config, last);
     if (config->decay_step_size == 0) return high;
     return high * (1 + config->decay_mom_rate * decay_interval(config, last));
@@ -237,7 +238,7 @@ static void publish(zb_schedule *schedule)
     schedule->lr = rate(schedule);
     if (!zb_schedule_has_momentum(schedule)) return;
     schedule->beta1 = one_cycle_beta1(&schedule->config, schedule->last_batch_iteration);
-    schedule->beta2 = 0.99; /* DeepSpeed's constant */
+    schedule->beta2 = schedule->config.cycle_beta2;
 }
 
 zb_status zb_schedule_init(zb_schedule *schedule, const zb_schedule_config *config)

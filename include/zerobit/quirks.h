@@ -36,6 +36,7 @@ extern "C" {
     X(stage_0_bf16_overflow_applied)     \
     X(stage_3_bf16_overflow_unseen)      \
     X(loss_seed_in_model_type)           \
+    X(one_cycle_replaces_betas)          \
     X(sampler_never_reshuffles)          \
     X(first_iteration_recorded)          \
     X(unreduced_without_contiguous_gradients)

@@ -21,7 +21,7 @@ typedef enum zb_schedule_kind {
     ZB_SCHEDULE_WARMUP_DECAY_LR,  /* up to the maximum, then straight down to the minimum          */
     ZB_SCHEDULE_WARMUP_COSINE_LR, /* up to base_lr, then down along a cosine                       */
     ZB_SCHEDULE_LR_RANGE_TEST,    /* up without end                                                */
-    ZB_SCHEDULE_ONE_CYCLE         /* up, down, then decay; beta1 the other way round, and beta2    */
+    ZB_SCHEDULE_ONE_CYCLE         /* up, down, then decay; beta1 the other way round               */
 } zb_schedule_kind;
 typedef enum zb_warmup_type { ZB_WARMUP_LOG, ZB_WARMUP_LINEAR } zb_warmup_type;
 
@@ -48,6 +48,7 @@ typedef struct zb_schedule_config {
     double decay_lr_rate, decay_step_size;                        /* either 0: no decay of the rate */
     int cycle_momentum;
     double cycle_min_mom, cycle_max_mom, decay_mom_rate; /* decay_step_size or the last 0: no decay of beta1 */
+    double cycle_start_mom, cycle_beta2;                 /* beta1 of the first optimizer step; beta2 of every one */
 } zb_schedule_config;
 
 typedef struct zb_schedule {
@@ -64,8 +65,8 @@ ZB_API void zb_schedule_step(zb_schedule *schedule);
 ZB_API double zb_schedule_lr(const zb_schedule *schedule);
 
 /**
- * True when the schedule replaces the optimizer's betas as well, from the first step on. As in DeepSpeed beta2 is then
- * 0.99 whatever the config says, and decay_mom_rate may drive beta1 beyond 1.
+ * True when the schedule replaces the optimizer's betas as well, from the first step on. As in DeepSpeed decay_mom_rate may
+ * drive beta1 beyond 1.
  */
 ZB_API int zb_schedule_has_momentum(const zb_schedule *schedule);
 ZB_API double zb_schedule_beta1(const zb_schedule *schedule);

@@ -673,7 +673,9 @@ static void schedulers_arrive(void **state)
             .cycle_second_step_size = 2000,
             .cycle_momentum = 1,
             .cycle_min_mom = 0.8,
-            .cycle_max_mom = 0.9 } },
+            .cycle_max_mom = 0.9,
+            .cycle_start_mom = 0.9,
+            .cycle_beta2 = 0.999 } },
         { AFTER_ADAM("OneCycle", CYCLE "\"cycle_first_step_size\": 7, \"cycle_second_step_size\": null, "
                                        "\"cycle_first_stair_count\": 3, \"cycle_second_stair_count\": null"),
           { .kind = ZB_SCHEDULE_ONE_CYCLE,
@@ -685,7 +687,9 @@ static void schedulers_arrive(void **state)
             .cycle_second_stair_count = 3,
             .cycle_momentum = 1,
             .cycle_min_mom = 0.8,
-            .cycle_max_mom = 0.9 } },
+            .cycle_max_mom = 0.9,
+            .cycle_start_mom = 0.9,
+            .cycle_beta2 = 0.999 } },
         { AFTER_ADAM("OneCycle",
                      CYCLE "\"cycle_first_step_size\": 7, \"cycle_second_step_size\": 2.5, "
                            "\"cycle_first_stair_count\": 3, \"cycle_second_stair_count\": 2, "
@@ -702,7 +706,9 @@ static void schedulers_arrive(void **state)
             .decay_step_size = 6,
             .cycle_min_mom = 0.25,
             .cycle_max_mom = 0.75,
-            .decay_mom_rate = -0.5 } },
+            .decay_mom_rate = -0.5,
+            .cycle_start_mom = 0.75,
+            .cycle_beta2 = 0.999 } },
     };
     for (size_t i = 0; i < COUNT(rows); i++) {
         zb_config *config = parse(rows[i].text);

@@ -49,6 +49,10 @@ static void describe(const zb_config *config, int stage, zb_dtype dtype, int wor
 #define PREDIVIDE_2   "\"gradient_predivide_factor\": 2"
 #define NO_CONTIGUOUS "\"zero_optimization\": {\"contiguous_gradients\": false}"
 
+#define ONE_CYCLE(more)                                                                                      \
+    "\"scheduler\": {\"type\": \"OneCycle\", \"params\": {\"cycle_min_lr\": 0, \"cycle_max_lr\": 1, "        \
+    "\"cycle_first_step_size\": 4" more "}}"
+
 /*
  * One quirk on a config at a stage, precision and world size: a piece of the line that is there with the
  * quirk and not without it, and one that is there without it and not with it. NULL: there is none to look
@@ -270,6 +274,19 @@ static const struct met_case {
         { ZB_QUIRK_stage_3_predivide_not_restored, "3" },
         { ZB_QUIRK_sampler_never_reshuffles, "0123" },
         { ZB_QUIRK_first_iteration_recorded, "3" } } },
+    { ONE_CYCLE(", \"cycle_momentum\": false"),
+      ZB_FP32,
+      1,
+      { { ZB_QUIRK_norm_per_stage, "0123" },
+        { ZB_QUIRK_clip_per_stage, "012" },
+        { ZB_QUIRK_sampler_never_reshuffles, "0123" } } },
+    { ONE_CYCLE(""),
+      ZB_FP32,
+      1,
+      { { ZB_QUIRK_norm_per_stage, "0123" },
+        { ZB_QUIRK_clip_per_stage, "012" },
+        { ZB_QUIRK_one_cycle_replaces_betas, "0123" },
+        { ZB_QUIRK_sampler_never_reshuffles, "0123" } } },
     { NO_CONTIGUOUS ", \"gradient_clipping\": 0",
       ZB_FP32,
       2,
@@ -312,12 +329,48 @@ static void where_each_is_met(void **state)
         }
 }
 
+/* The schedule is no part of the plan. */
+static void one_cycle_betas(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *semantics, *schedule;
+        double beta1[3], beta2;
+    } cases[] = {
+        { "standard", ONE_CYCLE(""), { 0.9, 0.875, 0.8500000000000001 }, 0.999 },
+        { "deepspeed-0.19.6", ONE_CYCLE(""), { 0.8, 0.875, 0.8500000000000001 }, 0.99 },
+        { "standard",
+          ONE_CYCLE(", \"cycle_max_mom\": 0.5, \"cycle_min_mom\": 0.25"),
+          { 0.5, 0.4375, 0.375 },
+          0.999 },
+        { "deepspeed-0.19.6",
+          ONE_CYCLE(", \"cycle_max_mom\": 0.5, \"cycle_min_mom\": 0.25"),
+          { 0.25, 0.4375, 0.375 },
+          0.99 },
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        zb_config *config = parse(cases[i].schedule, cases[i].semantics);
+        zb_schedule schedule;
+        assert_int_equal(zb_schedule_init(&schedule, &config->groups[0].schedule), ZB_OK);
+        for (size_t k = 0; k < COUNT(cases[i].beta1); k++, zb_schedule_step(&schedule)) {
+            assert_true(zb_schedule_beta1(&schedule) == cases[i].beta1[k]);
+            assert_true(zb_schedule_beta2(&schedule) == cases[i].beta2);
+        }
+        int applies = -1;
+        assert_int_equal(zb_quirk_applies(ZB_QUIRK_one_cycle_replaces_betas, config, 0, ZB_FP32, 1, &applies),
+                         ZB_OK);
+        assert_int_equal(applies, 1);
+        zb_config_destroy(config);
+    }
+}
+
 static void every_position_is_tested(void **state)
 {
     (void)state;
     for (int q = 0; q < ZB_QUIRK_COUNT; q++) {
         int sends_only = q == ZB_QUIRK_all_reduce_for_reduce_scatter || q == ZB_QUIRK_overflow_by_flag ||
                          q == ZB_QUIRK_first_iteration_recorded;
+        if (q == ZB_QUIRK_one_cycle_replaces_betas) continue; /* above */
         int rows = 0;
         for (size_t i = 0; i < COUNT(position_cases); i++) rows += position_cases[i].quirk == (zb_quirk)q;
         if (!sends_only && rows == 0) fail_msg("%s has no row", zb_quirk_name((zb_quirk)q));
@@ -376,9 +429,10 @@ static void the_two_presets(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(both_positions),           cmocka_unit_test(where_each_is_met),
-        cmocka_unit_test(every_position_is_tested), cmocka_unit_test(refused_configs),
-        cmocka_unit_test(every_one_is_described),   cmocka_unit_test(the_two_presets),
+        cmocka_unit_test(both_positions),  cmocka_unit_test(where_each_is_met),
+        cmocka_unit_test(one_cycle_betas), cmocka_unit_test(every_position_is_tested),
+        cmocka_unit_test(refused_configs), cmocka_unit_test(every_one_is_described),
+        cmocka_unit_test(the_two_presets),
     };
     return cmocka_run_group_tests_name("quirks", tests, NULL, NULL);
 }

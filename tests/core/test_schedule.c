@@ -39,7 +39,8 @@
         .cycle_first_step_size = (first), .cycle_second_step_size = (second),                                \
         .cycle_first_stair_count = (stairs1), .cycle_second_stair_count = (stairs2),                         \
         .decay_step_size = (decay_steps), .decay_lr_rate = (lr_decay), .cycle_momentum = 1,                  \
-        .cycle_min_mom = 0.8, .cycle_max_mom = 0.9, .decay_mom_rate = (mom_decay)                            \
+        .cycle_min_mom = 0.8, .cycle_max_mom = 0.9, .decay_mom_rate = (mom_decay), .cycle_start_mom = 0.8,   \
+        .cycle_beta2 = 0.99                                                                                  \
     }
 #define EACH_STEP                                                                                            \
     {                                                                                                        \
