@@ -76,6 +76,12 @@ void report_table(const verify_report *report, FILE *to)
                 report_grouped(c->values_compared, number), c->seconds);
     }
     fputc('\n', to);
+    for (int i = 0; i < report->case_count; i++) {
+        const zb_verify_case *c = &report->cases[i];
+        if (c->ended)
+            fprintf(to, "stage %d, world %d, %s: %s\n", c->stage, c->world_size, zb_dtype_name(c->dtype),
+                    c->message);
+    }
     report_unequal(report, to);
     if (unequal == 0)
         fprintf(to, "%d cases, all equal to the bit: %s values in %.2f s\n", report->case_count,
@@ -135,6 +141,7 @@ static void put_case(zb_json_writer *json, const zb_verify_case *c)
         zb_json_put_string(json, "status", zb_status_string(c->status));
         zb_json_put_string(json, "message", c->message);
     }
+    if (c->ended) zb_json_put_string(json, "ended", c->message);
     if (c->difference.found) put_difference(json, &c->difference);
     zb_json_end_object(json);
 }

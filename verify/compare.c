@@ -367,6 +367,11 @@ void zb_compare_finish(zb_compare *compare, zb_difference *difference)
         for (int rank = 0; rank < compare->reference->world_size; rank++)
             check_tally(compare, (zb_quantity)q, rank);
     }
+    zb_compare_break_off(compare, difference);
+}
+
+void zb_compare_break_off(zb_compare *compare, zb_difference *difference)
+{
     *difference = (zb_difference){ 0 };
     if (compare->found) zb_difference_describe(&compare->earliest, difference);
 }

@@ -47,6 +47,8 @@ void zb_compare_begin(zb_compare *compare);
 zb_observer zb_compare_observer(zb_compare *compare);
 /** difference->found tells. Left: the oracle, right: the engine. */
 void zb_compare_finish(zb_compare *compare, zb_difference *difference);
+/** The same for a step that training ends in: only what was shown counts. */
+void zb_compare_break_off(zb_compare *compare, zb_difference *difference);
 /** Since zb_compare_create. */
 uint64_t zb_compare_value_count(const zb_compare *compare);
 

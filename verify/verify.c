@@ -8,6 +8,7 @@
 #include "verify/compare.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <zerobit/engine.h>
@@ -33,11 +34,12 @@ typedef struct runner {
     zb_device **devices; /* [world_size], like engines */
     zb_engine **engines;
     uint64_t *owned_numel; /* [world_size] */
+    int *has_ended;        /* [world_size]: the rank's engine has ended training */
 } runner;
 
 static int is_running(const runner *r)
 {
-    return r->result->status == ZB_OK;
+    return r->result->status == ZB_OK && !r->result->ended;
 }
 
 static zb_status start_rank(void *user, zb_comm *comm)
@@ -67,6 +69,16 @@ static zb_status step_rank(void *user, zb_comm *comm)
     return zb_engine_observe(r->engines[comm->rank], &observer);
 }
 
+/* The step in which the oracle has ended training. */
+static zb_status end_rank(void *user, zb_comm *comm)
+{
+    runner *r = user;
+    zb_observer observer = zb_compare_observer(r->compare);
+    const zb_status status = zb_engine_train_step(r->engines[comm->rank], &observer);
+    r->has_ended[comm->rank] = status == ZB_LOSS_SCALE;
+    return status == ZB_LOSS_SCALE ? ZB_OK : status;
+}
+
 /* Whatever goes wrong on a case's own world is that case's result, not the end of the others. */
 static void fail_case(zb_verify_case *result, zb_status status)
 {
@@ -75,25 +87,54 @@ static void fail_case(zb_verify_case *result, zb_status status)
     result->message[sizeof result->message - 1] = '\0';
 }
 
+static void judge(zb_verify_case *result, zb_status status, const zb_difference *difference)
+{
+    /* A difference found before a rank failed is the cause to name: it is the earlier event. */
+    const int is_value = difference->found && difference->missing == ZB_MISSING_NONE;
+    if (status != ZB_OK && !is_value) {
+        fail_case(result, status);
+    } else if (difference->found) {
+        result->status = ZB_DIFFERENT;
+        result->difference = *difference;
+        memcpy(result->message, difference->text, sizeof difference->text);
+    }
+}
+
 /* Run `main` on all ranks while the reference holds the matching step; then judge. */
 static void runner_advance(runner *r, zb_rank_main *main)
 {
     double begin = seconds_now();
+    zb_difference difference;
     zb_compare_begin(r->compare);
     zb_status status = zb_sim_run(r->sim, main, r);
-    /* A difference found before a rank failed is the cause to name: it is the earlier event. */
-    zb_difference difference;
     zb_compare_finish(r->compare, &difference);
-    int is_value = difference.found && difference.missing == ZB_MISSING_NONE;
-    if (status != ZB_OK && !is_value) {
-        fail_case(r->result, status);
-    } else if (difference.found) {
-        r->result->status = ZB_DIFFERENT;
-        r->result->difference = difference;
-        memcpy(r->result->message, difference.text, sizeof difference.text);
-    }
+    judge(r->result, status, &difference);
     r->result->values_compared = zb_compare_value_count(r->compare);
     r->result->seconds += seconds_now() - begin;
+}
+
+/* The oracle has ended training in this step; so must every rank, after the same samples and losses. */
+static void runner_end(runner *r, const char *reason)
+{
+    double begin = seconds_now();
+    zb_verify_case *result = r->result;
+    zb_difference difference;
+    zb_compare_begin(r->compare);
+    zb_status status = zb_sim_run(r->sim, end_rank, r);
+    zb_compare_break_off(r->compare, &difference);
+    judge(result, status, &difference);
+    int ended = 0;
+    for (int rank = 0; rank < result->world_size; rank++) ended += r->has_ended[rank];
+    result->ended = result->status == ZB_OK && ended == result->world_size;
+    if (result->ended)
+        snprintf(result->message, sizeof result->message, "training ends in step %" PRId64 ": %s",
+                 result->steps_done, reason);
+    else if (result->status == ZB_OK)
+        fail_case(result, zb_fail(ZB_DIFFERENT,
+                                  "step %" PRId64 ": %d of %d ranks end training, where the oracle does: %s",
+                                  result->steps_done, ended, result->world_size, reason));
+    result->values_compared = zb_compare_value_count(r->compare);
+    result->seconds += seconds_now() - begin;
 }
 
 /* What each rank owns of the trainable elements, from the public partition: not from what an engine shows. */
@@ -120,6 +161,8 @@ static zb_status runner_create(runner *r, const zb_reference *reference)
     if (r->devices == NULL) return ZB_NO_MEMORY;
     r->engines = zb_alloc_array(world_size, sizeof *r->engines);
     if (r->engines == NULL) return ZB_NO_MEMORY;
+    r->has_ended = zb_alloc_array(world_size, sizeof *r->has_ended);
+    if (r->has_ended == NULL) return ZB_NO_MEMORY;
 
     ZB_TRY(runner_note_owners(r));
     zb_compare_options compare_options = { .reference = reference,
@@ -148,6 +191,7 @@ static void runner_destroy(runner *r)
     zb_free(r->engines);
     zb_free(r->devices);
     zb_free(r->owned_numel);
+    zb_free(r->has_ended);
 }
 
 /* --- stages of one plan beside one oracle --- */
@@ -221,10 +265,17 @@ static zb_status group_step(group *g, int64_t step)
 {
     zb_observer observer = zb_reference_observer(g->reference);
     zb_reference_begin(g->reference, step);
-    ZB_TRY(zb_ref_step(g->ref, &observer));
+    char end_reason[ZB_ERROR_MESSAGE_BYTES / 2]; /* with room for what is said around it */
+    const zb_status status = zb_ref_step(g->ref, &observer);
+    if (status == ZB_LOSS_SCALE)
+        snprintf(end_reason, sizeof end_reason, "%s", zb_error_message());
+    else if (status != ZB_OK)
+        return status;
     for (int i = 0; i < g->runner_count; i++) {
         runner *r = &g->runners[i];
-        if (is_running(r)) {
+        if (is_running(r) && status == ZB_LOSS_SCALE) {
+            runner_end(r, end_reason);
+        } else if (is_running(r)) {
             runner_advance(r, step_rank);
             if (is_running(r)) r->result->steps_done++;
         }
@@ -367,7 +418,7 @@ zb_status zb_verify(const zb_verify_options *options, zb_verify_case *cases)
         zb_status status = run_world(options, cases + first, &done, total);
         if (status == ZB_OK) continue;
         for (int i = 0; i < case_count; i++)
-            if (cases[i].status == ZB_OK && cases[i].steps_done < options->steps)
+            if (cases[i].status == ZB_OK && !cases[i].ended && cases[i].steps_done < options->steps)
                 fail_case(&cases[i], status);
         return status;
     }

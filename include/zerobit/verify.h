@@ -24,8 +24,9 @@ typedef struct zb_verify_case {
     int64_t steps_done;     /* optimizer steps that were equal */
     uint64_t values_compared;
     zb_status status;       /* OK; DIFFERENT; else why it could not run */
+    int ended;              /* training ended by itself after steps_done steps (ZB_LOSS_SCALE), as the oracle's did; status is OK */
     zb_difference difference; /* left: oracle, right: engine */
-    char message[ZB_ERROR_MESSAGE_BYTES];
+    char message[ZB_ERROR_MESSAGE_BYTES]; /* when status is not OK, or ended is set */
     double seconds;
 } zb_verify_case;
 

@@ -157,6 +157,32 @@ static void table_names_the_difference(void **state)
         if (strstr(text, parts[i]) == NULL) fail_msg("no %s in:\n%s", parts[i], text);
 }
 
+static void training_that_ends_is_said(void **state)
+{
+    (void)state;
+    zb_verify_case ended = {
+        .stage = 1, .world_size = 2, .ended = 1, .message = "training ends in step 0: why"
+    };
+    verify_report report = report_of(1);
+    report.cases = &ended;
+    char table[4096] = "";
+    FILE *to = fmemopen(table, sizeof table, "w");
+    report_table(&report, to);
+    fclose(to);
+    assert_non_null(
+        strstr(table, "\nstage 1, world 2, fp32: training ends in step 0: why\n1 cases, all equal"));
+
+    assert_int_equal(report_json(&report, in_folder("report.json")), ZB_OK);
+    size_t bytes;
+    char *text = (char *)read_whole(in_folder("report.json"), &bytes);
+    cJSON *json = cJSON_ParseWithLength(text, bytes);
+    const cJSON *c = cJSON_GetArrayItem(member(json, "cases"), 0);
+    assert_string_equal(member(c, "result")->valuestring, "equal");
+    assert_string_equal(member(c, "ended")->valuestring, "training ends in step 0: why");
+    cJSON_Delete(json);
+    free(text);
+}
+
 static void failures_leave_no_file(void **state)
 {
     (void)state;
@@ -243,6 +269,7 @@ int main(void)
         IN_FOLDER(junit_says_what_failed),
         cmocka_unit_test(the_quiet_form_names_what_is_not_equal),
         cmocka_unit_test(table_names_the_difference),
+        IN_FOLDER(training_that_ends_is_said),
         IN_FOLDER(failures_leave_no_file),
         cmocka_unit_test(json_reads_back),
         cmocka_unit_test(odd_bytes_leave_valid_utf8),

@@ -104,6 +104,34 @@ static zb_verify_options options_for(const int *worlds, int world_count, int64_t
 
 /* --- tests --- */
 
+/* The scale is at its minimum, and the first gradients overflow: the first step ends training, on every rank.
+ */
+static void all_end(void **state)
+{
+    (void)state;
+    static const char text[] =
+        "{\"train_micro_batch_size_per_gpu\": 2, \"fp16\": {\"enabled\": true, \"initial_scale_power\": 30,"
+        " \"min_loss_scale\": 1073741824, \"hysteresis\": 1},"
+        " \"optimizer\": {\"type\": \"Adam\", \"params\": {\"lr\": 0.01}}}";
+    static const zb_dtype fp16[] = { ZB_FP16 };
+    static const int worlds[] = { 1, 3 };
+    zb_config *config;
+    zb_verify_case cases[8];
+    assert_int_equal(zb_config_parse(text, strlen(text), NULL, &config), ZB_OK);
+    zb_verify_options options = options_for(worlds, 2, 4);
+    options.config = config;
+    options.dtypes = fp16;
+    assert_int_equal(zb_verify(&options, cases), ZB_OK);
+    for (int i = 0; i < 8; i++) {
+        assert_int_equal(cases[i].status, ZB_OK);
+        assert_int_equal(cases[i].ended, 1);
+        assert_int_equal(cases[i].steps_done, 0);
+        assert_non_null(strstr(cases[i].message, "training ends in step 0: "));
+        assert_true(cases[i].values_compared > 0);
+    }
+    zb_config_destroy(config);
+}
+
 static void all_equal(void **state)
 {
     (void)state;
@@ -302,6 +330,7 @@ int main(void)
 #define FRESH(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
     const struct CMUnitTest tests[] = {
         FRESH(all_equal),
+        FRESH(all_end),
         FRESH(one_stage_goes_wrong),
         FRESH(refused_before_any_work),
         FRESH(batch_of_the_last_world_is_checked_first),
