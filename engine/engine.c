@@ -7,11 +7,11 @@
  */
 #include <zerobit/engine.h>
 
-#include <math.h>
 #include <string.h>
 #include <zerobit/memory.h>
 
 #include "core/model_parts.h"
+#include "engine/boundary.h"
 #include "engine/external.h"
 #include "engine/state.h"
 #include "kernels/kernels.h"
@@ -72,10 +72,11 @@ zb_status zb_engine_save_widened(zb_engine *e, float *to, const void *from, size
     return ZB_OK;
 }
 
-zb_status zb_engine_take_gradient(zb_engine *e, void *to, const void *from, zb_dtype from_dtype, size_t numel)
+zb_status zb_engine_take_gradient(zb_engine *e, void *to, zb_dtype to_dtype, const void *from,
+                                  zb_dtype from_dtype, size_t numel)
 {
-    if (e->micro_index == 0) return zb_store(e->compute, to, e->plan.grad_dtype, from, from_dtype, numel);
-    return zb_accumulate(e->compute, to, e->plan.grad_dtype, from, from_dtype, numel);
+    if (e->micro_index == 0) return zb_store(e->compute, to, to_dtype, from, from_dtype, numel);
+    return zb_accumulate(e->compute, to, to_dtype, from, from_dtype, numel);
 }
 
 static zb_status order_after(zb_engine *e, zb_event *event, zb_stream *earlier, zb_stream *later)
@@ -109,6 +110,12 @@ void zb_engine_collective_abandon(zb_engine *e, zb_work *work)
     (void)zb_comm_wait(e->comm, work);
     if (bound != NULL) *bound = kept;
     zb_error_bind(bound);
+}
+
+zb_stage_facts zb_engine_facts(const zb_engine *e)
+{
+    return (
+        zb_stage_facts){ .config = e->config, .plan = &e->plan, .graph = &e->graph, .layout = &e->layout };
 }
 
 zb_redop zb_engine_grad_op(const zb_engine *e)
@@ -192,7 +199,8 @@ static zb_status set_up(zb_engine *e, const zb_engine_options *options, int stag
     if (zb_model_output_module(e->model) == ZB_MODEL_INPUT && e->model->loss != ZB_LOSS_ELSEWHERE)
         return zb_fail(ZB_INVALID_ARGUMENT, "model %s has no module with an output", e->model->name);
     ZB_TRY(zb_graph_create(e->model, &e->graph));
-    ZB_TRY(zb_layout_create(e->model, stage, e->comm->world_size, &e->layout));
+    const zb_layout_options layout = zb_layout_options_of(&e->plan, e->model, stage);
+    ZB_TRY(zb_layout_create(&layout, &e->layout));
     if (e->layout.numel == 0)
         return zb_fail(ZB_INVALID_ARGUMENT, "model %s has no trainable element: nothing to optimize",
                        e->model->name);
@@ -202,44 +210,13 @@ static zb_status set_up(zb_engine *e, const zb_engine_options *options, int stag
     ZB_TRY(zb_executor_create(&e->graph, e->device, e->compute, e->plan.param_dtype,
                               (size_t)e->plan.micro_batch_size, &e->executor));
     ZB_TRY(zb_stage_find(stage)->create(e, &e->stage));
-    zb_shard shard = e->stage->ops->shard(e->stage);
-    ZB_TRY(zb_optimizer_create(&e->plan, e->compute, &shard, &e->optimizer));
+    ZB_TRY(zb_engine_create_shard(e));
+    ZB_TRY(zb_optimizer_create(&e->plan, e->compute, &e->shard, &e->optimizer));
+    if (e->plan.hidden_first_step) ZB_TRY(zb_boundary_hidden_step(e));
+    ZB_TRY(zb_norm_create(e, &e->norm));
     ZB_TRY(zb_loss_scaler_init(&e->scaler, &e->plan.scaler));
-    void *accumulator;
-    ZB_TRY(
-        zb_device_alloc(e->device, ZB_MEM_WORKSPACE, ZB_SUM_SQUARES_WORDS * sizeof(int64_t), &accumulator));
-    e->norm_accumulator = accumulator;
     ZB_TRY(zb_schedule_init(&e->schedule, &e->config->groups[0].schedule));
     note_traffic(e);
-    return ZB_OK;
-}
-
-static zb_status check_offered(const zb_config *config, const zb_plan *plan)
-{
-    if (plan->semantics != ZB_SEMANTICS_STANDARD)
-        return zb_fail(ZB_UNSUPPORTED,
-                       "%s: zerobit.semantics: is \"%s\", want \"standard\": not supported yet", config->path,
-                       zb_semantics_name(plan->semantics));
-    if (plan->comm_dtype != plan->grad_dtype)
-        return zb_fail(ZB_UNSUPPORTED,
-                       "%s: communication_data_type: is %s, want %s, in which gradients are accumulated "
-                       "(data_types.grad_accum_dtype): sending them in another type is not supported yet",
-                       config->path, zb_dtype_name(plan->comm_dtype), zb_dtype_name(plan->grad_dtype));
-    if (plan->averaging.absent)
-        return zb_fail(ZB_UNSUPPORTED,
-                       "%s: zerobit.quirks.unreduced_without_contiguous_gradients: is true, want false: not "
-                       "supported yet",
-                       config->path);
-    if (plan->averaging.before[0].kind != ZB_FACTOR_NONE)
-        return zb_fail(ZB_UNSUPPORTED,
-                       "%s: prescale_gradients, gradient_predivide_factor: dividing before the sum is not "
-                       "supported yet",
-                       config->path);
-    if (!config->zero.reduce_scatter || config->zero.round_robin_gradients)
-        return zb_fail(ZB_UNSUPPORTED,
-                       "%s: zero_optimization: reduce_scatter false and round_robin_gradients true are not "
-                       "supported yet",
-                       config->path);
     return ZB_OK;
 }
 
@@ -254,7 +231,6 @@ zb_status zb_initialize(const zb_engine_options *options, zb_engine **engine_p)
     zb_dtype dtype = options->dtype >= 0 ? (zb_dtype)options->dtype : options->config->dtype;
     zb_plan plan;
     ZB_TRY(zb_plan_derive(options->config, stage, dtype, options->comm->world_size, &plan));
-    ZB_TRY(check_offered(options->config, &plan));
 
     zb_engine *e = zb_alloc(sizeof *e);
     if (e == NULL) return ZB_NO_MEMORY;
@@ -279,8 +255,9 @@ void zb_engine_destroy(zb_engine *e)
 {
     if (e == NULL) return;
     if (e->stage != NULL) e->stage->ops->destroy(e->stage); /* first: waits for what is under way */
-    zb_device_free(e->device, ZB_MEM_WORKSPACE, ZB_SUM_SQUARES_WORDS * sizeof(int64_t), e->norm_accumulator);
+    zb_norm_destroy(e, &e->norm);
     zb_optimizer_destroy(&e->optimizer, e->device);
+    zb_shard_destroy(&e->shard);
     zb_executor_destroy(&e->executor);
     zb_loader_destroy(e->loader);
     zb_event_destroy(e->compute_reached);
@@ -370,10 +347,28 @@ zb_status zb_engine_forward(zb_engine *e, const zb_batch *batch, float *loss)
     return enter_phase(e, ZB_WANTS_BACKWARD, zb_executor_forward(&e->executor, e->stage, batch, loss));
 }
 
+/* What the loss's own gradient begins as. */
+static float loss_scale(const zb_engine *e)
+{
+    return e->plan.loss_is_scaled ? (float)e->scaler.scale : 1.0f;
+}
+
+/* In DeepSpeed a 16-bit loss is multiplied by the scale in its own type, in which the scale may be infinite.
+ */
+static zb_status round_seed(const zb_engine *e, float *seed)
+{
+    float rounded;
+    ZB_TRY(zb_cpu_cast(&(zb_cast_args){
+        .to = &rounded, .to_dtype = e->plan.seed_dtype, .from = seed, .from_dtype = ZB_FP32, .numel = 1 }));
+    return zb_cpu_cast(&(zb_cast_args){
+        .to = seed, .to_dtype = ZB_FP32, .from = &rounded, .from_dtype = e->plan.seed_dtype, .numel = 1 });
+}
+
 zb_status zb_engine_backward(zb_engine *e)
 {
     ZB_TRY(expect_phase(e, ZB_WANTS_BACKWARD));
-    float seed = (float)e->scaler.scale, divisor = (float)e->plan.accumulation_steps;
+    float seed = loss_scale(e), divisor = (float)e->plan.accumulation_steps;
+    ZB_TRY(round_seed(e, &seed));
     return enter_phase(e, ZB_WANTS_STEP, zb_executor_backward(&e->executor, e->stage, seed, divisor));
 }
 
@@ -381,79 +376,16 @@ zb_status zb_engine_external_micro_batch(zb_engine *e, zb_external_kind kind, co
 {
     ZB_TRY(expect_call(e, ZB_WANTS_FORWARD, "external_micro_batch"));
     ZB_TRY(zb_external_check(e, values));
-    float seed = (float)e->scaler.scale, divisor = (float)e->plan.accumulation_steps;
-    return enter_phase(e, ZB_WANTS_STEP, zb_external_run(e, kind, values, seed, divisor));
+    float divisor = (float)
+                        e->plan.accumulation_steps; /* this loss is in fp32 whatever the model computes in */
+    return enter_phase(e, ZB_WANTS_STEP, zb_external_run(e, kind, values, loss_scale(e), divisor));
 }
 
 /* --- the boundary step --- */
 
-/* Exact over all ranks' shards: fixed-point digits add without rounding, whoever owns what. An infinity or a
- * NaN anywhere shows in it on every rank, so that all agree on an overflow without a further collective. */
-static zb_status measure_norm(zb_engine *e, const zb_shard *shard, double *norm)
-{
-    int64_t words[ZB_SUM_SQUARES_WORDS];
-    ZB_TRY(zb_launch_fill_bytes(e->compute,
-                                &(zb_fill_bytes_args){ .data = e->norm_accumulator, .bytes = sizeof words }));
-    ZB_TRY(zb_launch_sum_squares(e->compute, &(zb_sum_squares_args){ .dtype = e->plan.grad_dtype,
-                                                                     .x = shard->grad,
-                                                                     .numel = shard->numel,
-                                                                     .accumulator = e->norm_accumulator }));
-    if (e->stage->ops->norm_is_partial)
-        ZB_TRY(zb_engine_collective_run(e, NULL, .kind = ZB_COLLECTIVE_ALL_REDUCE,
-                                        .send = e->norm_accumulator, .recv = e->norm_accumulator,
-                                        .numel = ZB_SUM_SQUARES_WORDS, .dtype = ZB_INT64, .op = ZB_SUM,
-                                        .what = "gradient norm"));
-    ZB_TRY(zb_copy_out(e->compute, words, e->norm_accumulator, sizeof words));
-    ZB_TRY(zb_stream_wait_idle(e->compute));
-    *norm = zb_sum_squares_norm(words);
-    return ZB_OK;
-}
-
-/* One factor for unscaling and clipping, as the ZeRO optimizers form it (stage3.py, unscale_and_clip_grads),
- * in double. A norm that is no number clips nothing: the values show themselves in the weights. */
-static float grad_scale(const zb_plan *plan, double norm, double loss_scale)
-{
-    double combined = loss_scale;
-    if (plan->clip_norm > 0.0 && isfinite(norm)) {
-        double excess = (norm + 1e-6) / plan->clip_norm;
-        if (excess > 1.0) combined = excess * loss_scale;
-    }
-    return (float)(1.0 / combined);
-}
-
-static zb_status apply_step(zb_engine *e, const zb_shard *shard)
-{
-    float scale = grad_scale(&e->plan, e->grad_norm, e->scale_used);
-    if (zb_schedule_has_momentum(&e->schedule)) {
-        e->optimizer.config.beta1 = zb_schedule_beta1(&e->schedule);
-        e->optimizer.config.beta2 = zb_schedule_beta2(&e->schedule);
-    }
-    ZB_TRY(zb_optimizer_step(&e->optimizer, e->compute, shard, scale, e->lr_used));
-    ZB_TRY(e->stage->ops->publish(e->stage));
-    zb_schedule_step(&e->schedule);
-    return ZB_OK;
-}
-
 static zb_status boundary_step(zb_engine *e)
 {
-    double scaled_norm;
-    ZB_TRY(e->stage->ops->reduce(e->stage));
-    zb_shard shard = e->stage->ops->shard(e->stage);
-    ZB_TRY(measure_norm(e, &shard, &scaled_norm));
-    e->scale_used = e->scaler.scale;
-    e->grad_norm = scaled_norm / e->scale_used;
-    e->lr_used = zb_schedule_lr(&e->schedule);
-    e->overflow = e->plan.overflow == ZB_OVERFLOW_SKIP && !isfinite(scaled_norm);
-    /* Skipped on every rank: weights, moments and schedule stay as they are. */
-    if (e->overflow)
-        e->counters.skipped_steps++;
-    else
-        ZB_TRY(apply_step(e, &shard));
-    /* After unscaling: the gradients were made with the scale that they are divided by. */
-    ZB_TRY(zb_loss_scaler_update(&e->scaler, e->overflow));
-
-    e->counters.global_steps++;
-    e->counters.global_samples += e->plan.micro_batch_size * e->plan.accumulation_steps * e->plan.world_size;
+    ZB_TRY(zb_boundary_step(e));
     note_traffic(e);
     return ZB_OK;
 }

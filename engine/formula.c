@@ -4,6 +4,7 @@
 
 #include "engine/executor.h"
 #include "engine/graph.h"
+#include "engine/norm.h"
 #include "engine/optimizer.h"
 #include "engine/stage.h"
 
@@ -18,7 +19,8 @@ static zb_status formula_open(const zb_config *config, const zb_model *model, co
 {
     *f = (formula){ .facts = { .config = config, .plan = plan, .graph = &f->graph, .layout = &f->layout } };
     ZB_TRY(zb_graph_create(model, &f->graph));
-    zb_status status = zb_layout_create(model, stage, plan->world_size, &f->layout);
+    const zb_layout_options options = zb_layout_options_of(plan, model, stage);
+    zb_status status = zb_layout_create(&options, &f->layout);
     if (status != ZB_OK) zb_graph_destroy(&f->graph);
     return status;
 }
@@ -38,7 +40,7 @@ zb_status zb_memory_formula(const zb_config *config, const zb_model *model, cons
     zb_stage_find(stage)->memory(&f.facts, bytes);
     bytes[ZB_MEM_OPTIMIZER] = zb_optimizer_bytes(plan, f.layout.rank_numel);
     zb_executor_memory(&f.graph, plan->param_dtype, (size_t)plan->micro_batch_size, bytes);
-    bytes[ZB_MEM_WORKSPACE] += ZB_SUM_SQUARES_WORDS * sizeof(int64_t);
+    bytes[ZB_MEM_WORKSPACE] += zb_norm_bytes(&f.facts);
     formula_close(&f);
     return ZB_OK;
 }
@@ -52,7 +54,10 @@ void zb_memory_formula_numel(uint64_t numel, const zb_plan *plan, int stage, uin
     bytes[ZB_MEM_PARAM] = zb_dtype_bytes(plan->param_dtype) * (stage == 0   ? numel
                                                                : stage == 3 ? part
                                                                             : padded);
-    bytes[ZB_MEM_GRAD] = zb_dtype_bytes(plan->grad_dtype) * (stage == 0 ? numel : stage == 1 ? padded : part);
+    const uint64_t local = stage == 0 ? numel : padded;
+    const int is_apart = stage > 1 || plan->local_dtype != plan->grad_dtype;
+    if (stage < 2) bytes[ZB_MEM_GRAD] = zb_dtype_bytes(plan->local_dtype) * local;
+    if (is_apart) bytes[ZB_MEM_GRAD] += zb_dtype_bytes(plan->grad_dtype) * part;
     bytes[ZB_MEM_OPTIMIZER] = zb_optimizer_bytes(plan, stage == 0 ? numel : part);
 }
 
@@ -62,13 +67,9 @@ zb_status zb_traffic_formula(const zb_config *config, const zb_model *model, con
     formula f;
     ZB_TRY(formula_open(config, model, plan, stage, &f));
     memset(traffic, 0, ZB_COLLECTIVE_COUNT * sizeof *traffic);
-    const zb_stage_ops *ops = zb_stage_find(stage);
     f.facts.skipped = skipped;
-    ops->traffic(&f.facts, traffic);
-    if (ops->norm_is_partial) {
-        traffic[ZB_COLLECTIVE_ALL_REDUCE].calls++;
-        traffic[ZB_COLLECTIVE_ALL_REDUCE].bytes += ZB_SUM_SQUARES_WORDS * sizeof(int64_t);
-    }
+    zb_stage_find(stage)->traffic(&f.facts, traffic);
+    zb_norm_traffic(&f.facts, &traffic[ZB_COLLECTIVE_ALL_REDUCE]);
     formula_close(&f);
     return ZB_OK;
 }

@@ -14,54 +14,201 @@ static size_t min_size(size_t a, size_t b)
     return a < b ? a : b;
 }
 
-static void place_params(zb_layout *l)
+zb_layout_options zb_layout_options_of(const zb_plan *plan, const zb_model *model, int stage)
 {
-    size_t trainable = 0, frozen = 0;
+    return (zb_layout_options){ .model = model,
+                                .stage = stage,
+                                .world_size = plan->world_size,
+                                .round_robin = plan->round_robin,
+                                .tensors = plan->tensors,
+                                .sub_group_numel = plan->sub_group_numel };
+}
+
+static int count_groups(const zb_layout_options *o)
+{
+    int count = 1;
+    for (int p = 0; o->group_of != NULL && p < o->model->param_count; p++)
+        if (o->group_of[p] >= count) count = o->group_of[p] + 1;
+    return count;
+}
+
+static zb_status allocate(const zb_layout_options *o, zb_layout *l)
+{
+    const size_t params = (size_t)o->model->param_count;
+    l->groups = zb_alloc_array((size_t)l->group_count, sizeof *l->groups);
+    l->group_of = zb_alloc_array(params, sizeof *l->group_of);
+    l->offset = zb_alloc_array(params, sizeof *l->offset);
+    l->part_numel = zb_alloc_array(params, sizeof *l->part_numel);
+    l->by_offset = zb_alloc_array(params, sizeof *l->by_offset);
+    l->by_group = zb_alloc_array(params, sizeof *l->by_group);
+    l->tensor_of = zb_alloc_array(params, sizeof *l->tensor_of);
+    l->tensor_end = zb_alloc_array(params, sizeof *l->tensor_end);
+    const int complete = l->groups != NULL && l->group_of != NULL && l->offset != NULL &&
+                         l->part_numel != NULL && l->by_offset != NULL && l->by_group != NULL &&
+                         l->tensor_of != NULL && l->tensor_end != NULL;
+    return complete ? ZB_OK : ZB_NO_MEMORY;
+}
+
+static size_t part_of(const zb_layout *l, int param)
+{
+    const size_t numel = l->model->params[param].numel, world = (size_t)l->world_size;
+    return l->stage == 3 ? (numel + world - 1) / world : numel;
+}
+
+static void place_frozen(zb_layout *l)
+{
     for (int p = 0; p < l->model->param_count; p++) {
-        const zb_param *param = &l->model->params[p];
-        size_t world = (size_t)l->world_size;
-        l->part_numel[p] = l->stage == 3 ? (param->numel + world - 1) / world : param->numel;
-        size_t *cursor = param->requires_grad ? &trainable : &frozen;
-        l->offset[p] = *cursor;
-        *cursor += l->part_numel[p];
-        if (param->requires_grad) l->numel += param->numel;
-    }
-    l->frozen_rank_numel = frozen;
-    if (l->stage == 0) {
-        l->rank_numel = l->padded_numel = l->numel;
-    } else if (l->stage == 3) {
-        l->rank_numel = trainable;
-        l->padded_numel = trainable * (size_t)l->world_size;
-    } else {
-        /* 2 W elements whatever the type, so that every rank's share starts on 4 bytes even in 16 bit. */
-        l->padded_numel = round_up(l->numel, 2 * (size_t)l->world_size);
-        l->rank_numel = l->padded_numel / (size_t)l->world_size;
+        if (l->model->params[p].requires_grad) continue;
+        l->offset[p] = l->frozen_rank_numel;
+        l->frozen_rank_numel += l->part_numel[p];
     }
 }
 
-zb_status zb_layout_create(const zb_model *model, int stage, int world_size, zb_layout *layout)
+/* The next trainable parameter of a group; `from` when there is none. */
+static int next_in_group(const zb_layout *l, int group, int from)
 {
-    if (stage < 0 || stage >= ZB_STAGE_COUNT)
-        return zb_fail(ZB_INVALID_ARGUMENT, "stage is %d, want 0 to %d", stage, ZB_STAGE_COUNT - 1);
-    if (world_size < 1) return zb_fail(ZB_INVALID_ARGUMENT, "world size is %d, want at least 1", world_size);
+    while (from < l->model->param_count &&
+           (!l->model->params[from].requires_grad || l->group_of[from] != group))
+        from++;
+    return from;
+}
 
-    zb_layout l = { .model = model, .stage = stage, .world_size = world_size };
-    l.offset = zb_alloc_array((size_t)model->param_count, sizeof *l.offset);
-    l.part_numel = zb_alloc_array((size_t)model->param_count, sizeof *l.part_numel);
-    if (l.offset == NULL || l.part_numel == NULL) {
-        zb_layout_destroy(&l);
-        return ZB_NO_MEMORY;
+static int count_in_group(const zb_layout *l, int group)
+{
+    int count = 0;
+    for (int p = next_in_group(l, group, 0); p < l->model->param_count; p = next_in_group(l, group, p + 1))
+        count++;
+    return count;
+}
+
+static void place_param(zb_layout *l, zb_layout_group *g, int param, size_t *cursor)
+{
+    l->offset[param] = *cursor;
+    *cursor += l->part_numel[param];
+    g->numel += l->model->params[param].numel;
+    if (l->model->params[param].numel > 0) l->by_offset[l->order_count++] = param;
+}
+
+/* Every stride-th parameter, from each of the first `stride` in turn. */
+static void place_group(zb_layout *l, int group, int stride, size_t *cursor)
+{
+    for (int start = 0; start < stride; start++) {
+        int index = 0;
+        for (int p = next_in_group(l, group, 0); p < l->model->param_count;
+             p = next_in_group(l, group, p + 1), index++)
+            if (index % stride == start) place_param(l, &l->groups[group], p, cursor);
     }
-    place_params(&l);
+}
+
+static void measure_group(const zb_layout *l, zb_layout_group *g, size_t placed)
+{
+    const size_t world = (size_t)l->world_size;
+    if (l->stage == 0) {
+        g->rank_numel = g->padded_numel = g->numel;
+    } else if (l->stage == 3) {
+        g->rank_numel = placed;
+        g->padded_numel = placed * world;
+    } else {
+        /* 2 W elements whatever the type, so that every rank's share starts on 4 bytes even in 16 bit. */
+        g->padded_numel = round_up(g->numel, 2 * world);
+        g->rank_numel = g->padded_numel / world;
+    }
+}
+
+static void place_trainable(zb_layout *l, int round_robin)
+{
+    const int goes_round = round_robin && (l->stage == 1 || l->stage == 2);
+    for (int group = 0; group < l->group_count; group++) {
+        zb_layout_group *g = &l->groups[group];
+        const int size = count_in_group(l, group);
+        size_t cursor = l->stage == 3 ? l->rank_numel : l->padded_numel;
+        g->flat_begin = cursor;
+        g->shard_begin = l->rank_numel;
+        place_group(l, group, !goes_round ? 1 : size < l->world_size ? size : l->world_size, &cursor);
+        measure_group(l, g, cursor - g->flat_begin);
+        l->numel += g->numel;
+        l->padded_numel += g->padded_numel;
+        l->rank_numel += g->rank_numel;
+    }
+}
+
+static void order_by_group(zb_layout *l)
+{
+    int count = 0;
+    for (int group = 0; group < l->group_count; group++)
+        for (int p = next_in_group(l, group, 0); p < l->model->param_count;
+             p = next_in_group(l, group, p + 1))
+            if (l->model->params[p].numel > 0) l->by_group[count++] = p;
+    ZB_ASSERT(count == l->order_count);
+}
+
+/* Source of the rule: stage3.py, _create_fp16_sub_groups. */
+static void close_sub_groups(zb_layout *l, uint64_t limit)
+{
+    for (int i = 0; i < l->order_count; i++) {
+        const int param = l->by_offset[i], last = l->tensor_count - 1;
+        const size_t begin = last > 0 ? l->tensor_end[last - 1] : 0;
+        const int same_group = i > 0 && l->group_of[l->by_offset[i - 1]] == l->group_of[param];
+        if (!same_group || l->tensor_end[last] - begin >= limit) l->tensor_count++;
+        l->tensor_of[param] = l->tensor_count - 1;
+        l->tensor_end[l->tensor_count - 1] = l->offset[param] + l->part_numel[param];
+    }
+}
+
+static void name_tensors(zb_layout *l, uint64_t sub_group_numel)
+{
+    for (int p = 0; p < l->model->param_count; p++) l->tensor_of[p] = -1;
+    if (l->tensors == ZB_TENSORS_SUB_GROUPS) {
+        close_sub_groups(l, sub_group_numel);
+        return;
+    }
+    const int by_param = l->tensors == ZB_TENSORS_PARAMETERS;
+    for (int i = 0; i < l->order_count; i++)
+        l->tensor_of[l->by_offset[i]] = by_param ? i : l->group_of[l->by_offset[i]];
+    l->tensor_count = by_param ? l->order_count : l->group_count;
+}
+
+zb_status zb_layout_create(const zb_layout_options *o, zb_layout *layout)
+{
+    if (o->stage < 0 || o->stage >= ZB_STAGE_COUNT)
+        return zb_fail(ZB_INVALID_ARGUMENT, "stage is %d, want 0 to %d", o->stage, ZB_STAGE_COUNT - 1);
+    if (o->world_size < 1)
+        return zb_fail(ZB_INVALID_ARGUMENT, "world size is %d, want at least 1", o->world_size);
+    ZB_ASSERT(o->stage == 3 || o->tensors != ZB_TENSORS_SUB_GROUPS);
+
+    zb_layout l = { .model = o->model,
+                    .stage = o->stage,
+                    .world_size = o->world_size,
+                    .tensors = o->tensors,
+                    .group_count = count_groups(o) };
+    zb_status status = allocate(o, &l);
+    if (status != ZB_OK) {
+        zb_layout_destroy(&l);
+        return status;
+    }
+    for (int p = 0; p < o->model->param_count; p++) {
+        l.group_of[p] = o->group_of != NULL ? o->group_of[p] : 0;
+        l.part_numel[p] = part_of(&l, p);
+    }
+    place_frozen(&l);
+    place_trainable(&l, o->round_robin);
+    order_by_group(&l);
+    name_tensors(&l, o->sub_group_numel);
     *layout = l;
     return ZB_OK;
 }
 
-void zb_layout_destroy(zb_layout *layout)
+void zb_layout_destroy(zb_layout *l)
 {
-    zb_free(layout->offset);
-    zb_free(layout->part_numel);
-    memset(layout, 0, sizeof *layout);
+    zb_free(l->groups);
+    zb_free(l->group_of);
+    zb_free(l->offset);
+    zb_free(l->part_numel);
+    zb_free(l->by_offset);
+    zb_free(l->by_group);
+    zb_free(l->tensor_of);
+    zb_free(l->tensor_end);
+    memset(l, 0, sizeof *l);
 }
 
 zb_slice zb_layout_slice(const zb_layout *l, int param, int rank)
@@ -77,43 +224,87 @@ zb_slice zb_layout_slice(const zb_layout *l, int param, int rank)
         return (zb_slice){ .first = first, .numel = end - first, .shard_offset = l->offset[param] };
     }
 
-    size_t own_begin = (size_t)rank * l->rank_numel, own_end = own_begin + l->rank_numel;
+    const zb_layout_group *g = &l->groups[l->group_of[param]];
+    size_t own_begin = g->flat_begin + (size_t)rank * g->rank_numel, own_end = own_begin + g->rank_numel;
     size_t begin = l->offset[param], end = begin + p->numel;
     size_t first = begin > own_begin ? begin : own_begin, last = min_size(end, own_end);
     if (first >= last) return (zb_slice){ 0 };
-    return (zb_slice){ .first = first - begin, .numel = last - first, .shard_offset = first - own_begin };
+    return (zb_slice){ .first = first - begin,
+                       .numel = last - first,
+                       .shard_offset = g->shard_begin + first - own_begin };
 }
 
-zb_status zb_partition_create(const zb_model *model, int stage, int world_size, int rank,
-                              zb_partition *partition)
+zb_extent zb_layout_tensor(const zb_layout *l, int tensor, int rank)
+{
+    ZB_ASSERT(tensor >= 0 && tensor < l->tensor_count);
+    if (l->tensors == ZB_TENSORS_PARAMETERS) {
+        const int param = l->by_offset[tensor];
+        const zb_slice slice = zb_layout_slice(l, param, rank);
+        return (zb_extent){ .group = l->group_of[param],
+                            .shard_offset = slice.shard_offset,
+                            .numel = slice.numel };
+    }
+    if (l->tensors == ZB_TENSORS_SUB_GROUPS) {
+        const size_t begin = tensor > 0 ? l->tensor_end[tensor - 1] : 0;
+        int i = 0;
+        while (l->tensor_of[l->by_offset[i]] != tensor) i++;
+        return (zb_extent){ .group = l->group_of[l->by_offset[i]],
+                            .shard_offset = begin,
+                            .numel = l->tensor_end[tensor] - begin };
+    }
+    const zb_layout_group *g = &l->groups[tensor];
+    return (zb_extent){ .group = tensor, .shard_offset = g->shard_begin, .numel = g->rank_numel };
+}
+
+size_t zb_layout_flat(const zb_layout *l, int rank, int group, size_t shard_offset)
+{
+    const zb_layout_group *g = &l->groups[group];
+    ZB_ASSERT(l->stage < 3 && shard_offset >= g->shard_begin);
+    const size_t begin = l->stage == 0 ? 0 : (size_t)rank * g->rank_numel;
+    return g->flat_begin + begin + (shard_offset - g->shard_begin);
+}
+
+/* The pieces follow the flat space. */
+static void list_pieces(const zb_layout *l, int rank, zb_partition *partition)
+{
+    size_t live = 0;
+    for (int i = 0; i < l->order_count; i++) {
+        const int param = l->by_offset[i], group = l->group_of[param];
+        const zb_slice slice = zb_layout_slice(l, param, rank);
+        if (slice.numel == 0) continue;
+        const size_t flat = l->stage == 3 ? (size_t)rank * l->rank_numel + slice.shard_offset
+                                          : zb_layout_flat(l, rank, group, slice.shard_offset);
+        partition->pieces[partition->piece_count++] = (zb_piece){
+            .param = param, .param_offset = slice.first, .numel = slice.numel, .flat_offset = flat
+        };
+        live += slice.numel;
+    }
+    partition->padding = l->rank_numel - live;
+}
+
+zb_status zb_partition_create(const zb_partition_options *o, zb_partition *partition)
 {
     zb_layout layout;
-    ZB_TRY(zb_layout_create(model, stage, world_size, &layout)); /* checks the world size first */
-    if (rank < 0 || rank >= world_size) {
+    const zb_layout_options options = { .model = o->model,
+                                        .stage = o->stage,
+                                        .world_size = o->world_size,
+                                        .group_of = o->group_of,
+                                        .round_robin = o->round_robin };
+    ZB_TRY(zb_layout_create(&options, &layout)); /* checks the world size first */
+    if (o->rank < 0 || o->rank >= o->world_size) {
         zb_layout_destroy(&layout);
-        return zb_fail(ZB_INVALID_ARGUMENT, "rank is %d, want 0 to %d", rank, world_size - 1);
+        return zb_fail(ZB_INVALID_ARGUMENT, "rank is %d, want 0 to %d", o->rank, o->world_size - 1);
     }
 
     zb_partition result = { .numel = layout.numel,
                             .padded_numel = layout.padded_numel,
                             .rank_numel = layout.rank_numel };
-    result.pieces = zb_alloc_array((size_t)model->param_count, sizeof *result.pieces);
+    result.pieces = zb_alloc_array((size_t)o->model->param_count, sizeof *result.pieces);
     if (result.pieces == NULL) {
         zb_layout_destroy(&layout);
         return ZB_NO_MEMORY;
     }
-    size_t base = stage == 0 ? 0 : (size_t)rank * layout.rank_numel, live = 0;
-    for (int p = 0; p < model->param_count; p++) {
-        if (!model->params[p].requires_grad) continue;
-        zb_slice slice = zb_layout_slice(&layout, p, rank);
-        if (slice.numel == 0) continue;
-        result.pieces[result.piece_count++] = (zb_piece){ .param = p,
-                                                          .param_offset = slice.first,
-                                                          .numel = slice.numel,
-                                                          .flat_offset = base + slice.shard_offset };
-        live += slice.numel;
-    }
-    result.padding = layout.rank_numel - live;
+    list_pieces(&layout, o->rank, &result);
     zb_layout_destroy(&layout);
     *partition = result;
     return ZB_OK;

@@ -5,26 +5,28 @@
 
 #include "engine/state.h"
 
-static zb_status create_windows(zb_engine *engine, zb_local_stage *s)
+static size_t local_bytes(const zb_layout *layout, const zb_plan *plan)
 {
-    ZB_TRY(zb_buckets_create(&engine->layout, engine->graph.trainable, engine->graph.ready_count,
-                             engine->config->zero.reduce_bucket_numel, engine->comm->rank, &s->windows));
-    s->works = zb_alloc_array((size_t)s->windows.bucket_count, sizeof *s->works);
-    return s->works != NULL ? ZB_OK : ZB_NO_MEMORY;
+    return layout->padded_numel * zb_dtype_bytes(plan->local_dtype);
 }
 
-static size_t grad_bytes(const zb_layout *layout, const zb_plan *plan)
+/* Of averages that have a place of their own. */
+static size_t averages_bytes(const zb_layout *layout, const zb_plan *plan)
 {
-    return layout->padded_numel * zb_dtype_bytes(plan->grad_dtype);
+    return plan->local_dtype == plan->grad_dtype ? 0 : layout->rank_numel * zb_dtype_bytes(plan->grad_dtype);
 }
 
 static zb_status allocate(zb_engine *engine, zb_local_stage *s)
 {
-    void *grad;
+    void *memory;
+    const size_t averages = averages_bytes(&engine->layout, &engine->plan);
     ZB_TRY(zb_replica_create(engine, &s->replica));
-    ZB_TRY(zb_device_alloc(engine->device, ZB_MEM_GRAD, grad_bytes(&engine->layout, &engine->plan), &grad));
-    s->grad = grad;
-    return create_windows(engine, s);
+    ZB_TRY(
+        zb_device_alloc(engine->device, ZB_MEM_GRAD, local_bytes(&engine->layout, &engine->plan), &memory));
+    s->local = memory;
+    if (averages > 0) ZB_TRY(zb_device_alloc(engine->device, ZB_MEM_GRAD, averages, &memory));
+    s->averages = memory;
+    return zb_reducer_create(engine, s->averages, "average gradients", &s->reducer);
 }
 
 zb_status zb_local_stage_create(zb_engine *engine, const zb_stage_ops *ops, zb_stage **stage_p)
@@ -45,11 +47,11 @@ void zb_local_stage_destroy(zb_stage *stage)
 {
     zb_engine *engine = stage->engine;
     zb_local_stage *s = zb_local_stage_of(stage);
-    for (int w = 0; s->works != NULL && w < s->windows.bucket_count; w++)
-        zb_engine_collective_abandon(engine, &s->works[w]);
-    zb_free(s->works);
-    zb_buckets_destroy(&s->windows);
-    zb_device_free(engine->device, ZB_MEM_GRAD, grad_bytes(&engine->layout, &engine->plan), s->grad);
+    zb_reducer_destroy(&s->reducer);
+    if (s->averages != s->local)
+        zb_device_free(engine->device, ZB_MEM_GRAD, averages_bytes(&engine->layout, &engine->plan),
+                       s->averages);
+    zb_device_free(engine->device, ZB_MEM_GRAD, local_bytes(&engine->layout, &engine->plan), s->local);
     zb_replica_destroy(engine, &s->replica);
     zb_free(s);
 }
@@ -70,63 +72,67 @@ zb_status zb_local_stage_gather(zb_stage *stage, int param, const void **full_p)
     return ZB_OK;
 }
 
-static void *grad_of(zb_stage *stage, int param)
+static void *local_of(const zb_stage *stage, int param)
 {
     const zb_engine *engine = stage->engine;
-    return zb_at(zb_local_stage_of(stage)->grad, engine->layout.offset[param], engine->plan.grad_dtype);
+    const zb_local_stage *s = (const zb_local_stage *)stage;
+    return zb_at(s->local, engine->layout.offset[param], engine->plan.local_dtype);
 }
 
 zb_status zb_local_stage_grad_target(zb_stage *stage, int param, void **target_p)
 {
     const zb_engine *engine = stage->engine;
-    int direct = engine->micro_index == 0 && engine->plan.grad_dtype == engine->plan.param_dtype;
-    *target_p = direct ? grad_of(stage, param) : NULL;
+    int direct = engine->micro_index == 0 && engine->plan.local_dtype == engine->plan.param_dtype;
+    *target_p = direct ? local_of(stage, param) : NULL;
     return ZB_OK;
+}
+
+static zb_status enter_bucket(zb_stage *stage, int param)
+{
+    return zb_reducer_put(&zb_local_stage_of(stage)->reducer, param, local_of(stage, param),
+                          stage->engine->plan.local_dtype);
 }
 
 zb_status zb_local_stage_grad_ready(zb_stage *stage, int param, const void *grad)
 {
     zb_engine *engine = stage->engine;
-    return zb_engine_take_gradient(engine, grad_of(stage, param), grad, engine->plan.param_dtype,
-                                   engine->model->params[param].numel);
-}
-
-static zb_status reduce_window(zb_local_stage *s, const zb_bucket *window, zb_work *work)
-{
-    zb_engine *engine = s->base.engine;
-    zb_dtype dtype = engine->plan.comm_dtype; /* which is grad_dtype: zb_plan_derive sees to it */
-    void *send = zb_at(s->grad, window->flat_offset, dtype);
-    zb_redop op = zb_engine_grad_op(engine);
-    if (window->counts == NULL)
-        return zb_engine_collective_run(engine, work, .kind = ZB_COLLECTIVE_ALL_REDUCE, .send = send,
-                                        .recv = send, .numel = window->numel, .dtype = dtype, .op = op,
-                                        .order = engine->plan.order,
-                                        .what = "average gradients, all of them");
-    return zb_engine_collective_run(engine, work, .kind = ZB_COLLECTIVE_REDUCE_SCATTER_V, .send = send,
-                                    .recv = zb_at(send, window->share_begin, dtype), .counts = window->counts,
-                                    .dtype = dtype, .op = op, .order = engine->plan.order,
-                                    .what = "average gradients, each rank its share");
+    const zb_plan *plan = &engine->plan;
+    const zb_stage_facts facts = zb_engine_facts(engine);
+    ZB_TRY(zb_engine_take_gradient(engine, local_of(stage, param), plan->local_dtype, grad, plan->param_dtype,
+                                   engine->model->params[param].numel));
+    const int enters = zb_engine_is_boundary(engine) && zb_reducer_as_ready(&facts);
+    return enters ? enter_bucket(stage, param) : ZB_OK;
 }
 
 zb_status zb_local_stage_reduce(zb_stage *stage)
 {
     zb_local_stage *s = zb_local_stage_of(stage);
-    int overlap = zb_overlap_comm(stage->engine->config, stage->ops->number);
-    for (int w = 0; w < s->windows.bucket_count; w++)
-        ZB_TRY(reduce_window(s, &s->windows.buckets[w], overlap ? &s->works[w] : NULL));
-    for (int w = 0; w < s->windows.bucket_count; w++)
-        ZB_TRY(zb_engine_collective_wait(stage->engine, &s->works[w]));
-    return ZB_OK;
+    zb_reducer *reducer = &s->reducer;
+    const zb_stage_facts facts = zb_engine_facts(stage->engine);
+    if (reducer->rule.in_place) return zb_reducer_run_in_place(reducer, s->local);
+    for (int i = 0; !zb_reducer_as_ready(&facts) && i < reducer->order_count; i++)
+        ZB_TRY(enter_bucket(stage, reducer->order[i]));
+    return zb_reducer_finish(reducer);
 }
 
-uint64_t zb_local_stage_grad_bytes(const zb_stage_facts *facts)
+zb_place zb_local_stage_place(zb_stage *stage, int group, size_t shard_offset)
 {
-    return grad_bytes(facts->layout, facts->plan);
+    const zb_engine *engine = stage->engine;
+    const zb_local_stage *s = zb_local_stage_of(stage);
+    const size_t flat = zb_layout_flat(&engine->layout, engine->comm->rank, group, shard_offset);
+    return (zb_place){ .param = zb_at(s->replica.trainable, flat, engine->plan.param_dtype),
+                       .grad = zb_at(s->averages, s->averages == s->local ? flat : shard_offset,
+                                     engine->plan.grad_dtype) };
 }
 
-uint64_t zb_local_stage_window_count(const zb_stage_facts *facts)
+const void *zb_local_stage_whole_grad(zb_stage *stage, int param)
 {
-    return zb_buckets_measure(facts->layout, facts->graph->trainable, facts->graph->ready_count,
-                              facts->config->zero.reduce_bucket_numel)
-        .bucket_count;
+    return zb_local_stage_of(stage)->reducer.rule.owns_all ? local_of(stage, param) : NULL;
+}
+
+void zb_local_stage_memory(const zb_stage_facts *facts, uint64_t bytes[ZB_MEM_COUNT])
+{
+    bytes[ZB_MEM_PARAM] = zb_replica_bytes(facts);
+    bytes[ZB_MEM_GRAD] = local_bytes(facts->layout, facts->plan) + averages_bytes(facts->layout, facts->plan);
+    bytes[ZB_MEM_BUCKET] = zb_reducer_bytes(facts);
 }

@@ -1,20 +1,21 @@
 /*
  * What stages 0 and 1 share: full parameters and full gradients on every rank. Gradients are accumulated
- * locally over the micro-batches and reduced once, at the boundary, in windows of the flat gradient.
+ * locally over the micro-batches and reduced once, at the boundary. The averages replace what was
+ * accumulated, unless they are of another type.
  */
 #ifndef ZEROBIT_ENGINE_LOCAL_STAGE_H
 #define ZEROBIT_ENGINE_LOCAL_STAGE_H
 
-#include "engine/bucket.h"
+#include "engine/reducer.h"
 #include "engine/replica.h"
 #include "engine/stage.h"
 
 typedef struct zb_local_stage {
     zb_stage base;
     zb_replica replica;
-    void *grad; /* [layout.padded_numel] grad_dtype, padding zero */
-    zb_buckets windows;
-    zb_work *works; /* [windows.bucket_count], when communication overlaps */
+    void *local;    /* [layout.padded_numel] local_dtype, padding zero                                     */
+    void *averages; /* local, where the averages are of its type; else [layout.rank_numel] grad_dtype      */
+    zb_reducer reducer;
 } zb_local_stage;
 
 static inline zb_local_stage *zb_local_stage_of(zb_stage *stage)
@@ -31,11 +32,9 @@ zb_status zb_local_stage_gather(zb_stage *stage, int param, const void **full_p)
  * scratch. */
 zb_status zb_local_stage_grad_target(zb_stage *stage, int param, void **target_p);
 zb_status zb_local_stage_grad_ready(zb_stage *stage, int param, const void *grad);
-/* Reduce every window in place: all_reduce where the layout has one owner (stage 0), else reduce_scatter_v,
- * after which only this rank's share of the flat gradient means anything. */
 zb_status zb_local_stage_reduce(zb_stage *stage);
-/* Bytes of the flat gradient, and how many windows it is reduced in. */
-uint64_t zb_local_stage_grad_bytes(const zb_stage_facts *facts);
-uint64_t zb_local_stage_window_count(const zb_stage_facts *facts);
+zb_place zb_local_stage_place(zb_stage *stage, int group, size_t shard_offset);
+const void *zb_local_stage_whole_grad(zb_stage *stage, int param);
+void zb_local_stage_memory(const zb_stage_facts *facts, uint64_t bytes[ZB_MEM_COUNT]);
 
 #endif

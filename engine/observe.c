@@ -47,15 +47,26 @@ static zb_status show_range(const view *v, zb_quantity quantity, int param, zb_d
     return ZB_OK;
 }
 
-/* `flat` is laid out as the shard; NULL when the optimizer keeps no such state. */
-static zb_status show_shard(const view *v, zb_quantity quantity, zb_dtype dtype, const void *flat)
+/* Where a quantity of this rank's shard lies; NULL when the optimizer keeps no such state. */
+static const void *locate(const zb_engine *e, zb_quantity quantity, int group, size_t shard_offset)
+{
+    const zb_place place = e->stage->ops->place(e->stage, group, shard_offset);
+    const zb_optimizer *o = &e->optimizer;
+    const float *moment = quantity == ZB_Q_EXP_AVG ? o->exp_avg : o->exp_avg_sq;
+    if (quantity == ZB_Q_GRAD) return place.grad;
+    if (quantity == ZB_Q_MASTER) return zb_optimizer_master(o, place.param, shard_offset);
+    return moment != NULL ? moment + shard_offset : NULL;
+}
+
+static zb_status show_shard(const view *v, zb_quantity quantity, zb_dtype dtype)
 {
     zb_engine *e = v->engine;
-    for (int p = 0; flat != NULL && p < e->model->param_count; p++) {
+    for (int p = 0; p < e->model->param_count; p++) {
         if (!e->model->params[p].requires_grad) continue;
         zb_slice slice = zb_layout_slice(&e->layout, p, e->comm->rank);
-        ZB_TRY(show_range(v, quantity, p, dtype, zb_at(flat, slice.shard_offset, dtype), slice.first,
-                          slice.numel));
+        if (slice.numel == 0) continue;
+        const void *data = locate(e, quantity, e->layout.group_of[p], slice.shard_offset);
+        if (data != NULL) ZB_TRY(show_range(v, quantity, p, dtype, data, slice.first, slice.numel));
     }
     return ZB_OK;
 }
@@ -103,15 +114,14 @@ zb_status zb_engine_observe(zb_engine *e, const zb_observer *observer)
     ZB_ASSERT(observer != NULL);
     ZB_TRY(zb_engine_check_whole(e, "observe"));
     const view v = { .engine = e, .observer = observer, .step = e->counters.global_steps - 1 };
-    zb_shard shard = e->stage->ops->shard(e->stage);
     if (v.step >= 0) {
-        ZB_TRY(show_shard(&v, ZB_Q_GRAD, e->plan.grad_dtype, shard.grad));
+        ZB_TRY(show_shard(&v, ZB_Q_GRAD, e->plan.grad_dtype));
         ZB_TRY(show_scalars(&v));
     }
-    ZB_TRY(show_shard(&v, ZB_Q_MASTER, ZB_FP32, e->optimizer.master));
+    ZB_TRY(show_shard(&v, ZB_Q_MASTER, ZB_FP32));
     if (v.step >= 0) {
-        ZB_TRY(show_shard(&v, ZB_Q_EXP_AVG, ZB_FP32, e->optimizer.exp_avg));
-        ZB_TRY(show_shard(&v, ZB_Q_EXP_AVG_SQ, ZB_FP32, e->optimizer.exp_avg_sq));
+        ZB_TRY(show_shard(&v, ZB_Q_EXP_AVG, ZB_FP32));
+        ZB_TRY(show_shard(&v, ZB_Q_EXP_AVG_SQ, ZB_FP32));
     }
     ZB_TRY(show_held(&v));
     return show_accounts(&v);

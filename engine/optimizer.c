@@ -34,7 +34,6 @@ zb_status zb_optimizer_create(const zb_plan *plan, zb_stream *stream, const zb_s
     *o = (zb_optimizer){ .config = plan->optimizer,
                          .param_dtype = plan->param_dtype,
                          .grad_dtype = plan->grad_dtype,
-                         .master = shard->param,
                          .numel = shard->numel };
     float **moments[2] = { &o->exp_avg, &o->exp_avg_sq };
     for (int i = 0; i < moment_count(&o->config); i++) ZB_TRY(create_array(o, stream->device, moments[i]));
@@ -42,7 +41,11 @@ zb_status zb_optimizer_create(const zb_plan *plan, zb_stream *stream, const zb_s
     ZB_TRY(create_array(o, stream->device, &o->master));
     o->owns_master = 1;
     /* From the rounded weights, not from the initial values: as DeepSpeed, which casts the model first. */
-    return zb_store(stream, o->master, ZB_FP32, shard->param, plan->param_dtype, shard->numel);
+    for (int i = 0; i < shard->segment_count; i++) {
+        const zb_segment *s = &shard->segments[i];
+        ZB_TRY(zb_store(stream, o->master + s->shard_offset, ZB_FP32, s->param, plan->param_dtype, s->numel));
+    }
+    return ZB_OK;
 }
 
 void zb_optimizer_destroy(zb_optimizer *o, zb_device *device)
@@ -55,9 +58,19 @@ void zb_optimizer_destroy(zb_optimizer *o, zb_device *device)
 }
 
 /* What the kernel writes beside the master; NULL where they are one. */
-static void *rounded_copy(const zb_optimizer *o, const zb_shard *shard)
+static void *rounded_copy(const zb_optimizer *o, const zb_segment *segment)
 {
-    return o->owns_master ? shard->param : NULL;
+    return o->owns_master ? segment->param : NULL;
+}
+
+const float *zb_optimizer_master(const zb_optimizer *o, const void *param, size_t shard_offset)
+{
+    return o->owns_master ? o->master + shard_offset : param;
+}
+
+static float *master_of(const zb_optimizer *o, const zb_segment *segment)
+{
+    return o->owns_master ? o->master + segment->shard_offset : segment->param;
 }
 
 /* 1 - beta^step with the power in double of the fp32-rounded beta. Source: csrc/adam/multi_tensor_adam.cu. */
@@ -66,19 +79,19 @@ static float bias_correction(const zb_optimizer_config *config, float beta, int6
     return config->bias_correction ? (float)(1.0 - pow((double)beta, (double)step)) : 1.0f;
 }
 
-static zb_status adam_step(zb_optimizer *o, zb_stream *stream, const zb_shard *shard, float grad_scale,
+static zb_status adam_step(zb_optimizer *o, zb_stream *stream, const zb_segment *s, float grad_scale,
                            double lr)
 {
     float beta1 = (float)o->config.beta1, beta2 = (float)o->config.beta2;
     return zb_launch_adam(stream, &(zb_adam_args){
-                                      .p = o->master,
+                                      .p = master_of(o, s),
                                       .param_dtype = o->param_dtype,
-                                      .param = rounded_copy(o, shard),
+                                      .param = rounded_copy(o, s),
                                       .grad_dtype = o->grad_dtype,
-                                      .grad = shard->grad,
-                                      .m = o->exp_avg,
-                                      .v = o->exp_avg_sq,
-                                      .numel = shard->numel,
+                                      .grad = s->grad,
+                                      .m = o->exp_avg + s->shard_offset,
+                                      .v = o->exp_avg_sq + s->shard_offset,
+                                      .numel = s->numel,
                                       .grad_scale = grad_scale,
                                       .lr = (float)lr,
                                       .beta1 = beta1,
@@ -93,17 +106,17 @@ static zb_status adam_step(zb_optimizer *o, zb_stream *stream, const zb_shard *s
                                   });
 }
 
-static zb_status sgd_step(zb_optimizer *o, zb_stream *stream, const zb_shard *shard, float grad_scale,
+static zb_status sgd_step(zb_optimizer *o, zb_stream *stream, const zb_segment *s, float grad_scale,
                           double lr)
 {
     return zb_launch_sgd(stream, &(zb_sgd_args){
-                                     .p = o->master,
+                                     .p = master_of(o, s),
                                      .param_dtype = o->param_dtype,
-                                     .param = rounded_copy(o, shard),
+                                     .param = rounded_copy(o, s),
                                      .grad_dtype = o->grad_dtype,
-                                     .grad = shard->grad,
-                                     .buf = o->exp_avg,
-                                     .numel = shard->numel,
+                                     .grad = s->grad,
+                                     .buf = o->exp_avg != NULL ? o->exp_avg + s->shard_offset : NULL,
+                                     .numel = s->numel,
                                      .grad_scale = grad_scale,
                                      .lr = (float)lr,
                                      .weight_decay = (float)o->config.weight_decay,
@@ -114,15 +127,25 @@ static zb_status sgd_step(zb_optimizer *o, zb_stream *stream, const zb_shard *sh
                                  });
 }
 
+static zb_status step_run(zb_optimizer *o, zb_stream *stream, const zb_segment *s, float grad_scale,
+                          double lr)
+{
+    switch (o->config.kind) {
+    case ZB_OPTIMIZER_ADAM:
+        return adam_step(o, stream, s, grad_scale, lr);
+    case ZB_OPTIMIZER_SGD:
+        return sgd_step(o, stream, s, grad_scale, lr);
+    }
+    return zb_fail(ZB_INTERNAL, "optimizer kind is %d", (int)o->config.kind);
+}
+
 zb_status zb_optimizer_step(zb_optimizer *optimizer, zb_stream *stream, const zb_shard *shard,
                             float grad_scale, double lr)
 {
     optimizer->step_count++;
-    switch (optimizer->config.kind) {
-    case ZB_OPTIMIZER_ADAM:
-        return adam_step(optimizer, stream, shard, grad_scale, lr);
-    case ZB_OPTIMIZER_SGD:
-        return sgd_step(optimizer, stream, shard, grad_scale, lr);
+    for (int next = 0; next < shard->segment_count;) {
+        const zb_segment run = zb_shard_run(shard, &next);
+        if (run.numel > 0) ZB_TRY(step_run(optimizer, stream, &run, grad_scale, lr));
     }
-    return zb_fail(ZB_INTERNAL, "optimizer kind is %d", (int)optimizer->config.kind);
+    return ZB_OK;
 }

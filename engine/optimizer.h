@@ -17,7 +17,7 @@
 typedef struct zb_optimizer {
     zb_optimizer_config config;
     zb_dtype param_dtype, grad_dtype;
-    float *master; /* the shard's own weights in fp32                             */
+    float *master; /* in 16 bit: the shard's own weights in fp32; else NULL         */
     int owns_master;
     float *exp_avg;    /* Adam: first moment; SGD with momentum: its buffer; else NULL */
     float *exp_avg_sq; /* Adam only                                                   */
@@ -31,6 +31,8 @@ uint64_t zb_optimizer_bytes(const zb_plan *plan, uint64_t numel);
 zb_status zb_optimizer_create(const zb_plan *plan, zb_stream *stream, const zb_shard *shard,
                               zb_optimizer *optimizer);
 void zb_optimizer_destroy(zb_optimizer *optimizer, zb_device *device);
+/* The fp32 weights that belong to `param`, which lies in the shard at that offset. */
+const float *zb_optimizer_master(const zb_optimizer *optimizer, const void *param, size_t shard_offset);
 /* Every gradient is multiplied by grad_scale first. Writes the shard's weights. */
 zb_status zb_optimizer_step(zb_optimizer *optimizer, zb_stream *stream, const zb_shard *shard,
                             float grad_scale, double lr);

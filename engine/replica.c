@@ -47,26 +47,33 @@ zb_held zb_replica_held(const zb_engine *engine, const zb_replica *replica, int 
                       .numel = engine->model->params[param].numel };
 }
 
-size_t zb_replica_own_begin(const zb_engine *engine)
-{
-    return engine->layout.rank_numel * (size_t)engine->comm->rank;
-}
-
+/* One call per group; a rank on its own has nobody to tell. Source: runtime/utils.py,
+ * all_gather_into_tensor_dp_groups. */
 zb_status zb_replica_publish(zb_engine *engine, zb_replica *replica, const char *what)
 {
-    return zb_engine_collective_run(
-        engine, NULL, .kind = ZB_COLLECTIVE_ALL_GATHER,
-        .send = zb_at(replica->trainable, zb_replica_own_begin(engine), engine->plan.param_dtype),
-        .recv = replica->trainable, .numel = engine->layout.rank_numel, .dtype = engine->plan.param_dtype,
-        .what = what);
+    const zb_layout *layout = &engine->layout;
+    const zb_dtype dtype = engine->plan.param_dtype;
+    for (int group = 0; group < layout->group_count; group++) {
+        const zb_layout_group *g = &layout->groups[group];
+        const size_t own = zb_layout_flat(layout, engine->comm->rank, group, g->shard_begin);
+        if (g->rank_numel == 0 || engine->comm->world_size == 1) continue;
+        ZB_TRY(zb_engine_collective_run(engine, NULL, .kind = ZB_COLLECTIVE_ALL_GATHER,
+                                        .send = zb_at(replica->trainable, own, dtype),
+                                        .recv = zb_at(replica->trainable, g->flat_begin, dtype),
+                                        .numel = g->rank_numel, .dtype = dtype, .what = what));
+    }
+    return ZB_OK;
 }
 
 zb_traffic zb_replica_publish_traffic(const zb_stage_facts *facts)
 {
-    if (facts->skipped) return (zb_traffic){ 0 };
-    return (zb_traffic){
-        .calls = 1, .bytes = zb_dtype_bytes(facts->plan->param_dtype) * (uint64_t)facts->layout->padded_numel
-    };
+    const zb_layout *layout = facts->layout;
+    zb_traffic traffic = { 0 };
+    if (facts->skipped || layout->world_size == 1) return traffic;
+    for (int group = 0; group < layout->group_count; group++)
+        if (layout->groups[group].numel > 0) traffic.calls++;
+    traffic.bytes = zb_dtype_bytes(facts->plan->param_dtype) * (uint64_t)layout->padded_numel;
+    return traffic;
 }
 
 uint64_t zb_replica_bytes(const zb_stage_facts *facts)
@@ -86,4 +93,11 @@ zb_status zb_stage_nothing(zb_stage *stage)
 {
     (void)stage;
     return ZB_OK;
+}
+
+const void *zb_stage_no_whole_grad(zb_stage *stage, int param)
+{
+    (void)stage;
+    (void)param;
+    return NULL;
 }

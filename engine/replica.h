@@ -15,9 +15,7 @@ zb_status zb_replica_create(zb_engine *engine, zb_replica *replica);
 void zb_replica_destroy(zb_engine *engine, zb_replica *replica);
 const void *zb_replica_param(const zb_engine *engine, const zb_replica *replica, int param);
 zb_held zb_replica_held(const zb_engine *engine, const zb_replica *replica, int param);
-/* Where this rank's share of the flat parameters begins (stages 1, 2). */
-size_t zb_replica_own_begin(const zb_engine *engine);
-/* All-gather the ranks' shares into everyone's flat parameters (stages 1, 2). */
+/* All-gather the ranks' shares, group by group, into everyone's flat parameters (stages 1, 2). */
 zb_status zb_replica_publish(zb_engine *engine, zb_replica *replica, const char *what);
 zb_traffic zb_replica_publish_traffic(const zb_stage_facts *facts);
 uint64_t zb_replica_bytes(const zb_stage_facts *facts);
@@ -25,5 +23,6 @@ uint64_t zb_replica_bytes(const zb_stage_facts *facts);
 /* For the slots of the table in which a stage with full parameters has nothing to do. */
 zb_status zb_stage_module_nothing(zb_stage *stage, int module);
 zb_status zb_stage_nothing(zb_stage *stage);
+const void *zb_stage_no_whole_grad(zb_stage *stage, int param);
 
 #endif

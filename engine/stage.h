@@ -29,12 +29,30 @@ typedef struct zb_stage {
     zb_engine *engine;
 } zb_stage;
 
-/* What this rank optimizes: flat arrays on the device, padding (always zero) included. param has the plan's
- * param_dtype, grad its grad_dtype. */
-typedef struct zb_shard {
+/* A range of what this rank optimizes, on the device: weights in param_dtype, averaged gradients in
+ * grad_dtype. Padding is zero. */
+typedef struct zb_segment {
+    int group; /* of parameters */
+    size_t shard_offset, numel;
     void *param, *grad;
-    size_t numel;
+} zb_segment;
+
+/* The rank's shard, cut into tensors as the optimizer is to see them (plan.tensors); one may be empty here.
+ */
+typedef struct zb_shard {
+    zb_segment *segments; /* [segment_count], ascending */
+    int segment_count;
+    size_t numel; /* of the shard, with padding that no segment may cover */
 } zb_shard;
+
+/* The segment at *next and all that follow it without a gap, in one; *next goes past them. For what treats
+ * every element alike. */
+zb_segment zb_shard_run(const zb_shard *shard, int *next);
+
+/* Where an element of this rank's part of a group lies. */
+typedef struct zb_place {
+    void *param, *grad;
+} zb_place;
 
 /* Elements [first, first + numel) of a parameter as they lie on this rank between two steps. */
 typedef struct zb_held {
@@ -75,8 +93,11 @@ typedef struct zb_stage_ops {
     zb_status (*gather)(zb_stage *stage, int param, const void **full_p);
     zb_status (*release)(zb_stage *stage);
 
-    zb_shard (*shard)(zb_stage *stage);
+    zb_place (*place)(zb_stage *stage, int group, size_t shard_offset);
     zb_held (*held)(zb_stage *stage, int param);
+    /* The parameter's whole averaged gradient, in grad_dtype, where every rank has it (stage 0, and
+     * DeepSpeed's BF16_Optimizer); NULL elsewhere. */
+    const void *(*whole_grad)(zb_stage *stage, int param);
 
     /* By formula, on every rank alike: bytes of PARAM, GRAD, GATHER and BUCKET (the rest is the engine's),
      * and payload bytes per optimizer step without the norm. */

@@ -10,28 +10,6 @@ static zb_status stage0_create(zb_engine *engine, zb_stage **stage_p)
     return zb_local_stage_create(engine, &zb_stage0, stage_p);
 }
 
-static zb_shard stage0_shard(zb_stage *stage)
-{
-    zb_local_stage *s = zb_local_stage_of(stage);
-    return (zb_shard){ .param = s->replica.trainable,
-                       .grad = s->grad,
-                       .numel = stage->engine->layout.rank_numel };
-}
-
-static void stage0_memory(const zb_stage_facts *facts, uint64_t bytes[ZB_MEM_COUNT])
-{
-    bytes[ZB_MEM_PARAM] = zb_replica_bytes(facts);
-    bytes[ZB_MEM_GRAD] = zb_local_stage_grad_bytes(facts);
-}
-
-static void stage0_traffic(const zb_stage_facts *facts, zb_traffic traffic[ZB_COLLECTIVE_COUNT])
-{
-    traffic[ZB_COLLECTIVE_ALL_REDUCE] = (zb_traffic){
-        .calls = zb_local_stage_window_count(facts),
-        .bytes = zb_dtype_bytes(facts->plan->comm_dtype) * (uint64_t)facts->layout->numel,
-    };
-}
-
 const zb_stage_ops zb_stage0 = {
     .number = 0,
     .name = "stage 0",
@@ -50,8 +28,9 @@ const zb_stage_ops zb_stage0 = {
     .publish = zb_stage_nothing,
     .gather = zb_local_stage_gather,
     .release = zb_stage_nothing,
-    .shard = stage0_shard,
+    .place = zb_local_stage_place,
     .held = zb_local_stage_held,
-    .memory = stage0_memory,
-    .traffic = stage0_traffic,
+    .whole_grad = zb_local_stage_whole_grad,
+    .memory = zb_local_stage_memory,
+    .traffic = zb_reducer_traffic,
 };

@@ -20,27 +20,9 @@ static zb_status stage1_publish(zb_stage *stage)
     return zb_replica_publish(stage->engine, &zb_local_stage_of(stage)->replica, "stage 1: publish weights");
 }
 
-static zb_shard stage1_shard(zb_stage *stage)
-{
-    zb_local_stage *s = zb_local_stage_of(stage);
-    size_t begin = zb_replica_own_begin(stage->engine);
-    return (zb_shard){ .param = zb_at(s->replica.trainable, begin, stage->engine->plan.param_dtype),
-                       .grad = zb_at(s->grad, begin, stage->engine->plan.grad_dtype),
-                       .numel = stage->engine->layout.rank_numel };
-}
-
-static void stage1_memory(const zb_stage_facts *facts, uint64_t bytes[ZB_MEM_COUNT])
-{
-    bytes[ZB_MEM_PARAM] = zb_replica_bytes(facts);
-    bytes[ZB_MEM_GRAD] = zb_local_stage_grad_bytes(facts);
-}
-
 static void stage1_traffic(const zb_stage_facts *facts, zb_traffic traffic[ZB_COLLECTIVE_COUNT])
 {
-    traffic[ZB_COLLECTIVE_REDUCE_SCATTER_V] = (zb_traffic){
-        .calls = zb_local_stage_window_count(facts),
-        .bytes = zb_dtype_bytes(facts->plan->comm_dtype) * (uint64_t)facts->layout->numel,
-    };
+    zb_reducer_traffic(facts, traffic);
     traffic[ZB_COLLECTIVE_ALL_GATHER] = zb_replica_publish_traffic(facts);
 }
 
@@ -62,8 +44,9 @@ const zb_stage_ops zb_stage1 = {
     .publish = stage1_publish,
     .gather = zb_local_stage_gather,
     .release = zb_stage_nothing,
-    .shard = stage1_shard,
+    .place = zb_local_stage_place,
     .held = zb_local_stage_held,
-    .memory = stage1_memory,
+    .whole_grad = zb_local_stage_whole_grad,
+    .memory = zb_local_stage_memory,
     .traffic = stage1_traffic,
 };

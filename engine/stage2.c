@@ -5,7 +5,7 @@
  */
 #include <zerobit/memory.h>
 
-#include "engine/bucket_pair.h"
+#include "engine/reducer.h"
 #include "engine/replica.h"
 #include "engine/state.h"
 
@@ -13,7 +13,7 @@ typedef struct stage2 {
     zb_stage base;
     zb_replica replica;
     void *grad; /* [rank_numel] grad_dtype, padding zero */
-    zb_bucket_pair buckets;
+    zb_reducer reducer;
 } stage2;
 
 static stage2 *self(zb_stage *stage)
@@ -29,25 +29,11 @@ static size_t grad_bytes(const zb_layout *layout, const zb_plan *plan)
 static void stage2_destroy(zb_stage *stage)
 {
     zb_engine *engine = stage->engine;
-    zb_bucket_pair_destroy(engine, &self(stage)->buckets);
+    zb_reducer_destroy(&self(stage)->reducer);
     zb_device_free(engine->device, ZB_MEM_GRAD, grad_bytes(&engine->layout, &engine->plan),
                    self(stage)->grad);
     zb_replica_destroy(engine, &self(stage)->replica);
     zb_free(stage);
-}
-
-/* The share of a bucket holds, by ascending flat offset, this rank's slices of the bucket's parameters. */
-static zb_status settle(zb_stage *stage, const zb_bucket *bucket, const void *share)
-{
-    zb_engine *engine = stage->engine;
-    for (int i = 0; i < bucket->param_count; i++) {
-        zb_slice slice = zb_layout_slice(&engine->layout, bucket->params[i], engine->comm->rank);
-        void *to = zb_at(self(stage)->grad, slice.shard_offset, engine->plan.grad_dtype);
-        if (slice.numel == 0) continue;
-        ZB_TRY(zb_engine_take_gradient(engine, to, share, engine->plan.comm_dtype, slice.numel));
-        share = zb_at(share, slice.numel, engine->plan.comm_dtype);
-    }
-    return ZB_OK;
 }
 
 static zb_status allocate(zb_engine *engine, stage2 *s)
@@ -56,7 +42,7 @@ static zb_status allocate(zb_engine *engine, stage2 *s)
     ZB_TRY(zb_replica_create(engine, &s->replica));
     ZB_TRY(zb_device_alloc(engine->device, ZB_MEM_GRAD, grad_bytes(&engine->layout, &engine->plan), &grad));
     s->grad = grad;
-    return zb_bucket_pair_create(engine, settle, "stage 2: average gradients", &s->buckets);
+    return zb_reducer_create(engine, s->grad, "stage 2: average gradients", &s->reducer);
 }
 
 static zb_status stage2_create(zb_engine *engine, zb_stage **stage_p)
@@ -89,34 +75,19 @@ static zb_status stage2_gather(zb_stage *stage, int param, const void **full_p)
     return ZB_OK;
 }
 
-static zb_status slot_of(zb_stage *stage, int param, void **slot)
-{
-    void *buffer;
-    ZB_TRY(zb_bucket_pair_buffer(stage, &self(stage)->buckets, param, &buffer));
-    *slot = zb_at(buffer, self(stage)->buckets.plan.slot[param], stage->engine->plan.comm_dtype);
-    return ZB_OK;
-}
-
 static zb_status stage2_grad_target(zb_stage *stage, int param, void **target_p)
 {
-    *target_p = NULL;
-    if (stage->engine->plan.comm_dtype != stage->engine->plan.param_dtype) return ZB_OK;
-    return slot_of(stage, param, target_p);
+    return zb_reducer_target(&self(stage)->reducer, param, target_p);
 }
 
 static zb_status stage2_grad_ready(zb_stage *stage, int param, const void *grad)
 {
-    zb_engine *engine = stage->engine;
-    void *to;
-    ZB_TRY(slot_of(stage, param, &to));
-    ZB_TRY(zb_store(engine->compute, to, engine->plan.comm_dtype, grad, engine->plan.param_dtype,
-                    engine->model->params[param].numel));
-    return zb_bucket_pair_filled(stage, &self(stage)->buckets, param);
+    return zb_reducer_put(&self(stage)->reducer, param, grad, stage->engine->plan.param_dtype);
 }
 
 static zb_status stage2_end_backward(zb_stage *stage)
 {
-    return zb_bucket_pair_finish(stage, &self(stage)->buckets);
+    return zb_reducer_finish(&self(stage)->reducer);
 }
 
 static zb_status stage2_publish(zb_stage *stage)
@@ -124,29 +95,24 @@ static zb_status stage2_publish(zb_stage *stage)
     return zb_replica_publish(stage->engine, &self(stage)->replica, "stage 2: publish weights");
 }
 
-static zb_shard stage2_shard(zb_stage *stage)
+static zb_place stage2_place(zb_stage *stage, int group, size_t shard_offset)
 {
     const zb_engine *engine = stage->engine;
-    return (zb_shard){ .param = zb_at(self(stage)->replica.trainable, zb_replica_own_begin(engine),
-                                      engine->plan.param_dtype),
-                       .grad = self(stage)->grad,
-                       .numel = engine->layout.rank_numel };
+    const size_t flat = zb_layout_flat(&engine->layout, engine->comm->rank, group, shard_offset);
+    return (zb_place){ .param = zb_at(self(stage)->replica.trainable, flat, engine->plan.param_dtype),
+                       .grad = zb_at(self(stage)->grad, shard_offset, engine->plan.grad_dtype) };
 }
 
 static void stage2_memory(const zb_stage_facts *facts, uint64_t bytes[ZB_MEM_COUNT])
 {
     bytes[ZB_MEM_PARAM] = zb_replica_bytes(facts);
     bytes[ZB_MEM_GRAD] = grad_bytes(facts->layout, facts->plan);
-    bytes[ZB_MEM_BUCKET] = zb_bucket_pair_bytes(facts);
+    bytes[ZB_MEM_BUCKET] = zb_reducer_bytes(facts);
 }
 
 static void stage2_traffic(const zb_stage_facts *facts, zb_traffic traffic[ZB_COLLECTIVE_COUNT])
 {
-    uint64_t micro_batches = (uint64_t)facts->plan->accumulation_steps;
-    traffic[ZB_COLLECTIVE_REDUCE_SCATTER_V] = (zb_traffic){
-        .calls = zb_bucket_pair_count(facts) * micro_batches,
-        .bytes = zb_dtype_bytes(facts->plan->comm_dtype) * (uint64_t)facts->layout->numel * micro_batches,
-    };
+    zb_reducer_traffic(facts, traffic);
     traffic[ZB_COLLECTIVE_ALL_GATHER] = zb_replica_publish_traffic(facts);
 }
 
@@ -168,8 +134,9 @@ const zb_stage_ops zb_stage2 = {
     .publish = stage2_publish,
     .gather = stage2_gather,
     .release = zb_stage_nothing,
-    .shard = stage2_shard,
+    .place = stage2_place,
     .held = stage2_held,
+    .whole_grad = zb_stage_no_whole_grad,
     .memory = stage2_memory,
     .traffic = stage2_traffic,
 };

@@ -7,8 +7,8 @@
  */
 #include <zerobit/memory.h>
 
-#include "engine/bucket_pair.h"
 #include "engine/gather.h"
+#include "engine/reducer.h"
 #include "engine/replica.h"
 #include "engine/state.h"
 
@@ -16,7 +16,7 @@ typedef struct stage3 {
     zb_stage base;
     zb_gather params;
     void *grad; /* [rank_numel] grad_dtype */
-    zb_bucket_pair buckets;
+    zb_reducer reducer;
 } stage3;
 
 static stage3 *self(zb_stage *stage)
@@ -34,27 +34,11 @@ static void stage3_destroy(zb_stage *stage)
     zb_engine *engine = stage->engine;
     stage3 *s = self(stage);
     zb_gather_abandon(&s->params);
-    zb_bucket_pair_destroy(engine, &s->buckets);
+    zb_reducer_destroy(&s->reducer);
     zb_device_free(engine->device, ZB_MEM_GRAD, grad_bytes(&engine->plan, engine->layout.rank_numel),
                    s->grad);
     zb_gather_destroy(&s->params);
     zb_free(stage);
-}
-
-/* The share of a bucket holds the parts of its parameters in bucket order, padding included. */
-static zb_status settle(zb_stage *stage, const zb_bucket *bucket, const void *share)
-{
-    zb_engine *engine = stage->engine;
-    const zb_plan *plan = &engine->plan;
-    for (int i = 0; i < bucket->param_count; i++) {
-        int param = bucket->params[i];
-        zb_slice slice = zb_layout_slice(&engine->layout, param, engine->comm->rank);
-        const void *from = zb_at(share, self(stage)->buckets.plan.slot[param], plan->comm_dtype);
-        void *to = zb_at(self(stage)->grad, slice.shard_offset, plan->grad_dtype);
-        if (slice.numel == 0) continue;
-        ZB_TRY(zb_engine_take_gradient(engine, to, from, plan->comm_dtype, slice.numel));
-    }
-    return ZB_OK;
 }
 
 static zb_status allocate(zb_engine *engine, stage3 *s)
@@ -64,7 +48,7 @@ static zb_status allocate(zb_engine *engine, stage3 *s)
     ZB_TRY(zb_device_alloc(engine->device, ZB_MEM_GRAD, grad_bytes(&engine->plan, engine->layout.rank_numel),
                            &grad));
     s->grad = grad;
-    return zb_bucket_pair_create(engine, settle, "stage 3: average gradients", &s->buckets);
+    return zb_reducer_create(engine, s->grad, "stage 3: average gradients", &s->reducer);
 }
 
 static zb_status stage3_create(zb_engine *engine, zb_stage **stage_p)
@@ -119,64 +103,38 @@ static zb_held stage3_held(zb_stage *stage, int param)
 
 static zb_status stage3_grad_target(zb_stage *stage, int param, void **target_p)
 {
-    (void)stage;
-    (void)param;
-    *target_p = NULL; /* the bucket interleaves ranks, so that gradients pass through scratch */
-    return ZB_OK;
+    return zb_reducer_target(&self(stage)->reducer, param, target_p);
 }
 
-/* Cut the gradient into the ranks' parts; what a part has beyond the parameter's end is zero. */
 static zb_status stage3_grad_ready(zb_stage *stage, int param, const void *grad)
 {
-    zb_engine *engine = stage->engine;
-    const zb_plan *plan = &engine->plan;
-    zb_bucket_pair *buckets = &self(stage)->buckets;
-    void *buffer;
-    ZB_TRY(zb_bucket_pair_buffer(stage, buckets, param, &buffer));
-    size_t part = engine->layout.part_numel[param];
-    size_t share_numel = buckets->plan.buckets[buckets->plan.bucket_of[param]].share_numel;
-    for (int rank = 0; rank < engine->comm->world_size; rank++) {
-        zb_slice slice = zb_layout_slice(&engine->layout, param, rank);
-        void *to = zb_at(buffer, (size_t)rank * share_numel + buckets->plan.slot[param], plan->comm_dtype);
-        ZB_TRY(zb_store(engine->compute, to, plan->comm_dtype, zb_at(grad, slice.first, plan->param_dtype),
-                        plan->param_dtype, slice.numel));
-        if (slice.numel < part)
-            ZB_TRY(zb_launch_fill_bytes(
-                engine->compute,
-                &(zb_fill_bytes_args){ .data = zb_at(to, slice.numel, plan->comm_dtype),
-                                       .bytes = (part - slice.numel) * zb_dtype_bytes(plan->comm_dtype) }));
-    }
-    return zb_bucket_pair_filled(stage, buckets, param);
+    return zb_reducer_put(&self(stage)->reducer, param, grad, stage->engine->plan.param_dtype);
 }
 
 static zb_status stage3_end_backward(zb_stage *stage)
 {
-    return zb_bucket_pair_finish(stage, &self(stage)->buckets);
+    return zb_reducer_finish(&self(stage)->reducer);
 }
 
-static zb_shard stage3_shard(zb_stage *stage)
+static zb_place stage3_place(zb_stage *stage, int group, size_t shard_offset)
 {
-    return (zb_shard){ .param = self(stage)->params.trainable,
-                       .grad = self(stage)->grad,
-                       .numel = stage->engine->layout.rank_numel };
+    const zb_plan *plan = &stage->engine->plan;
+    (void)group; /* a shard is one array */
+    return (zb_place){ .param = zb_at(self(stage)->params.trainable, shard_offset, plan->param_dtype),
+                       .grad = zb_at(self(stage)->grad, shard_offset, plan->grad_dtype) };
 }
 
 static void stage3_memory(const zb_stage_facts *facts, uint64_t bytes[ZB_MEM_COUNT])
 {
     zb_gather_memory(facts, bytes);
     bytes[ZB_MEM_GRAD] = grad_bytes(facts->plan, facts->layout->rank_numel);
-    bytes[ZB_MEM_BUCKET] = zb_bucket_pair_bytes(facts);
+    bytes[ZB_MEM_BUCKET] = zb_reducer_bytes(facts);
 }
 
 static void stage3_traffic(const zb_stage_facts *facts, zb_traffic traffic[ZB_COLLECTIVE_COUNT])
 {
     traffic[ZB_COLLECTIVE_ALL_GATHER] = zb_gather_traffic(facts);
-    uint64_t micro_batches = (uint64_t)facts->plan->accumulation_steps;
-    traffic[ZB_COLLECTIVE_REDUCE_SCATTER] = (zb_traffic){
-        .calls = zb_bucket_pair_count(facts) * micro_batches,
-        .bytes = zb_dtype_bytes(facts->plan->comm_dtype) * (uint64_t)facts->layout->padded_numel *
-                 micro_batches,
-    };
+    zb_reducer_traffic(facts, traffic);
 }
 
 const zb_stage_ops zb_stage3 = {
@@ -197,8 +155,9 @@ const zb_stage_ops zb_stage3 = {
     .publish = zb_stage_nothing, /* the next gather does it */
     .gather = stage3_gather,
     .release = stage3_release,
-    .shard = stage3_shard,
+    .place = stage3_place,
     .held = stage3_held,
+    .whole_grad = zb_stage_no_whole_grad,
     .memory = stage3_memory,
     .traffic = stage3_traffic,
 };

@@ -7,6 +7,7 @@
 #include "engine/executor.h"
 #include "engine/graph.h"
 #include "engine/layout.h"
+#include "engine/norm.h"
 #include "engine/optimizer.h"
 #include "engine/stage.h"
 #include "engine/tensor.h"
@@ -29,8 +30,9 @@ struct zb_engine {
     zb_event *compute_reached, *transfer_reached;
     zb_executor executor;
     zb_stage *stage;
+    zb_shard shard;
     zb_optimizer optimizer;
-    int64_t *norm_accumulator; /* on the device, ZB_SUM_SQUARES_WORDS */
+    zb_norm norm;
     zb_schedule schedule;
     zb_loader *loader;
 
@@ -56,10 +58,10 @@ zb_status zb_engine_load_initial(zb_engine *engine, int param, size_t first, siz
 zb_status zb_engine_put_staged(zb_engine *engine, size_t numel, void *to);
 /* The other way: widened to fp32, into host memory. */
 zb_status zb_engine_save_widened(zb_engine *engine, float *to, const void *from, size_t numel);
-/* A micro-batch's gradient into what is accumulated (grad_dtype): stored in the first micro-batch of a step,
- * added in later ones. */
-zb_status zb_engine_take_gradient(zb_engine *engine, void *to, const void *from, zb_dtype from_dtype,
-                                  size_t numel);
+/* A micro-batch's gradient into what is accumulated: stored in the first micro-batch of a step, added in
+ * later ones. */
+zb_status zb_engine_take_gradient(zb_engine *engine, void *to, zb_dtype to_dtype, const void *from,
+                                  zb_dtype from_dtype, size_t numel);
 
 /* A collective on the transfer stream, ordered after all compute work so far. With work NULL compute work
  * that follows is ordered after it; else after zb_engine_collective_wait. */
@@ -73,6 +75,12 @@ zb_status zb_engine_check_whole(const zb_engine *engine, const char *call);
 #define zb_engine_collective_run(engine, work, ...)                                                          \
     zb_engine_collective((engine), &(zb_collective){ __VA_ARGS__, .file = __FILE__, .line = __LINE__ },      \
                          (work))
+
+/* What the stage's formulas, and its choices, are made from. */
+zb_stage_facts zb_engine_facts(const zb_engine *engine);
+/* After the stage is made. */
+zb_status zb_engine_create_shard(zb_engine *engine);
+void zb_shard_destroy(zb_shard *shard);
 
 /* The operator that turns the ranks' gradients into the plan's average. */
 zb_redop zb_engine_grad_op(const zb_engine *engine);

@@ -22,6 +22,7 @@
 #include "kernels/loss.inc.c"
 #include "kernels/matmul.inc.c"
 #include "kernels/maxpool2d.inc.c"
+#include "kernels/norm.inc.c"
 #include "kernels/optimizer.inc.c"
 #include "kernels/ordered_reduce.inc.c"
 #include "kernels/sum_squares.inc.c"

@@ -163,7 +163,13 @@ static zb_status put_partition(zb_json_writer *json, const inspect_settings *set
     zb_json_put_int(json, "world", world_size);
     for (int rank = 0; rank < world_size; rank++) {
         zb_partition partition;
-        ZB_TRY(zb_partition_create(in->model, stage, world_size, rank, &partition));
+        ZB_TRY(zb_partition_create(
+            &(zb_partition_options){ .model = in->model,
+                                     .stage = stage,
+                                     .world_size = world_size,
+                                     .rank = rank,
+                                     .round_robin = in->config->zero.round_robin_gradients },
+            &partition));
         if (rank == 0) {
             zb_json_put_uint(json, "numel", partition.numel);
             zb_json_put_uint(json, "padded_numel", partition.padded_numel);

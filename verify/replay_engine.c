@@ -115,7 +115,12 @@ static zb_status place_pieces(const world_player *w, int rank, const zb_partitio
 static zb_status create_pieces(const world_player *w, int rank, rank_player *r)
 {
     zb_partition partition;
-    ZB_TRY(zb_partition_create(w->model, w->run->config->zero.stage, w->run->world_size, rank, &partition));
+    ZB_TRY(zb_partition_create(&(zb_partition_options){ .model = w->model,
+                                                        .stage = w->run->config->zero.stage,
+                                                        .world_size = w->run->world_size,
+                                                        .rank = rank,
+                                                        .round_robin = w->plan.round_robin },
+                               &partition));
     const zb_status status = place_pieces(w, rank, &partition, r);
     zb_partition_destroy(&partition);
     return status;

@@ -145,7 +145,12 @@ static zb_status runner_note_owners(runner *r)
     if (r->owned_numel == NULL) return ZB_NO_MEMORY;
     for (int rank = 0; rank < result->world_size; rank++) {
         zb_partition partition;
-        ZB_TRY(zb_partition_create(r->options->model, result->stage, result->world_size, rank, &partition));
+        ZB_TRY(zb_partition_create(&(zb_partition_options){ .model = r->options->model,
+                                                            .stage = result->stage,
+                                                            .world_size = result->world_size,
+                                                            .rank = rank,
+                                                            .round_robin = result->plan.round_robin },
+                                   &partition));
         r->owned_numel[rank] = partition.rank_numel - partition.padding;
         zb_partition_destroy(&partition);
     }

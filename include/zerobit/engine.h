@@ -102,7 +102,13 @@ typedef struct zb_partition {
     zb_piece *pieces;
     size_t piece_count;
 } zb_partition;
-ZB_API zb_status zb_partition_create(const zb_model *model, int stage, int world_size, int rank, zb_partition *partition);
+typedef struct zb_partition_options {
+    const zb_model *model;
+    int stage, world_size, rank;
+    int round_robin;     /* zero_optimization.round_robin_gradients */
+    const int *group_of; /* [param_count] the parameter group of each, from 0; NULL: all in one */
+} zb_partition_options;
+ZB_API zb_status zb_partition_create(const zb_partition_options *options, zb_partition *partition);
 ZB_API void zb_partition_destroy(zb_partition *partition);
 
 /** Bytes per rank by category, as the formula of the stage says; equal to the device's ledger after zb_initialize. */

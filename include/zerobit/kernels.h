@@ -41,7 +41,7 @@ extern "C" {
     X(maxpool2d_forward) X(maxpool2d_backward)                                                             \
     X(relu_forward) X(relu_backward)                                                                       \
     X(cross_entropy_forward) X(cross_entropy_backward) X(mse_forward) X(mse_backward)                      \
-    X(sum_squares)                                                                                         \
+    X(sum_squares) X(norm) X(find_nonfinite)                                                               \
     X(adam) X(sgd)                                                                                         \
     X(ordered_reduce)
 
@@ -171,6 +171,17 @@ typedef struct zb_sum_squares_args { zb_dtype dtype; const void *x; size_t numel
  * infinity if one was. The digits need not be normalised. Host function.
  */
 ZB_API double zb_sum_squares_norm(const int64_t accumulator[ZB_SUM_SQUARES_WORDS]);
+
+/* --- DeepSpeed's norm and overflow check --- */
+
+/**
+ * norm[0] = sqrt of the sum of x_i^2, as PyTorch's norm on a CPU with AVX2. wide: in fp64, one by one. Otherwise in fp32, each
+ * square rounded: over the first numel - numel mod 8 elements lane l adds x_l, x_{l+8}, ... from +0; then the lanes, ascending,
+ * then the elements that are left.
+ */
+typedef struct zb_norm_args { zb_dtype dtype; const void *x; size_t numel; int wide; double *norm; } zb_norm_args;
+/** flag[0] = 1 when an element is an infinity or a NaN; otherwise it stays. */
+typedef struct zb_find_nonfinite_args { zb_dtype dtype; const void *x; size_t numel; uint8_t *flag; } zb_find_nonfinite_args;
 
 /*
  * --- optimizers: all arrays [numel]; every scalar has been rounded to fp32 by the caller. p and the states are fp32; grad

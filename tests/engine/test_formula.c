@@ -70,7 +70,7 @@ static void check_numel(void **state)
 {
     const struct numel_case *c = *state;
     zb_model *model = matrix(c->in, c->out);
-    zb_config config = { .zero = { .reduce_bucket_numel = 500000000 } };
+    zb_config config = { .zero = { .reduce_scatter = 1, .reduce_bucket_numel = 500000000 } };
     for (int stage = 0; stage < ZB_STAGE_COUNT; stage++)
         for (int world = 1; world <= 9; world++) {
             zb_plan plan = {
@@ -116,7 +116,9 @@ static void check_hand(void **state)
 {
     const struct hand_case *c = *state;
     zb_model *model = test_model("mlp");
-    zb_config config = { .zero = { .overlap_comm = c->overlap, .reduce_bucket_numel = c->bucket } };
+    zb_config config = {
+        .zero = { .reduce_scatter = 1, .overlap_comm = c->overlap, .reduce_bucket_numel = c->bucket }
+    };
     zb_plan plan = { .world_size = 4, .micro_batch_size = 2, .accumulation_steps = 3, .optimizer = adam };
     uint64_t held[ZB_MEM_COUNT];
     zb_traffic sent[ZB_COLLECTIVE_COUNT];
@@ -153,7 +155,7 @@ static void bad_stages_and_worlds_are_refused(void **state)
 {
     (void)state;
     zb_model *model = test_model("mlp");
-    zb_config config = { .zero = { .reduce_bucket_numel = 100 } };
+    zb_config config = { .zero = { .reduce_scatter = 1, .reduce_bucket_numel = 100 } };
     zb_plan plan = { .world_size = 0, .micro_batch_size = 1, .accumulation_steps = 1, .optimizer = adam };
     uint64_t bytes[ZB_MEM_COUNT] = { 77 };
     zb_traffic traffic[ZB_COLLECTIVE_COUNT] = { { 78, 79 } };
@@ -175,7 +177,7 @@ static void out_of_memory_leaves_nothing(void **state)
 {
     (void)state;
     zb_model *model = test_model("conv");
-    zb_config config = { .zero = { .reduce_bucket_numel = 100 } };
+    zb_config config = { .zero = { .reduce_scatter = 1, .reduce_bucket_numel = 100 } };
     zb_plan plan = { .world_size = 2, .micro_batch_size = 1, .accumulation_steps = 1, .optimizer = adam };
     uint64_t bytes[ZB_MEM_COUNT], live = zb_alloc_get_stats().live;
     zb_traffic traffic[ZB_COLLECTIVE_COUNT];

@@ -16,7 +16,8 @@ enum { WORLD_MAX = 17, NUMEL_MAX = 200 };
 static zb_partition partition_of(const zb_model *model, int stage, int world, int rank)
 {
     zb_partition partition;
-    if (zb_partition_create(model, stage, world, rank, &partition) != ZB_OK)
+    if (zb_partition_create(&(zb_partition_options){ model, stage, world, rank, 0, NULL }, &partition) !=
+        ZB_OK)
         fail_msg("%s", zb_error_message());
     return partition;
 }
@@ -228,7 +229,10 @@ static void frozen_parameters_have_a_place(void **state)
         int stage = (int)random_below(&random, ZB_STAGE_COUNT), world = 1 + (int)random_below(&random, 17);
         zb_model *model = sizes_model(&s);
         zb_layout layout;
-        assert_int_equal(zb_layout_create(model, stage, world, &layout), ZB_OK);
+        assert_int_equal(
+            zb_layout_create(&(zb_layout_options){ .model = model, .stage = stage, .world_size = world },
+                             &layout),
+            ZB_OK);
         for (int p = 0; p < model->param_count; p++) {
             if (model->params[p].requires_grad) continue;
             size_t next = 0;
@@ -271,7 +275,8 @@ static void check_refusal(void **state)
     zb_model *model = sizes_model(&(sizes){ 1, { 3 }, 0 });
     uint64_t live = zb_alloc_get_stats().live;
     zb_partition partition = { .numel = 99 };
-    assert_int_equal(zb_partition_create(model, c->stage, c->world, c->rank, &partition),
+    assert_int_equal(zb_partition_create(
+                         &(zb_partition_options){ model, c->stage, c->world, c->rank, 0, NULL }, &partition),
                      ZB_INVALID_ARGUMENT);
     assert_message_has(c->message);
     assert_int_equal(partition.numel, 99);
@@ -287,7 +292,8 @@ static void out_of_memory_leaves_nothing(void **state)
     for (int n = 0;; n++) {
         zb_partition partition = { .numel = 99 };
         zb_alloc_fail_at(n);
-        zb_status status = zb_partition_create(model, 2, 2, 1, &partition);
+        zb_status status = zb_partition_create(&(zb_partition_options){ model, 2, 2, 1, 0, NULL },
+                                               &partition);
         int fired = zb_alloc_fault_fired();
         zb_alloc_fail_at(-1);
         if (!fired) {

@@ -1,0 +1,279 @@
+/*
+ * The global gradient norm; see norm.h. DeepSpeed's ways follow the order and precision of its PyTorch calls:
+ * kernels take the norm of each piece, the few numbers that come of it are put together here.
+ */
+#include "engine/norm.h"
+
+#include <math.h>
+#include <zerobit/memory.h>
+
+#include "engine/state.h"
+
+static int is_partial(const zb_engine *e)
+{
+    return e->stage->ops->norm_is_partial;
+}
+
+static size_t word_count(const zb_plan *plan, const zb_layout *layout)
+{
+    return plan->norm == ZB_NORM_EXACT ? ZB_SUM_SQUARES_WORDS : (size_t)layout->order_count + 1;
+}
+
+/* --- create, destroy --- */
+
+zb_status zb_norm_create(zb_engine *e, zb_norm *norm)
+{
+    norm->word_count = word_count(&e->plan, &e->layout);
+    norm->host = zb_alloc_array(norm->word_count, sizeof *norm->host);
+    if (norm->host == NULL) return ZB_NO_MEMORY;
+    return zb_device_alloc(e->device, ZB_MEM_WORKSPACE, norm->word_count * sizeof *norm->host, &norm->words);
+}
+
+void zb_norm_destroy(zb_engine *e, zb_norm *norm)
+{
+    zb_device_free(e->device, ZB_MEM_WORKSPACE, norm->word_count * sizeof *norm->host, norm->words);
+    zb_free(norm->host);
+}
+
+/* --- one number across ranks --- */
+
+/* The word after the pieces' norms carries it. */
+static zb_status reduce_scalar(zb_engine *e, zb_dtype dtype, zb_redop op, const char *what, void *value)
+{
+    const size_t bytes = zb_dtype_bytes(dtype);
+    void *word = (double *)e->norm.words + (e->norm.word_count - 1);
+    ZB_TRY(zb_copy_in(e->compute, word, value, bytes));
+    ZB_TRY(zb_engine_collective_run(e, NULL, .kind = ZB_COLLECTIVE_ALL_REDUCE, .send = word, .recv = word,
+                                    .numel = 1, .dtype = dtype, .op = op, .order = e->plan.order,
+                                    .what = what));
+    ZB_TRY(zb_copy_out(e->compute, value, word, bytes));
+    return zb_stream_wait_idle(e->compute);
+}
+
+/* --- the exact norm --- */
+
+/* Over all ranks' shards: fixed-point digits add without rounding, whoever owns what. An infinity or a NaN
+ * anywhere shows in it on every rank, so that all agree on an overflow without a further collective. */
+static zb_status measure_exact(zb_engine *e, double *norm)
+{
+    int64_t sums[ZB_SUM_SQUARES_WORDS], *words = e->norm.words;
+    ZB_TRY(zb_launch_fill_bytes(e->compute, &(zb_fill_bytes_args){ .data = words, .bytes = sizeof sums }));
+    for (int next = 0; next < e->shard.segment_count;) {
+        const zb_segment run = zb_shard_run(&e->shard, &next);
+        ZB_TRY(zb_launch_sum_squares(e->compute, &(zb_sum_squares_args){ .dtype = e->plan.grad_dtype,
+                                                                         .x = run.grad,
+                                                                         .numel = run.numel,
+                                                                         .accumulator = words }));
+    }
+    if (is_partial(e))
+        ZB_TRY(zb_engine_collective_run(e, NULL, .kind = ZB_COLLECTIVE_ALL_REDUCE, .send = words,
+                                        .recv = words, .numel = ZB_SUM_SQUARES_WORDS, .dtype = ZB_INT64,
+                                        .op = ZB_SUM, .what = "gradient norm"));
+    ZB_TRY(zb_copy_out(e->compute, sums, words, sizeof sums));
+    ZB_TRY(zb_stream_wait_idle(e->compute));
+    *norm = zb_sum_squares_norm(sums);
+    return ZB_OK;
+}
+
+/* --- DeepSpeed's norms --- */
+
+static zb_status launch_norm(zb_engine *e, size_t index, const void *x, size_t numel, int wide)
+{
+    return zb_launch_norm(e->compute, &(zb_norm_args){ .dtype = e->plan.grad_dtype,
+                                                       .x = x,
+                                                       .numel = numel,
+                                                       .wide = wide,
+                                                       .norm = (double *)e->norm.words + index });
+}
+
+static zb_status fetch_norms(zb_engine *e, size_t count)
+{
+    ZB_TRY(zb_copy_out(e->compute, e->norm.host, e->norm.words, count * sizeof *e->norm.host));
+    return zb_stream_wait_idle(e->compute);
+}
+
+/* DeepSpeed puts -1 in the place of what is no number; squared, it counts as 1. */
+static double or_minus_one(double norm)
+{
+    return isfinite(norm) ? norm : -1.0;
+}
+
+/* Every rank has the norm already and sends a share of it; the sum is the mean of equal numbers. Source:
+ * runtime/utils.py, clip_grad_norm_, which is not called where nothing is clipped: the same sum, made here.
+ */
+static zb_status mean_over_ranks(zb_engine *e, float norm, double *mean)
+{
+    const float share = norm / (float)e->plan.world_size;
+    float sum = share;
+    if (e->plan.clip_norm > 0.0)
+        ZB_TRY(reduce_scalar(e, ZB_FP32, ZB_SUM, "mean of gradient norms", &sum));
+    else
+        for (int r = 1; r < e->plan.world_size; r++) sum = sum + share;
+    *mean = (double)sum;
+    return ZB_OK;
+}
+
+/* Source: runtime/utils.py, clip_grad_norm_ and get_global_norm_of_tensors. */
+static zb_status measure_parameters(zb_engine *e, double *norm)
+{
+    const zb_layout *layout = &e->layout;
+    const int mean = e->plan.norm == ZB_NORM_PARAMETERS_MEAN;
+    const int *order = mean ? e->graph.trainable : layout->by_group;
+    float sum = 0.0f;
+    for (int i = 0; i < layout->order_count; i++)
+        ZB_TRY(launch_norm(e, (size_t)i, e->stage->ops->whole_grad(e->stage, order[i]),
+                           e->model->params[order[i]].numel, 0));
+    ZB_TRY(fetch_norms(e, (size_t)layout->order_count));
+    for (int i = 0; i < layout->order_count; i++) {
+        const float of_param = (float)e->norm.host[i];
+        sum = sum + of_param * of_param;
+    }
+    sum = sqrtf(sum);
+    *norm = (double)sum;
+    return mean ? mean_over_ranks(e, sum, norm) : ZB_OK;
+}
+
+/* Source: runtime/utils.py, get_flattened_grad_norm. */
+static zb_status measure_flat(zb_engine *e, double *norm)
+{
+    const zb_layout *layout = &e->layout;
+    double sum = 0.0;
+    for (int g = 0; g < layout->group_count; g++) {
+        const zb_layout_group *group = &layout->groups[g];
+        const zb_place place = e->stage->ops->place(e->stage, g, group->shard_begin);
+        ZB_TRY(launch_norm(e, (size_t)g, place.grad, group->numel, 0));
+    }
+    ZB_TRY(fetch_norms(e, (size_t)layout->group_count));
+    for (int g = 0; g < layout->group_count; g++) sum = sum + e->norm.host[g] * e->norm.host[g];
+    *norm = fabs(or_minus_one(sqrt((double)(float)sum)));
+    return ZB_OK;
+}
+
+/* Of what this rank holds of a tensor: the squares of its slices' norms, added. */
+static double sum_of_slices(const zb_engine *e, int tensor)
+{
+    const zb_layout *layout = &e->layout;
+    double sum = 0.0;
+    for (int i = 0; i < layout->order_count; i++)
+        if (layout->tensor_of[layout->by_offset[i]] == tensor) sum = sum + e->norm.host[i] * e->norm.host[i];
+    return sum;
+}
+
+static zb_status launch_slices(zb_engine *e)
+{
+    const zb_layout *layout = &e->layout;
+    for (int i = 0; i < layout->order_count; i++) {
+        const int param = layout->by_offset[i], group = layout->group_of[param];
+        const zb_slice slice = zb_layout_slice(layout, param, e->comm->rank);
+        const void *grad = NULL;
+        if (slice.numel > 0) grad = e->stage->ops->place(e->stage, group, slice.shard_offset).grad;
+        ZB_TRY(launch_norm(e, (size_t)i, grad, slice.numel, 1));
+    }
+    return fetch_norms(e, (size_t)layout->order_count);
+}
+
+/* Source: stage_1_and_2.py, scaled_global_norm. */
+static zb_status measure_partitions_fp32(zb_engine *e, double *norm)
+{
+    float total = 0.0f;
+    ZB_TRY(launch_slices(e));
+    for (int t = 0; t < e->layout.tensor_count; t++) {
+        float sum = (float)sum_of_slices(e, t);
+        if (is_partial(e)) ZB_TRY(reduce_scalar(e, ZB_FP32, ZB_SUM, "gradient norm of a group", &sum));
+        const float of_tensor = (float)or_minus_one((double)sqrtf(sum));
+        total = total + of_tensor * of_tensor;
+    }
+    *norm = (double)sqrtf(total);
+    return ZB_OK;
+}
+
+/* Source: stage3.py, get_grad_norm_direct. */
+static zb_status measure_partitions_fp64(zb_engine *e, double *norm)
+{
+    double total = 0.0;
+    ZB_TRY(launch_slices(e));
+    for (int t = 0; t < e->layout.tensor_count; t++) {
+        double sum = sum_of_slices(e, t);
+        if (is_partial(e)) ZB_TRY(reduce_scalar(e, ZB_FP64, ZB_SUM, "gradient norm of a sub-group", &sum));
+        const double of_tensor = or_minus_one(sqrt(sum));
+        total = total + of_tensor * of_tensor;
+    }
+    *norm = sqrt(total);
+    return ZB_OK;
+}
+
+zb_status zb_norm_measure(zb_engine *e, double *norm)
+{
+    switch (e->plan.norm) {
+    case ZB_NORM_EXACT:
+        return measure_exact(e, norm);
+    case ZB_NORM_PARAMETERS_MEAN:
+    case ZB_NORM_PARAMETERS:
+        return measure_parameters(e, norm);
+    case ZB_NORM_FLAT:
+        return measure_flat(e, norm);
+    case ZB_NORM_PARTITION_FP32:
+        return measure_partitions_fp32(e, norm);
+    case ZB_NORM_PARTITION_FP64:
+        return measure_partitions_fp64(e, norm);
+    }
+    return zb_fail(ZB_INTERNAL, "norm method is %d", (int)e->plan.norm);
+}
+
+/* --- overflow --- */
+
+int zb_norm_flags_overflow(const zb_plan *plan)
+{
+    const int heeds = plan->overflow == ZB_OVERFLOW_SKIP || plan->overflow == ZB_OVERFLOW_COUNT;
+    return heeds && (plan->quirks.overflow_by_flag || plan->norm != ZB_NORM_EXACT);
+}
+
+/* Where every rank has every average they agree without asking. Source: stage_1_and_2.py, has_overflow. */
+zb_status zb_norm_find_overflow(zb_engine *e, int *overflow)
+{
+    uint8_t flag = 0, *word = e->norm.words;
+    ZB_TRY(zb_launch_fill_bytes(e->compute, &(zb_fill_bytes_args){ .data = word, .bytes = sizeof flag }));
+    for (int next = 0; next < e->shard.segment_count;) {
+        const zb_segment run = zb_shard_run(&e->shard, &next);
+        ZB_TRY(zb_launch_find_nonfinite(
+            e->compute, &(zb_find_nonfinite_args){
+                            .dtype = e->plan.grad_dtype, .x = run.grad, .numel = run.numel, .flag = word }));
+    }
+    if (is_partial(e))
+        ZB_TRY(zb_engine_collective_run(e, NULL, .kind = ZB_COLLECTIVE_ALL_REDUCE, .send = word, .recv = word,
+                                        .numel = 1, .dtype = ZB_UINT8, .op = ZB_MAX, .order = e->plan.order,
+                                        .what = "overflow flag"));
+    ZB_TRY(zb_copy_out(e->compute, &flag, word, sizeof flag));
+    ZB_TRY(zb_stream_wait_idle(e->compute));
+    *overflow = flag;
+    return ZB_OK;
+}
+
+/* --- by formula --- */
+
+uint64_t zb_norm_bytes(const zb_stage_facts *facts)
+{
+    return word_count(facts->plan, facts->layout) * sizeof(double);
+}
+
+static void add_calls(zb_traffic *traffic, uint64_t calls, uint64_t bytes)
+{
+    traffic->calls += calls;
+    traffic->bytes += calls * bytes;
+}
+
+void zb_norm_traffic(const zb_stage_facts *facts, zb_traffic *all_reduce)
+{
+    const zb_plan *plan = facts->plan;
+    const int partial = zb_stage_find(facts->layout->stage)->norm_is_partial;
+    const uint64_t tensors = (uint64_t)facts->layout->tensor_count;
+    const int by_flag = zb_norm_flags_overflow(plan);
+    if (partial && by_flag) add_calls(all_reduce, 1, 1);
+    if (facts->skipped && by_flag && plan->overflow == ZB_OVERFLOW_SKIP) return;
+    if (plan->norm == ZB_NORM_PARAMETERS_MEAN && plan->clip_norm > 0.0)
+        add_calls(all_reduce, 1, sizeof(float));
+    if (!partial) return;
+    if (plan->norm == ZB_NORM_EXACT) add_calls(all_reduce, 1, ZB_SUM_SQUARES_WORDS * sizeof(int64_t));
+    if (plan->norm == ZB_NORM_PARTITION_FP32) add_calls(all_reduce, tensors, sizeof(float));
+    if (plan->norm == ZB_NORM_PARTITION_FP64) add_calls(all_reduce, tensors, sizeof(double));
+}
