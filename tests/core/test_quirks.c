@@ -412,6 +412,26 @@ static void every_one_is_described(void **state)
     assert_string_equal(zb_semantics_name((zb_semantics)7), "?");
 }
 
+/* docs/semantics.md has a heading for each, and for nothing that is none. */
+static void the_docs_have_them_all(void **state)
+{
+    (void)state;
+    char line[1024];
+    int headings = 0, documented = 0;
+    FILE *file = fopen(ZB_SOURCE_DIR "/docs/semantics.md", "r");
+    assert_non_null(file);
+    while (fgets(line, sizeof line, file) != NULL) {
+        if (strncmp(line, "### ", 4) != 0) continue;
+        headings++;
+        line[strcspn(line, "\n")] = '\0';
+        for (int q = 0; q < ZB_QUIRK_COUNT; q++)
+            documented += strcmp(line + 4, zb_quirk_name((zb_quirk)q)) == 0;
+    }
+    fclose(file);
+    assert_int_equal(headings, ZB_QUIRK_COUNT);
+    assert_int_equal(documented, ZB_QUIRK_COUNT);
+}
+
 /* Off everywhere, and on everywhere but for the one that only a CPU has. */
 static void the_two_presets(void **state)
 {
@@ -429,10 +449,10 @@ static void the_two_presets(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(both_positions),  cmocka_unit_test(where_each_is_met),
-        cmocka_unit_test(one_cycle_betas), cmocka_unit_test(every_position_is_tested),
-        cmocka_unit_test(refused_configs), cmocka_unit_test(every_one_is_described),
-        cmocka_unit_test(the_two_presets),
+        cmocka_unit_test(both_positions),         cmocka_unit_test(where_each_is_met),
+        cmocka_unit_test(one_cycle_betas),        cmocka_unit_test(every_position_is_tested),
+        cmocka_unit_test(refused_configs),        cmocka_unit_test(every_one_is_described),
+        cmocka_unit_test(the_docs_have_them_all), cmocka_unit_test(the_two_presets),
     };
     return cmocka_run_group_tests_name("quirks", tests, NULL, NULL);
 }
