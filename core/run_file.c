@@ -241,26 +241,46 @@ static zb_status read_rates(const zb_json_at *at, zb_replay_entry *entry)
     return ZB_OK;
 }
 
-/* Texts and integers, put behind one another. */
+/* Texts and integers; all of a list likewise. */
+static zb_status append_item(const zb_json_at *at, zb_replay_call *call, size_t *used)
+{
+    const char *space = *used > 0 ? " " : "", *text;
+    const size_t room = sizeof call->text - *used;
+    int64_t number;
+    int length;
+    if (cJSON_IsString(at->value)) {
+        ZB_TRY(zb_json_string(at, &text));
+        length = snprintf(call->text + *used, room, "%s%s", space, text);
+    } else {
+        ZB_TRY(zb_json_int64(at, -1, ZB_JSON_MAX_INTEGER, &number));
+        length = snprintf(call->text + *used, room, "%s%" PRId64, space, number);
+    }
+    *used += (size_t)length;
+    if ((size_t)length < room) return ZB_OK;
+    return zb_json_fail(at, ZB_INVALID_CONFIG, "a collective of at most %zu characters",
+                        sizeof call->text - 1);
+}
+
+/* {"ranks": [...]}: not all ranks took part. */
+static zb_status append_ranks(const zb_json_at *at, zb_replay_call *call, size_t *used)
+{
+    zb_json_at ranks = zb_json_member(at, "ranks");
+    size_t count;
+    ZB_TRY(zb_json_array(&ranks, &count));
+    for (zb_json_at rank = zb_json_first(&ranks); rank.value != NULL; rank = zb_json_next(&rank))
+        ZB_TRY(append_item(&rank, call, used));
+    return ZB_OK;
+}
+
 static zb_status read_call(const zb_json_at *at, zb_replay_call *call)
 {
     size_t used = 0, count = 0;
     ZB_TRY(zb_json_array(at, &count));
     for (zb_json_at item = zb_json_first(at); item.value != NULL; item = zb_json_next(&item)) {
-        const char *space = used > 0 ? " " : "", *text;
-        int64_t number;
-        int length;
-        if (cJSON_IsString(item.value)) {
-            ZB_TRY(zb_json_string(&item, &text));
-            length = snprintf(call->text + used, sizeof call->text - used, "%s%s", space, text);
-        } else {
-            ZB_TRY(zb_json_int64(&item, -1, ZB_JSON_MAX_INTEGER, &number));
-            length = snprintf(call->text + used, sizeof call->text - used, "%s%" PRId64, space, number);
-        }
-        used += (size_t)length;
-        if (used >= sizeof call->text)
-            return zb_json_fail(at, ZB_INVALID_CONFIG, "a collective of at most %zu characters",
-                                sizeof call->text - 1);
+        if (cJSON_IsObject(item.value))
+            ZB_TRY(append_ranks(&item, call, &used));
+        else
+            ZB_TRY(append_item(&item, call, &used));
     }
     return ZB_OK;
 }

@@ -35,7 +35,8 @@ static const char captured_text[] =
     "  {\"step\": 0, \"hp\": [\"run_file.safetensors#init\"], \"norm\": null, \"scale\": null, \"reduced\": "
     "null,\n"
     "   \"lr\": [\"0x1p-1\", \"0x1p-2\"], \"skipped\": 0, \"error\": null,\n"
-    "   \"comm\": [[\"all_reduce\", \"float32\", 6, \"sum\"], [\"broadcast\", \"int64\", 1, 0]]}]}]}]\n";
+    "   \"comm\": [[\"all_reduce\", \"float32\", 6, \"sum\"], [\"broadcast\", \"int64\", 1, 0, {\"ranks\": "
+    "[0, 2]}]]}]}]}]\n";
 
 static void write_text(const char *from, const char *to)
 {
@@ -100,7 +101,7 @@ static void everything_is_read(void **state)
     assert_true(entries[1].lr[1] == 0.25);
     assert_int_equal(entries[1].call_count, 2);
     assert_string_equal(entries[1].calls[0].text, "all_reduce float32 6 sum");
-    assert_string_equal(entries[1].calls[1].text, "broadcast int64 1 0");
+    assert_string_equal(entries[1].calls[1].text, "broadcast int64 1 0 0 2");
     zb_replay_destroy(file);
 }
 
@@ -134,6 +135,7 @@ static const struct refusal {
     { "run_file.safetensors#two", "run_file.json#two", ZB_CORRUPT, "run_file.json" },
     { "abcdef\",", "abcdeg\",", ZB_INVALID_CONFIG, "hp[0].sha256: is" },
     { "{\"sha256\": \"0", "{\"sha256\": \"", ZB_INVALID_CONFIG, "want 64 lower-case hexadecimal digits" },
+    { "{\"ranks\": [0, 2]}", "{}", ZB_INVALID_CONFIG, "comm[1][4].ranks: is missing" },
     { "\"numel\": 6", "\"numel\": -6", ZB_INVALID_CONFIG, "hp[0].numel: is -6" },
 };
 
