@@ -237,14 +237,24 @@ static const char *wrapper_of(const zb_config *config)
     return strcmp(basic, "FusedAdam") == 0 ? "FP16_Optimizer" : unknown_wrapper;
 }
 
-static zb_status check_wrappers(const zb_replay_run *run)
+static zb_status check_known(const zb_replay_run *run)
 {
+    if (run->config->semantics != ZB_SEMANTICS_DEEPSPEED_0_19_6)
+        return zb_fail(ZB_INVALID_CONFIG, "%s: zerobit.semantics: is \"%s\", want \"%s\"", run->config->path,
+                       zb_semantics_name(run->config->semantics),
+                       zb_semantics_name(ZB_SEMANTICS_DEEPSPEED_0_19_6));
+    if (!run->config->quirks.optimizer_sees_flat_tensors)
+        return zb_fail(
+            ZB_INVALID_CONFIG,
+            "%s: zerobit.quirks.optimizer_sees_flat_tensors: is false, want true: flat tensors are "
+            "what was recorded",
+            run->config->path);
     const char *want = wrapper_of(run->config);
     if (want == unknown_wrapper)
         return zb_fail(ZB_UNSUPPORTED, "run %s: its config means %s, whose arithmetic is not known here",
                        run->name, want);
     for (int r = 0; r < run->world_size; r++)
-        if (strcmp(run->ranks[r].wrapper, want) != 0)
+        if (run->ranks[r].wrapper != NULL && strcmp(run->ranks[r].wrapper, want) != 0)
             return zb_fail(ZB_UNSUPPORTED,
                            "run %s: rank %d: wrapper is %s, want %s, whose arithmetic this config means",
                            run->name, r, run->ranks[r].wrapper, want);
@@ -253,7 +263,7 @@ static zb_status check_wrappers(const zb_replay_run *run)
 
 zb_status zb_replay_play(const zb_replay_run *run, const zb_replay_player *player, zb_replay_result *result)
 {
-    ZB_TRY(check_wrappers(run));
+    ZB_TRY(check_known(run));
     zb_replay_result made = { 0 };
     const place at = { .run = run, .player = player, .result = &made };
     int stop = compare(at, 0, 0);

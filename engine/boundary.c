@@ -66,7 +66,7 @@ static zb_status look(zb_engine *e, double *scaled_norm, int *is_measured)
     const int by_flag = zb_norm_flags_overflow(&e->plan);
     e->overflow = 0;
     if (by_flag) ZB_TRY(zb_norm_find_overflow(e, &e->overflow));
-    *is_measured = !e->overflow || e->plan.overflow != ZB_OVERFLOW_SKIP;
+    *is_measured = !e->overflow || e->plan.overflow != ZB_OVERFLOW_SKIP || e->plan.norm == ZB_NORM_EXACT;
     if (!*is_measured) return ZB_OK;
     ZB_TRY(zb_norm_measure(e, scaled_norm));
     if (heeds && !by_flag) e->overflow = !isfinite(*scaled_norm);

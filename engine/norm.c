@@ -268,8 +268,9 @@ void zb_norm_traffic(const zb_stage_facts *facts, zb_traffic *all_reduce)
     const int partial = zb_stage_find(facts->layout->stage)->norm_is_partial;
     const uint64_t tensors = (uint64_t)facts->layout->tensor_count;
     const int by_flag = zb_norm_flags_overflow(plan);
+    const int measured = !facts->skipped || plan->overflow != ZB_OVERFLOW_SKIP || plan->norm == ZB_NORM_EXACT;
     if (partial && by_flag) add_calls(all_reduce, 1, 1);
-    if (facts->skipped && by_flag && plan->overflow == ZB_OVERFLOW_SKIP) return;
+    if (!measured) return;
     if (plan->norm == ZB_NORM_PARAMETERS_MEAN && plan->clip_norm > 0.0)
         add_calls(all_reduce, 1, sizeof(float));
     if (!partial) return;

@@ -77,8 +77,10 @@ static void compute_gradients(replay *r, size_t step)
     for (int64_t micro = 0; micro < plan->accumulation_steps; micro++)
         for (int rank = 0; rank < plan->world_size; rank++) {
             const float *x = r->run->grads[step][micro * plan->world_size + rank];
-            for (size_t i = 0; i < r->gradient.numel; i++)
-                r->gradient.data[i] = zb_ref_round(plan->param_dtype, seed * x[i]);
+            for (int p = 0; p < r->model.param_count; p++)
+                for (size_t i = 0; i < r->model.params[p].numel; i++, x++)
+                    r->gradient.param[p][i] = r->run->frozen[p] ? 0.0f
+                                                                : zb_ref_round(plan->param_dtype, seed * *x);
             zb_ref_state_add(&r->state, micro, rank, &r->gradient);
         }
 }

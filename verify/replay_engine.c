@@ -254,6 +254,15 @@ static zb_status step(void *self, size_t index)
     return zb_sim_run(w->sim, step_rank, w);
 }
 
+/* Clipping without an optimizer wrapper keeps the norm to itself. A step that is skipped leaves that of the
+ * step before, unless the norm is what told that it had to be. */
+static int has_norm(const zb_plan *plan, const zb_counters *counters)
+{
+    const int always = plan->norm == ZB_NORM_EXACT || plan->overflow != ZB_OVERFLOW_SKIP;
+    if (plan->norm == ZB_NORM_PARAMETERS_MEAN) return 0;
+    return always ? counters->global_steps > 0 : counters->global_steps > counters->skipped_steps;
+}
+
 static void state(void *self, int rank, zb_replay_state *out)
 {
     world_player *w = self;
@@ -265,8 +274,7 @@ static void state(void *self, int rank, zb_replay_state *out)
         .tensor_count = r->tensor_count,
         .pieces = r->pieces,
         .piece_count = r->piece_count,
-        /* Clipping without an optimizer wrapper keeps the norm to itself; a skipped step has none. */
-        .has_norm = w->plan.norm != ZB_NORM_PARAMETERS_MEAN && counters.global_steps > counters.skipped_steps,
+        .has_norm = has_norm(&w->plan, &counters),
         .norm = zb_engine_global_grad_norm(r->engine),
         .has_scale = w->run->config->zero.stage > 0 || w->run->config->dtype != ZB_FP32,
         .scale = zb_engine_loss_scale(r->engine),

@@ -39,7 +39,7 @@ typedef struct zb_replay_entry {
 } zb_replay_entry;
 
 typedef struct zb_replay_rank {
-    char *wrapper;            /* the optimizer class that DeepSpeed chose */
+    char *wrapper;            /* the optimizer class that DeepSpeed chose; NULL: not told */
     zb_replay_entry *entries; /* [entry_count] */
 } zb_replay_rank;
 

@@ -247,6 +247,10 @@ static void ask_no_optimizer(zb_replay_run *run)
 {
     run->config->optimizer_given = 0;
 }
+static void ask_standard(zb_replay_run *run)
+{
+    run->config->semantics = ZB_SEMANTICS_STANDARD;
+}
 static void ask_unfused(zb_replay_run *run)
 {
     run->config->optimizer.variant = ZB_ADAM_TORCH;
@@ -268,6 +272,7 @@ static const struct unknown {
 } unknowns[] = {
     { "fp32-s0-w2-gas2", ask_sgd, ZB_UNSUPPORTED, "rank 0: wrapper is FusedAdam, want SGD" },
     { "fp32-s1-w2", ask_no_optimizer, ZB_INVALID_CONFIG, "optimizer: is missing" },
+    { "fp32-s1-w2", ask_standard, ZB_INVALID_CONFIG, "zerobit.semantics: is \"standard\"" },
     { "fp16-s0-w2", ask_unfused, ZB_UNSUPPORTED, "its config means FP16_UnfusedOptimizer" },
     { "bf16-s1-w2", ask_wide_gradients, ZB_UNSUPPORTED, "DeepSpeedZeroOptimizer, want BF16_Optimizer" },
     { "fp32-s3-w2", ask_wrapper, ZB_UNSUPPORTED, "rank 1: wrapper is XeepSpeedZeroOptimizer_Stage3, want" },
