@@ -69,12 +69,13 @@ void bounded_store(zb_dtype dtype, bounded *b)
 double bounded_pytorch_cpu(const zb_module *module, zb_dtype dtype, size_t rows, bounded_output output,
                            const bounded *b, size_t i)
 {
-    if (dtype == ZB_BF16) return b->terms[i] * 0x1p-126;
-    if (dtype != ZB_FP16 || module->kind != ZB_MODULE_CONV2D) return 0;
-    if (output != BOUNDED_DX && output != BOUNDED_DW) return 0;
+    if (dtype == ZB_FP32) return 0;
+    const double flushed = dtype == ZB_BF16 ? b->terms[i] * 0x1p-126 : 0;
+    if (module->kind != ZB_MODULE_CONV2D || (output != BOUNDED_DX && output != BOUNDED_DW)) return flushed;
     const double roundings = output == BOUNDED_DX ? module->kernel * module->kernel : (double)rows;
     /* what is rounded is itself off by what fp32 sums are off, hence a little more */
-    return bounded_gamma(roundings, 0x1p-11) * b->magnitude[i] * (1 + 0x1p-10) + roundings * 0x1p-25;
+    return bounded_gamma(roundings, unit_of(dtype)) * b->magnitude[i] * (1 + 0x1p-10) +
+           roundings * eta_of(dtype) + flushed;
 }
 
 /* x through fp32, as who computes in fp32 and then rounds. */

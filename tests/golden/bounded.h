@@ -55,9 +55,9 @@ double bounded_distance(zb_dtype dtype, const bounded *b, size_t i, double also,
 
 /*
  * What PyTorch's CPU back end may add to the error of element i of a linear module's or a convolution's
- * output. Its convolutions do not keep fp16 gradients in fp32 until the end: the input's is rounded after
- * every tap that adds to it, the weights' after every image. Its bf16 products use an instruction of x86 that
- * takes subnormals for zeros.
+ * output. Its convolutions may not keep 16-bit gradients in fp32 until the end (fp16 never; bf16 only on a
+ * processor with AVX-512): the input's is then rounded after every tap that adds to it, the weights' after
+ * every image. Its bf16 products use an instruction of x86 that takes subnormals for zeros.
  */
 typedef enum bounded_output { BOUNDED_Y, BOUNDED_DX, BOUNDED_DW, BOUNDED_DB } bounded_output;
 double bounded_pytorch_cpu(const zb_module *module, zb_dtype dtype, size_t rows, bounded_output output,

@@ -211,6 +211,7 @@ static float wanted_bits(const layer *l, size_t output, size_t i)
     return l->c->kind == &relu && output == 0 && torch == 0 ? 0.0f : torch;
 }
 
+/* Only PyTorch's own results may be that much further off. */
 static double torch_also(const layer *l, size_t output, size_t i)
 {
     if (l->c->kind != &linear && l->c->kind != &conv2d) return 0;
