@@ -198,28 +198,35 @@ zb_status report_json(const verify_report *report, const char *path)
 
 /* --- JUnit --- */
 
+/* U+FFFE and U+FFFF are characters of UTF-8, but none of XML. */
+static int is_xml_character(const char *text, size_t length)
+{
+    return length != 3 || (memcmp(text, "\xef\xbf\xbe", 3) != 0 && memcmp(text, "\xef\xbf\xbf", 3) != 0);
+}
+
+/* Names and paths are the user's, in any encoding: what XML cannot hold becomes U+FFFD, control characters
+ * blanks. */
 static void put_xml(FILE *to, const char *text)
 {
-    for (; *text != '\0'; text++) {
-        switch (*text) {
-        case '&':
+    while (*text != '\0') {
+        const size_t length = zb_utf8_length(text);
+        if (*text == '&')
             fputs("&amp;", to);
-            break;
-        case '<':
+        else if (*text == '<')
             fputs("&lt;", to);
-            break;
-        case '>':
+        else if (*text == '>')
             fputs("&gt;", to);
-            break;
-        case '"':
+        else if (*text == '"')
             fputs("&quot;", to);
-            break;
-        case '\n':
+        else if (*text == '\n')
             fputs("&#10;", to);
-            break;
-        default:
-            fputc((unsigned char)*text < 0x20 ? ' ' : *text, to);
-        }
+        else if ((unsigned char)*text < 0x20)
+            fputc(' ', to);
+        else if (length == 0 || !is_xml_character(text, length))
+            fputs("\xef\xbf\xbd", to);
+        else
+            fwrite(text, 1, length, to);
+        text += length > 0 ? length : 1;
     }
 }
 

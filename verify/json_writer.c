@@ -30,10 +30,9 @@ static void append_text(zb_json_writer *writer, const char *text)
     append(writer, text, strlen(text));
 }
 
-/* Bytes of the UTF-8 character at `c`, or 0 when it is none. A NUL ends the text and is never a continuation.
- */
-static size_t utf8_length(const unsigned char *c)
+size_t zb_utf8_length(const char *text)
 {
+    const unsigned char *c = (const unsigned char *)text;
     if (c[0] < 0x80) return 1;
     /* What the second byte may be tells overlong forms, surrogates and what is above U+10FFFF. */
     unsigned low = 0x80, high = 0xbf;
@@ -63,7 +62,7 @@ static void append_quoted(zb_json_writer *writer, const char *text)
 {
     append(writer, "\"", 1);
     for (const unsigned char *c = (const unsigned char *)text; *c != '\0';) {
-        size_t length = utf8_length(c);
+        size_t length = zb_utf8_length((const char *)c);
         if (*c == '"' || *c == '\\') {
             append(writer, (char[]){ '\\', (char)*c }, 2);
         } else if (*c < 0x20) {

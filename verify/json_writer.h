@@ -31,6 +31,10 @@ void zb_json_put_uint(zb_json_writer *writer, const char *key, uint64_t value);
 void zb_json_put_double(zb_json_writer *writer, const char *key, double value); /* not finite: null */
 void zb_json_put_bool(zb_json_writer *writer, const char *key, int value);
 
+/** Bytes of the UTF-8 character at `text`, or 0 when there is none. A NUL ends the text and is never a
+ * continuation. */
+size_t zb_utf8_length(const char *text);
+
 /** Ends the text. On failure nothing may be used of it but zb_json_writer_destroy. */
 zb_status zb_json_writer_finish(zb_json_writer *writer);
 void zb_json_writer_destroy(zb_json_writer *writer);

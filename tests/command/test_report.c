@@ -125,6 +125,42 @@ static void junit_says_what_failed(void **state)
     free(text);
 }
 
+/* A report that no reader of XML takes is worse than none. */
+static void junit_is_well_formed_whatever_the_bytes(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *message, *xml;
+    } messages[] = {
+        { "caf\xc3\xa9 \xf0\x9f\x98\x80", "caf\xc3\xa9 \xf0\x9f\x98\x80" },
+        { "caf\xe9.json: \x01", "caf\xef\xbf\xbd.json:  " },
+        { "\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd" },
+        { "a\xef\xbf\xbf"
+          "b\xef\xbf\xbe",
+          "a\xef\xbf\xbd"
+          "b\xef\xbf\xbd" },
+        { "cut \xe2\x98", "cut \xef\xbf\xbd\xef\xbf\xbd" },
+    };
+    for (size_t i = 0; i < sizeof messages / sizeof messages[0]; i++) {
+        verify_report report = report_of(4);
+        zb_verify_case changed = report.cases[3];
+        char want[128];
+        snprintf(changed.message, sizeof changed.message, "%s", messages[i].message);
+        report.cases = &changed;
+        report.case_count = 1;
+        report.model = messages[i].message;
+        assert_int_equal(report_junit(&report, in_folder("report.xml")), ZB_OK);
+        size_t bytes;
+        char *text = (char *)read_whole(in_folder("report.xml"), &bytes);
+        text[bytes] = '\0';
+        snprintf(want, sizeof want, "message=\"%s\"/>", messages[i].xml);
+        if (strstr(text, want) == NULL) fail_msg("no %s in:\n%s", want, text);
+        snprintf(want, sizeof want, "classname=\"zerobit.verify.%s\"", messages[i].xml);
+        if (strstr(text, want) == NULL) fail_msg("no %s in:\n%s", want, text);
+        free(text);
+    }
+}
+
 static void the_quiet_form_names_what_is_not_equal(void **state)
 {
     (void)state;
@@ -267,6 +303,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         IN_FOLDER(json_says_it_all),
         IN_FOLDER(junit_says_what_failed),
+        IN_FOLDER(junit_is_well_formed_whatever_the_bytes),
         cmocka_unit_test(the_quiet_form_names_what_is_not_equal),
         cmocka_unit_test(table_names_the_difference),
         IN_FOLDER(training_that_ends_is_said),
