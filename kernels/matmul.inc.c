@@ -387,7 +387,8 @@ static zb_status op_matmul(const zb_matmul_args *args)
         return zb_fail(ZB_UNSUPPORTED, "matmul of %s cannot accumulate; want fp32",
                        zb_dtype_name(args->dtype));
     if (args->m == 0 || args->n == 0) return ZB_OK;
-    float *scratch = zb_scratch_claim();
+    float *scratch;
+    ZB_TRY(zb_scratch_claim(&scratch));
     if (args->dtype == ZB_FP32)
         matmul_fp32(args, scratch);
     else
