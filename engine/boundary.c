@@ -59,7 +59,7 @@ static double unscaled(const zb_plan *plan, double scaled_norm, double loss_scal
 
 /* --- the step --- */
 
-/* The exact norm is there on a skipped step too; DeepSpeed takes none then, and reports the one before. */
+/* The exact norm is taken of a skipped step too; DeepSpeed takes none then, and reports the one before. */
 static zb_status look(zb_engine *e, double *scaled_norm, int *is_measured)
 {
     const int heeds = e->plan.overflow == ZB_OVERFLOW_SKIP || e->plan.overflow == ZB_OVERFLOW_COUNT;

@@ -14,13 +14,21 @@ static size_t min_size(size_t a, size_t b)
     return a < b ? a : b;
 }
 
+/* A norm that is taken of tensors says itself of which. */
+static zb_tensors norm_tensors(zb_norm_method norm)
+{
+    if (norm == ZB_NORM_PARTITION_FP32) return ZB_TENSORS_PARTITIONS;
+    return norm == ZB_NORM_PARTITION_FP64 ? ZB_TENSORS_SUB_GROUPS : ZB_TENSORS_PARAMETERS;
+}
+
 zb_layout_options zb_layout_options_of(const zb_plan *plan, const zb_model *model, int stage)
 {
     return (zb_layout_options){ .model = model,
                                 .stage = stage,
                                 .world_size = plan->world_size,
                                 .round_robin = plan->round_robin,
-                                .tensors = plan->tensors,
+                                .optimizer_tensors = plan->tensors,
+                                .norm_tensors = norm_tensors(plan->norm),
                                 .sub_group_numel = plan->sub_group_numel };
 }
 
@@ -32,6 +40,13 @@ static int count_groups(const zb_layout_options *o)
     return count;
 }
 
+static zb_status allocate_tensors(const zb_layout *l, zb_tensor_list *list)
+{
+    list->of = zb_alloc_array((size_t)l->model->param_count, sizeof *list->of);
+    list->end = zb_alloc_array((size_t)l->model->param_count, sizeof *list->end);
+    return list->of != NULL && list->end != NULL ? ZB_OK : ZB_NO_MEMORY;
+}
+
 static zb_status allocate(const zb_layout_options *o, zb_layout *l)
 {
     const size_t params = (size_t)o->model->param_count;
@@ -41,11 +56,10 @@ static zb_status allocate(const zb_layout_options *o, zb_layout *l)
     l->part_numel = zb_alloc_array(params, sizeof *l->part_numel);
     l->by_offset = zb_alloc_array(params, sizeof *l->by_offset);
     l->by_group = zb_alloc_array(params, sizeof *l->by_group);
-    l->tensor_of = zb_alloc_array(params, sizeof *l->tensor_of);
-    l->tensor_end = zb_alloc_array(params, sizeof *l->tensor_end);
+    ZB_TRY(allocate_tensors(l, &l->optimizer_tensors));
+    ZB_TRY(allocate_tensors(l, &l->norm_tensors));
     const int complete = l->groups != NULL && l->group_of != NULL && l->offset != NULL &&
-                         l->part_numel != NULL && l->by_offset != NULL && l->by_group != NULL &&
-                         l->tensor_of != NULL && l->tensor_end != NULL;
+                         l->part_numel != NULL && l->by_offset != NULL && l->by_group != NULL;
     return complete ? ZB_OK : ZB_NO_MEMORY;
 }
 
@@ -143,29 +157,31 @@ static void order_by_group(zb_layout *l)
 }
 
 /* Source of the rule: stage3.py, _create_fp16_sub_groups. */
-static void close_sub_groups(zb_layout *l, uint64_t limit)
+static void close_sub_groups(const zb_layout *l, uint64_t limit, zb_tensor_list *list)
 {
     for (int i = 0; i < l->order_count; i++) {
-        const int param = l->by_offset[i], last = l->tensor_count - 1;
-        const size_t begin = last > 0 ? l->tensor_end[last - 1] : 0;
+        const int param = l->by_offset[i], last = list->count - 1;
+        const size_t begin = last > 0 ? list->end[last - 1] : 0;
         const int same_group = i > 0 && l->group_of[l->by_offset[i - 1]] == l->group_of[param];
-        if (!same_group || l->tensor_end[last] - begin >= limit) l->tensor_count++;
-        l->tensor_of[param] = l->tensor_count - 1;
-        l->tensor_end[l->tensor_count - 1] = l->offset[param] + l->part_numel[param];
+        if (!same_group || list->end[last] - begin >= limit) list->count++;
+        list->of[param] = list->count - 1;
+        list->end[list->count - 1] = l->offset[param] + l->part_numel[param];
     }
 }
 
-static void name_tensors(zb_layout *l, uint64_t sub_group_numel)
+static void list_tensors(const zb_layout *l, zb_tensors kind, uint64_t sub_group_numel, zb_tensor_list *list)
 {
-    for (int p = 0; p < l->model->param_count; p++) l->tensor_of[p] = -1;
-    if (l->tensors == ZB_TENSORS_SUB_GROUPS) {
-        close_sub_groups(l, sub_group_numel);
+    const int by_param = kind == ZB_TENSORS_PARAMETERS;
+    ZB_ASSERT(l->stage == 3 || kind != ZB_TENSORS_SUB_GROUPS);
+    list->kind = kind;
+    for (int p = 0; p < l->model->param_count; p++) list->of[p] = -1;
+    if (kind == ZB_TENSORS_SUB_GROUPS) {
+        close_sub_groups(l, sub_group_numel, list);
         return;
     }
-    const int by_param = l->tensors == ZB_TENSORS_PARAMETERS;
     for (int i = 0; i < l->order_count; i++)
-        l->tensor_of[l->by_offset[i]] = by_param ? i : l->group_of[l->by_offset[i]];
-    l->tensor_count = by_param ? l->order_count : l->group_count;
+        list->of[l->by_offset[i]] = by_param ? i : l->group_of[l->by_offset[i]];
+    list->count = by_param ? l->order_count : l->group_count;
 }
 
 zb_status zb_layout_create(const zb_layout_options *o, zb_layout *layout)
@@ -174,13 +190,10 @@ zb_status zb_layout_create(const zb_layout_options *o, zb_layout *layout)
         return zb_fail(ZB_INVALID_ARGUMENT, "stage is %d, want 0 to %d", o->stage, ZB_STAGE_COUNT - 1);
     if (o->world_size < 1)
         return zb_fail(ZB_INVALID_ARGUMENT, "world size is %d, want at least 1", o->world_size);
-    ZB_ASSERT(o->stage == 3 || o->tensors != ZB_TENSORS_SUB_GROUPS);
 
-    zb_layout l = { .model = o->model,
-                    .stage = o->stage,
-                    .world_size = o->world_size,
-                    .tensors = o->tensors,
-                    .group_count = count_groups(o) };
+    zb_layout l = {
+        .model = o->model, .stage = o->stage, .world_size = o->world_size, .group_count = count_groups(o)
+    };
     zb_status status = allocate(o, &l);
     if (status != ZB_OK) {
         zb_layout_destroy(&l);
@@ -193,7 +206,8 @@ zb_status zb_layout_create(const zb_layout_options *o, zb_layout *layout)
     place_frozen(&l);
     place_trainable(&l, o->round_robin);
     order_by_group(&l);
-    name_tensors(&l, o->sub_group_numel);
+    list_tensors(&l, o->optimizer_tensors, o->sub_group_numel, &l.optimizer_tensors);
+    list_tensors(&l, o->norm_tensors, o->sub_group_numel, &l.norm_tensors);
     *layout = l;
     return ZB_OK;
 }
@@ -206,8 +220,10 @@ void zb_layout_destroy(zb_layout *l)
     zb_free(l->part_numel);
     zb_free(l->by_offset);
     zb_free(l->by_group);
-    zb_free(l->tensor_of);
-    zb_free(l->tensor_end);
+    zb_free(l->optimizer_tensors.of);
+    zb_free(l->optimizer_tensors.end);
+    zb_free(l->norm_tensors.of);
+    zb_free(l->norm_tensors.end);
     memset(l, 0, sizeof *l);
 }
 
@@ -234,23 +250,23 @@ zb_slice zb_layout_slice(const zb_layout *l, int param, int rank)
                        .shard_offset = g->shard_begin + first - own_begin };
 }
 
-zb_extent zb_layout_tensor(const zb_layout *l, int tensor, int rank)
+zb_extent zb_layout_tensor(const zb_layout *l, const zb_tensor_list *list, int tensor, int rank)
 {
-    ZB_ASSERT(tensor >= 0 && tensor < l->tensor_count);
-    if (l->tensors == ZB_TENSORS_PARAMETERS) {
+    ZB_ASSERT(tensor >= 0 && tensor < list->count);
+    if (list->kind == ZB_TENSORS_PARAMETERS) {
         const int param = l->by_offset[tensor];
         const zb_slice slice = zb_layout_slice(l, param, rank);
         return (zb_extent){ .group = l->group_of[param],
                             .shard_offset = slice.shard_offset,
                             .numel = slice.numel };
     }
-    if (l->tensors == ZB_TENSORS_SUB_GROUPS) {
-        const size_t begin = tensor > 0 ? l->tensor_end[tensor - 1] : 0;
+    if (list->kind == ZB_TENSORS_SUB_GROUPS) {
+        const size_t begin = tensor > 0 ? list->end[tensor - 1] : 0;
         int i = 0;
-        while (l->tensor_of[l->by_offset[i]] != tensor) i++;
+        while (list->of[l->by_offset[i]] != tensor) i++;
         return (zb_extent){ .group = l->group_of[l->by_offset[i]],
                             .shard_offset = begin,
-                            .numel = l->tensor_end[tensor] - begin };
+                            .numel = list->end[tensor] - begin };
     }
     const zb_layout_group *g = &l->groups[tensor];
     return (zb_extent){ .group = tensor, .shard_offset = g->shard_begin, .numel = g->rank_numel };

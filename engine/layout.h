@@ -14,7 +14,8 @@
  * W + 1, ... Frozen parameters have a flat space of their own: replicated at stages 0 to 2, cut like the
  * others at 3.
  *
- * A tensor is what the optimizer, and a norm taken per tensor, see as one: a run of every rank's shard.
+ * A tensor is what an optimizer, or a norm, that looks at whole tensors takes for one: a run of every rank's
+ * shard.
  */
 #ifndef ZEROBIT_ENGINE_LAYOUT_H
 #define ZEROBIT_ENGINE_LAYOUT_H
@@ -29,7 +30,7 @@ typedef struct zb_layout_options {
     int stage, world_size;
     const int *group_of; /* [param_count] the parameter group of each, from 0; NULL: all in one */
     int round_robin;     /* acts at stages 1, 2 */
-    zb_tensors tensors;
+    zb_tensors optimizer_tensors, norm_tensors;
     uint64_t sub_group_numel; /* SUB_GROUPS: a tensor is closed when a rank's parts reach this */
 } zb_layout_options;
 
@@ -44,10 +45,16 @@ typedef struct zb_layout_group {
     size_t shard_begin;  /* where a rank's part of it begins in the rank's shard     */
 } zb_layout_group;
 
+typedef struct zb_tensor_list {
+    zb_tensors kind;
+    int count;
+    int *of;     /* [param_count] which tensor a trainable parameter with elements is in; else -1 */
+    size_t *end; /* [count] in a rank's shard, for SUB_GROUPS                                      */
+} zb_tensor_list;
+
 typedef struct zb_layout {
     const zb_model *model;
     int stage, world_size;
-    zb_tensors tensors;
     /* Sums over the groups, */
     size_t numel, padded_numel, rank_numel;
     size_t frozen_rank_numel; /* and frozen elements that one rank holds, with padding */
@@ -62,9 +69,7 @@ typedef struct zb_layout {
     int *by_offset; /* [order_count] trainable parameters with elements, as they lie           */
     int *by_group;  /* [order_count] the same ones group by group, in parameter order within  */
     int order_count;
-    int *tensor_of; /* [param_count] of those parameters; else -1 */
-    int tensor_count;
-    size_t *tensor_end; /* [tensor_count] in a rank's shard, for SUB_GROUPS */
+    zb_tensor_list optimizer_tensors, norm_tensors;
 } zb_layout;
 
 zb_status zb_layout_create(const zb_layout_options *options, zb_layout *layout);
@@ -82,7 +87,7 @@ typedef struct zb_extent {
     int group;
     size_t shard_offset, numel;
 } zb_extent;
-zb_extent zb_layout_tensor(const zb_layout *layout, int tensor, int rank);
+zb_extent zb_layout_tensor(const zb_layout *layout, const zb_tensor_list *list, int tensor, int rank);
 
 /* Stages 0 to 2: where an element of a rank's part of a group lies in the flat space. */
 size_t zb_layout_flat(const zb_layout *layout, int rank, int group, size_t shard_offset);

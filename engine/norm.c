@@ -8,6 +8,7 @@
 #include <zerobit/memory.h>
 
 #include "engine/state.h"
+#include "kernels/kernels.h"
 
 static int is_partial(const zb_engine *e)
 {
@@ -25,7 +26,8 @@ zb_status zb_norm_create(zb_engine *e, zb_norm *norm)
 {
     norm->word_count = word_count(&e->plan, &e->layout);
     norm->host = zb_alloc_array(norm->word_count, sizeof *norm->host);
-    if (norm->host == NULL) return ZB_NO_MEMORY;
+    norm->of_tensor = zb_alloc_array((size_t)e->layout.norm_tensors.count, sizeof *norm->of_tensor);
+    if (norm->host == NULL || norm->of_tensor == NULL) return ZB_NO_MEMORY;
     return zb_device_alloc(e->device, ZB_MEM_WORKSPACE, norm->word_count * sizeof *norm->host, &norm->words);
 }
 
@@ -33,6 +35,7 @@ void zb_norm_destroy(zb_engine *e, zb_norm *norm)
 {
     zb_device_free(e->device, ZB_MEM_WORKSPACE, norm->word_count * sizeof *norm->host, norm->words);
     zb_free(norm->host);
+    zb_free(norm->of_tensor);
 }
 
 /* --- one number across ranks --- */
@@ -155,7 +158,8 @@ static double sum_of_slices(const zb_engine *e, int tensor)
     const zb_layout *layout = &e->layout;
     double sum = 0.0;
     for (int i = 0; i < layout->order_count; i++)
-        if (layout->tensor_of[layout->by_offset[i]] == tensor) sum = sum + e->norm.host[i] * e->norm.host[i];
+        if (layout->norm_tensors.of[layout->by_offset[i]] == tensor)
+            sum = sum + e->norm.host[i] * e->norm.host[i];
     return sum;
 }
 
@@ -172,19 +176,18 @@ static zb_status launch_slices(zb_engine *e)
     return fetch_norms(e, (size_t)layout->order_count);
 }
 
-/* Source: stage_1_and_2.py, scaled_global_norm. */
+/* The total is torch.norm of the groups' norms. Source: stage_1_and_2.py, scaled_global_norm. */
 static zb_status measure_partitions_fp32(zb_engine *e, double *norm)
 {
-    float total = 0.0f;
+    const int count = e->layout.norm_tensors.count;
     ZB_TRY(launch_slices(e));
-    for (int t = 0; t < e->layout.tensor_count; t++) {
+    for (int t = 0; t < count; t++) {
         float sum = (float)sum_of_slices(e, t);
         if (is_partial(e)) ZB_TRY(reduce_scalar(e, ZB_FP32, ZB_SUM, "gradient norm of a group", &sum));
-        const float of_tensor = (float)or_minus_one((double)sqrtf(sum));
-        total = total + of_tensor * of_tensor;
+        e->norm.of_tensor[t] = (float)or_minus_one((double)sqrtf(sum));
     }
-    *norm = (double)sqrtf(total);
-    return ZB_OK;
+    return zb_cpu_norm(
+        &(zb_norm_args){ .dtype = ZB_FP32, .x = e->norm.of_tensor, .numel = (size_t)count, .norm = norm });
 }
 
 /* Source: stage3.py, get_grad_norm_direct. */
@@ -192,7 +195,7 @@ static zb_status measure_partitions_fp64(zb_engine *e, double *norm)
 {
     double total = 0.0;
     ZB_TRY(launch_slices(e));
-    for (int t = 0; t < e->layout.tensor_count; t++) {
+    for (int t = 0; t < e->layout.norm_tensors.count; t++) {
         double sum = sum_of_slices(e, t);
         if (is_partial(e)) ZB_TRY(reduce_scalar(e, ZB_FP64, ZB_SUM, "gradient norm of a sub-group", &sum));
         const double of_tensor = or_minus_one(sqrt(sum));
@@ -266,7 +269,7 @@ void zb_norm_traffic(const zb_stage_facts *facts, zb_traffic *all_reduce)
 {
     const zb_plan *plan = facts->plan;
     const int partial = zb_stage_find(facts->layout->stage)->norm_is_partial;
-    const uint64_t tensors = (uint64_t)facts->layout->tensor_count;
+    const uint64_t tensors = (uint64_t)facts->layout->norm_tensors.count;
     const int by_flag = zb_norm_flags_overflow(plan);
     const int measured = !facts->skipped || plan->overflow != ZB_OVERFLOW_SKIP || plan->norm == ZB_NORM_EXACT;
     if (partial && by_flag) add_calls(all_reduce, 1, 1);

@@ -10,8 +10,9 @@
 /* ZB_NORM_EXACT: the accumulator of an exact sum. Otherwise the norm of each piece of the shard, then one
  * number that crosses ranks. */
 typedef struct zb_norm {
-    void *words;  /* on the device, [word_count] 8 bytes each */
-    double *host; /* [word_count] */
+    void *words;      /* on the device, [word_count] 8 bytes each */
+    double *host;     /* [word_count] */
+    float *of_tensor; /* PARTITION_FP32: [norm_tensors.count] */
     size_t word_count;
 } zb_norm;
 

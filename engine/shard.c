@@ -9,11 +9,11 @@ zb_status zb_engine_create_shard(zb_engine *e)
     const zb_layout *layout = &e->layout;
     zb_shard *shard = &e->shard;
     shard->numel = layout->rank_numel;
-    shard->segment_count = layout->tensor_count;
-    shard->segments = zb_alloc_array((size_t)layout->tensor_count, sizeof *shard->segments);
+    shard->segment_count = layout->optimizer_tensors.count;
+    shard->segments = zb_alloc_array((size_t)layout->optimizer_tensors.count, sizeof *shard->segments);
     if (shard->segments == NULL) return ZB_NO_MEMORY;
-    for (int t = 0; t < layout->tensor_count; t++) {
-        const zb_extent extent = zb_layout_tensor(layout, t, e->comm->rank);
+    for (int t = 0; t < layout->optimizer_tensors.count; t++) {
+        const zb_extent extent = zb_layout_tensor(layout, &layout->optimizer_tensors, t, e->comm->rank);
         zb_segment *segment = &shard->segments[t];
         *segment = (zb_segment){ .group = extent.group };
         if (extent.numel == 0) continue;
