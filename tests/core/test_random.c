@@ -1,6 +1,7 @@
 /*
  * Generators and permutation against numbers that others made: Random123's known answers for Philox, the
- * 10000th value that the C++ standard fixes for mt19937, torch.randperm 1.13.1.
+ * 10000th value that the C++ standard fixes for mt19937, torch.randperm 1.13.1 (and 2.8.0, where that
+ * differs).
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -165,6 +166,22 @@ static void second_permutation_continues_the_stream(void **state)
     assert_memory_equal(got, want, sizeof got);
 }
 
+/* torch's RandomSampler with a generator of its own draws a second permutation after each pass, of which it
+ * uses nothing. */
+static void passes_of_a_random_sampler(void **state)
+{
+    (void)state;
+    static const int64_t want[3][5] = { { 0, 1, 3, 2, 4 }, { 3, 2, 0, 4, 1 }, { 1, 0, 2, 3, 4 } };
+    zb_mt19937 generator;
+    zb_mt19937_seed(&generator, 7);
+    for (int pass = 0; pass < 3; pass++) {
+        int64_t got[5], unused[5];
+        zb_randperm(&generator, 5, got);
+        zb_randperm(&generator, 5, unused);
+        assert_memory_equal(got, want[pass], sizeof got);
+    }
+}
+
 static const struct hash_case {
     const char *name;
     int64_t n;
@@ -223,6 +240,38 @@ static void check_hash(void **state)
     free(got);
 }
 
+/* On both sides of the switch to 64-bit draws, as torch 2.8.0 has them. */
+static const struct hash_case switch_cases[] = {
+    { "randperm: (214748363, 3), the last with 32-bit draws",
+      ZB_RANDPERM_LARGE_N - 1,
+      3,
+      { 3426993, 89012687, 34994685, 171579910, 175684569, 91605569, 46504276, 82941616 },
+      { 2149681, 40745462, 212516164, 92186696 },
+      UINT64_C(4075416409076792127) },
+    { "randperm: (214748364, 3), the first with 64-bit draws",
+      ZB_RANDPERM_LARGE_N,
+      3,
+      { 50815193, 116864026, 18612126, 8421410, 157113196, 174023950, 859818, 136147441 },
+      { 15019188, 108813077, 122959525, 138283752 },
+      UINT64_C(16514168383640228310) },
+};
+
+static void check_switch(void **state)
+{
+    const struct hash_case *c = *state;
+    uint32_t *got = malloc((size_t)c->n * sizeof *got);
+    assert_non_null(got);
+    zb_mt19937 generator;
+    zb_mt19937_seed(&generator, c->seed);
+    zb_randperm_u32(&generator, c->n, ZB_RANDPERM_LARGE_N, got);
+    uint64_t hash = 0;
+    for (int64_t i = 0; i < c->n; i++) hash = hash * 1000003 + got[i];
+    for (int i = 0; i < 8; i++) assert_int_equal(got[i], c->head[i]);
+    for (int i = 0; i < 4; i++) assert_int_equal(got[c->n - 4 + i], c->tail[i]);
+    assert_true(hash == c->hash);
+    free(got);
+}
+
 /* The large-n shuffle on small n; wanted values from a Python program that follows the published source. */
 static const struct large_case {
     const char *name;
@@ -275,17 +324,23 @@ static void large_shuffle_permutes_and_matches_its_hash(void **state)
             table[i].name, check, NULL, NULL, (void *)&table[i]                                              \
         }
 
-int main(void)
+int main(int argc, char **argv)
 {
     static const struct CMUnitTest single[] = {
         cmocka_unit_test(uniform_stays_below_one_and_fills_the_range),
         cmocka_unit_test(mt_value_10000_is_the_standards),
         cmocka_unit_test(mt_random64_puts_the_first_draw_on_top),
         cmocka_unit_test(second_permutation_continues_the_stream),
+        cmocka_unit_test(passes_of_a_random_sampler),
         cmocka_unit_test(large_shuffle_permutes_and_matches_its_hash),
     };
     struct CMUnitTest tests[64];
-    size_t count = sizeof single / sizeof single[0];
+    size_t count = 0;
+    if (argc == 2 && strcmp(argv[1], "--exhaustive") == 0) {
+        ADD_CASES(switch_cases, check_switch);
+        return _cmocka_run_group_tests("random, exhaustive", tests, count, NULL, NULL);
+    }
+    count = sizeof single / sizeof single[0];
     memcpy(tests, single, sizeof single);
     ADD_CASES(philox_cases, check_philox);
     ADD_CASES(bits_cases, check_bits);
