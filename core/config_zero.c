@@ -27,6 +27,12 @@
         .key = (name), .effect = ZB_RULE_ONLY, .type = ZB_RULE_EMPTY, .null_fine = 1                         \
     }
 
+/* Honoured, and known by its old name as well. */
+#define STAGE3(name)                                                                                         \
+    {                                                                                                        \
+        .key = (name), .alias = ("stage3_" name), .effect = ZB_RULE_HONOURED                                 \
+    }
+
 #define WHEN_GATHERED "it only sets when parameters are gathered and freed, which changes no bit"
 #define CHECKPOINT    "zerobit writes and reads no checkpoints yet"
 #define OFFLOAD       "nothing is offloaded"
@@ -55,13 +61,13 @@ static const zb_config_rule zero_rules[] = {
     BOOL_KNOB("gather_16bit_weights_on_model_save", "stage3_gather_16bit_weights_on_model_save", 0,
               CHECKPOINT),
     ZB_HONOURED("sub_group_size"),
-    COUNT_KNOB("prefetch_bucket_size", "stage3_prefetch_bucket_size", WHEN_GATHERED),
-    COUNT_KNOB("param_persistence_threshold", "stage3_param_persistence_threshold", WHEN_GATHERED),
-    COUNT_KNOB("model_persistence_threshold", "stage3_model_persistence_threshold", WHEN_GATHERED),
-    COUNT_KNOB("max_live_parameters", "stage3_max_live_parameters", WHEN_GATHERED),
-    COUNT_KNOB("max_reuse_distance", "stage3_max_reuse_distance", WHEN_GATHERED),
-    COUNT_KNOB("module_granularity_threshold", "stage3_module_granularity_threshold", WHEN_GATHERED),
-    BOOL_KNOB("allgather_sequential", "stage3_allgather_sequential", 0, WHEN_GATHERED),
+    STAGE3("prefetch_bucket_size"),
+    STAGE3("param_persistence_threshold"),
+    STAGE3("model_persistence_threshold"),
+    STAGE3("max_live_parameters"),
+    STAGE3("max_reuse_distance"),
+    STAGE3("module_granularity_threshold"),
+    STAGE3("allgather_sequential"),
     KNOB("leaf_module", NULL, ZB_RULE_OBJECT, NAN, WHEN_GATHERED),
     BOOL_KNOB("ignore_unused_parameters", NULL, 1, OFFLOAD),
     BOOL_KNOB("memory_efficient_linear", NULL, 1,
@@ -195,14 +201,44 @@ static zb_status check_allgather_bucket(const zb_json_at *zero, int stage)
     return ZB_OK;
 }
 
-/* A count of elements. Any is fine, Python's sys.maxsize too; beyond the integers of a double it means "all". */
-static zb_status read_numel(const zb_json_at *zero, const char *key, uint64_t *out)
+/* Under its name, or its old one with stage3_ in front. */
+static zb_json_at stage3_member(const zb_json_at *zero, const char *old_name)
 {
-    zb_json_at at = zb_config_closed_member(zero, key);
+    zb_json_at at = zb_config_closed_member(zero, old_name + strlen("stage3_"));
+    return at.value != NULL ? at : zb_config_closed_member(zero, old_name);
+}
+
+/* A count of elements. Any is fine, Python's sys.maxsize too; beyond the integers of a double it means "all". */
+static zb_status read_numel(const zb_json_at *at, uint64_t *out)
+{
     double numel = (double)*out;
-    if (zb_config_read_number(&at, ZB_SECTION_CLOSED, 0, &numel) != ZB_OK || numel != floor(numel))
-        return zb_json_fail(&at, ZB_INVALID_CONFIG, "an integer not below 0");
+    if (zb_config_read_number(at, ZB_SECTION_CLOSED, 0, &numel) != ZB_OK || numel != floor(numel))
+        return zb_json_fail(at, ZB_INVALID_CONFIG, "an integer not below 0");
     *out = (uint64_t)fmin(numel, (double)ZB_JSON_MAX_INTEGER);
+    return ZB_OK;
+}
+
+static zb_status read_gathering(const zb_json_at *section, zb_zero_config *zero)
+{
+    const struct {
+        const char *key;
+        uint64_t *out;
+    } counts[] = {
+        { "stage3_prefetch_bucket_size", &zero->prefetch_bucket_numel },
+        { "stage3_param_persistence_threshold", &zero->param_persistence_numel },
+        { "stage3_model_persistence_threshold", &zero->model_persistence_numel },
+        { "stage3_max_live_parameters", &zero->max_live_numel },
+        { "stage3_max_reuse_distance", &zero->max_reuse_numel },
+        { "stage3_module_granularity_threshold", &zero->module_granularity_numel },
+    };
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
+        zb_json_at at = stage3_member(section, counts[i].key);
+        ZB_TRY(read_numel(&at, counts[i].out));
+    }
+    zb_json_at sequential = stage3_member(section, "stage3_allgather_sequential");
+    ZB_TRY(zb_config_read_bool(&sequential, ZB_SECTION_CLOSED, &zero->allgather_sequential));
+    /* DeepSpeed: one parameter ahead, whatever the bucket. */
+    if (zero->allgather_sequential) zero->prefetch_bucket_numel = 1;
     return ZB_OK;
 }
 
@@ -226,7 +262,9 @@ static zb_status read_section(zb_config *config, const zb_json_at *zero)
     ZB_TRY(read_switch(zero, "use_multi_rank_bucket_allreduce", &config->zero.multi_rank_bucket));
     ZB_TRY(read_switch(zero, "round_robin_gradients", &config->zero.round_robin_gradients));
     ZB_TRY(check_allgather_bucket(zero, (int)stage));
-    ZB_TRY(read_numel(zero, "sub_group_size", &config->zero.sub_group_numel));
+    zb_json_at sub_group_at = zb_config_closed_member(zero, "sub_group_size");
+    ZB_TRY(read_numel(&sub_group_at, &config->zero.sub_group_numel));
+    ZB_TRY(read_gathering(zero, &config->zero));
     ZB_TRY(read_legacy_stage1(zero));
 
     ZB_TRY(read_deprecated_offload(config, zero, "cpu_offload", "offload_optimizer"));
@@ -245,7 +283,12 @@ zb_status zb_config_read_zero(zb_config *config, const zb_json_at *root)
                                      .reduce_scatter = 1,
                                      .multi_rank_bucket = 1,
                                      .reduce_bucket_numel = 500000000,
-                                     .sub_group_numel = 1000000000 };
+                                     .sub_group_numel = 1000000000,
+                                     .prefetch_bucket_numel = 50000000,
+                                     .max_live_numel = 1000000000,
+                                     .max_reuse_numel = 1000000000,
+                                     .param_persistence_numel = 100000,
+                                     .model_persistence_numel = ZB_JSON_MAX_INTEGER };
     zb_json_at zero = zb_json_member(root, "zero_optimization");
     if (zero.value == NULL) return ZB_OK;
     if (cJSON_IsBool(zero.value)) {

@@ -44,6 +44,11 @@ typedef struct zb_zero_config {
     int overlap_comm; /* -1: not given, which means on at stage 3 and off elsewhere */
     uint64_t reduce_bucket_numel;
     uint64_t sub_group_numel;  /* stage 3: parts of parameters that the optimizer sees as one tensor */
+    /* Stage 3: when parameters are gathered and released (engine/gather_plan.h), in elements. No bit depends on it. */
+    uint64_t prefetch_bucket_numel, max_live_numel, max_reuse_numel;
+    uint64_t param_persistence_numel, model_persistence_numel;
+    uint64_t module_granularity_numel; /* 0: every module on its own */
+    int allgather_sequential;
     int round_robin_gradients; /* stages 1, 2: parameters 0, W, 2 W, ... come first in the flat buffer, then 1, W + 1, ... */
 } zb_zero_config;
 

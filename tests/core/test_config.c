@@ -192,6 +192,12 @@ static const struct bad_case {
       "zero_optimization.sub_group_size: is -1, want an integer not below 0" },
     { ZERO("\"sub_group_size\": 1.5"), ZB_INVALID_CONFIG,
       "zero_optimization.sub_group_size: is 1.5, want an integer not below 0" },
+    { ZERO("\"max_reuse_distance\": -1"), ZB_INVALID_CONFIG,
+      "zero_optimization.max_reuse_distance: is -1, want an integer not below 0" },
+    { ZERO("\"stage3_max_live_parameters\": 1.5"), ZB_INVALID_CONFIG,
+      "zero_optimization.stage3_max_live_parameters: is 1.5, want an integer not below 0" },
+    { ZERO("\"stage3_allgather_sequential\": 2"), ZB_INVALID_CONFIG,
+      "zero_optimization.stage3_allgather_sequential: is 2, want" },
     { ZERO("\"contiguous_gradients\": 2"), ZB_INVALID_CONFIG,
       "zero_optimization.contiguous_gradients: is 2, want" },
     { ZERO("\"use_multi_rank_bucket_allreduce\": \"maybe\""), ZB_INVALID_CONFIG,
@@ -452,10 +458,9 @@ static const struct note_case {
     { "{\"zero_optimization\": true}",
       "zero_optimization: a bare boolean is deprecated; it means {\"stage\": 1}" },
     { ZERO("\"stage\": \"auto\", \"reduce_bucket_size\": \"auto\", \"sub_group_size\": \"auto\""), NULL },
-    { ZERO("\"prefetch_bucket_size\": \"auto\", \"stage3_prefetch_bucket_size\": 5e8"),
-      "stage3_prefetch_bucket_size: no effect: it only sets when" },
-    { ZERO("\"model_persistence_threshold\": 9223372036854775807"),
-      "model_persistence_threshold: no effect" },
+    { ZERO("\"prefetch_bucket_size\": \"auto\", \"stage3_prefetch_bucket_size\": 5e8"), NULL },
+    { ZERO("\"model_persistence_threshold\": 9223372036854775807"), NULL },
+    { ZERO("\"leaf_module\": {}"), "leaf_module: no effect: it only sets when" },
     { ZERO("\"sub_group_size\": \"1000\""), NULL },
     { ZERO("\"cpu_offload\": false"),
       "zero_optimization.cpu_offload: no effect: deprecated in favour of offload_optimizer" },
@@ -531,6 +536,13 @@ static void defaults_are_deepspeeds(void **state)
     assert_int_equal(config->zero.contiguous_gradients, 1);
     assert_int_equal(config->zero.reduce_scatter, 1);
     assert_int_equal(config->zero.reduce_bucket_numel, 500000000);
+    assert_int_equal(config->zero.prefetch_bucket_numel, 50000000);
+    assert_int_equal(config->zero.max_live_numel, 1000000000);
+    assert_int_equal(config->zero.max_reuse_numel, 1000000000);
+    assert_int_equal(config->zero.param_persistence_numel, 100000);
+    assert_int_equal(config->zero.model_persistence_numel, (int64_t)1 << 53);
+    assert_int_equal(config->zero.module_granularity_numel, 0);
+    assert_int_equal(config->zero.allgather_sequential, 0);
     assert_int_equal(config->comm_dtype, -1);
     assert_int_equal(config->grad_accum_dtype, -1);
     assert_int_equal(config->bf16_check_grad_overflow, 1);
@@ -608,6 +620,39 @@ static void values_arrive(void **state)
     config = parse("{\"optimizer\": {\"type\": \"AdamW\", \"params\": {\"adam_w_mode\": false}}}");
     assert_int_equal(config->optimizer.decay_mode, ZB_DECAY_DECOUPLED);
     zb_config_destroy(config);
+}
+
+static void gathering_arrives(void **state)
+{
+    (void)state;
+    /* Under either name. */
+    static const char *const prefixes[] = { "", "stage3_" };
+    for (size_t i = 0; i < 2; i++) {
+        const char *p = prefixes[i];
+        char text[512];
+        snprintf(text, sizeof text,
+                 "{\"zero_optimization\": {\"%sprefetch_bucket_size\": 1, \"%smax_live_parameters\": 2e1, "
+                 "\"%smax_reuse_distance\": \"3\", \"%sparam_persistence_threshold\": 4, "
+                 "\"%smodel_persistence_threshold\": 9223372036854775807, "
+                 "\"%smodule_granularity_threshold\": 6}}",
+                 p, p, p, p, p, p);
+        zb_config *config = parse(text);
+        assert_int_equal(config->zero.prefetch_bucket_numel, 1);
+        assert_int_equal(config->zero.max_live_numel, 20);
+        assert_int_equal(config->zero.max_reuse_numel, 3);
+        assert_int_equal(config->zero.param_persistence_numel, 4);
+        assert_int_equal(config->zero.model_persistence_numel, (int64_t)1 << 53);
+        assert_int_equal(config->zero.module_granularity_numel, 6);
+        assert_int_equal(config->zero.allgather_sequential, 0);
+        zb_config_destroy(config);
+
+        snprintf(text, sizeof text,
+                 "{\"zero_optimization\": {\"%sallgather_sequential\": true, \"prefetch_bucket_size\": 7}}", p);
+        config = parse(text);
+        assert_int_equal(config->zero.allgather_sequential, 1);
+        assert_int_equal(config->zero.prefetch_bucket_numel, 1);
+        zb_config_destroy(config);
+    }
 }
 
 /* Every parameter of every scheduler, once left out and once given. */
@@ -921,6 +966,7 @@ int main(void)
         cmocka_unit_test(accepts_and_notes),
         cmocka_unit_test(defaults_are_deepspeeds),
         cmocka_unit_test(values_arrive),
+        cmocka_unit_test(gathering_arrives),
         cmocka_unit_test(schedulers_arrive),
         cmocka_unit_test(momentum_needs_betas),
         cmocka_unit_test(cifar10_example),
