@@ -310,12 +310,14 @@ static zb_status forward_loss(zb_executor *e)
 zb_status zb_executor_forward(zb_executor *e, zb_stage *stage, const zb_batch *batch, float *loss)
 {
     ZB_TRY(load_batch(e, batch));
+    ZB_TRY(stage->ops->begin_forward(stage));
     for (int m = 0; m < e->graph->model->module_count; m++) {
         if (module_at(e, m)->kind == ZB_MODULE_PARAMETER) continue;
         ZB_TRY(stage->ops->before_forward(stage, m));
         ZB_TRY(forward_module(e, stage, m));
         ZB_TRY(stage->ops->after_forward(stage, m));
     }
+    ZB_TRY(stage->ops->end_forward(stage));
     ZB_TRY(forward_loss(e));
     ZB_TRY(zb_copy_out(e->stream, loss, e->loss, sizeof *loss));
     return zb_stream_wait_idle(e->stream);
@@ -562,6 +564,7 @@ zb_status zb_executor_backward(zb_executor *e, zb_stage *stage, float seed, floa
     memset(e->activation_seen, 0, (size_t)model->module_count);
     for (int p = 0; p < model->param_count; p++) e->uses_left[p] = model->params[p].use_count;
 
+    ZB_TRY(stage->ops->begin_backward(stage));
     if (e->graph->needs_grad[zb_model_output_module(model)]) ZB_TRY(backward_loss(e, seed, divisor));
     for (int m = model->module_count - 1; m >= 0; m--) {
         if (!e->graph->needs_grad[m]) continue;

@@ -55,11 +55,14 @@ zb_status zb_external_run(zb_engine *e, zb_external_kind kind, const float *cons
     const zb_stage_ops *ops = e->stage->ops;
     const float factor = seed / divisor;
     int next = 0;
+    ZB_TRY(ops->begin_forward(e->stage));
     for (int m = 0; m < model->module_count; m++) {
         if (model->modules[m].kind == ZB_MODULE_PARAMETER) continue;
         ZB_TRY(ops->before_forward(e->stage, m));
         ZB_TRY(ops->after_forward(e->stage, m));
     }
+    ZB_TRY(ops->end_forward(e->stage));
+    ZB_TRY(ops->begin_backward(e->stage));
     for (int m = model->module_count - 1; m >= 0; m--) {
         if (!e->graph.needs_grad[m]) continue;
         ZB_TRY(ops->before_backward(e->stage, m));

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "engine/executor.h"
+#include "engine/gather.h"
 #include "engine/graph.h"
 #include "engine/norm.h"
 #include "engine/optimizer.h"
@@ -11,6 +12,8 @@
 typedef struct formula {
     zb_graph graph;
     zb_layout layout;
+    zb_gather_trace trace; /* stage 3's, like the next */
+    zb_gather_plan gather;
     zb_stage_facts facts;
 } formula;
 
@@ -21,12 +24,19 @@ static zb_status formula_open(const zb_config *config, const zb_model *model, co
     ZB_TRY(zb_graph_create(model, &f->graph));
     const zb_layout_options options = zb_layout_options_of(plan, model, stage);
     zb_status status = zb_layout_create(&options, &f->layout);
+    if (status == ZB_OK && stage == 3) {
+        f->facts.gather = &f->gather;
+        status = zb_gather_derive(config, plan, &f->graph, &f->layout, &f->trace, &f->gather);
+        if (status != ZB_OK) zb_layout_destroy(&f->layout);
+    }
     if (status != ZB_OK) zb_graph_destroy(&f->graph);
     return status;
 }
 
 static void formula_close(formula *f)
 {
+    zb_gather_plan_destroy(&f->gather);
+    zb_gather_trace_destroy(&f->trace);
     zb_layout_destroy(&f->layout);
     zb_graph_destroy(&f->graph);
 }
@@ -62,11 +72,12 @@ void zb_memory_formula_numel(uint64_t numel, const zb_plan *plan, int stage, uin
 }
 
 zb_status zb_traffic_formula(const zb_config *config, const zb_model *model, const zb_plan *plan, int stage,
-                             int skipped, zb_traffic traffic[ZB_COLLECTIVE_COUNT])
+                             const zb_step_past *past, int skipped, zb_traffic traffic[ZB_COLLECTIVE_COUNT])
 {
     formula f;
     ZB_TRY(formula_open(config, model, plan, stage, &f));
     memset(traffic, 0, ZB_COLLECTIVE_COUNT * sizeof *traffic);
+    f.facts.past = *past;
     f.facts.skipped = skipped;
     zb_stage_find(stage)->traffic(&f.facts, traffic);
     zb_norm_traffic(&f.facts, &traffic[ZB_COLLECTIVE_ALL_REDUCE]);

@@ -1,9 +1,10 @@
 /*
  * Where gathered parameters lie: a place in one arena for each parameter and for each buffer of a coalesced
- * all_gather; see gather_plan.h. The passes are gone through once to see what is in use together; then the
- * largest is placed first, each as low as those already placed allow.
+ * all_gather; see gather_plan.h. The passes are gone through once to see what is in use together; then one
+ * after the other is placed as low as those already placed allow, in the better of two orders.
  */
 #include <stdlib.h>
+#include <string.h>
 #include <zerobit/memory.h>
 
 #include "engine/gather_plan.h"
@@ -22,7 +23,8 @@ typedef struct arena {
     int thing_count, inspected;
     unsigned char *conflicts; /* [thing_count] rows of bits */
     size_t row_bytes;
-    int *live, live_count; /* things in use */
+    int *live, live_count;   /* things in use */
+    unsigned char *is_whole; /* [param_count] in use, and no longer under way */
     size_t live_numel;
 } arena;
 
@@ -66,6 +68,11 @@ static void use_params(arena *a, zb_span params)
     for (int i = 0; i < params.count; i++) use(a, a->plan->params[params.first + i]);
 }
 
+static void set_whole(arena *a, zb_span params, unsigned char whole)
+{
+    for (int i = 0; i < params.count; i++) a->is_whole[a->plan->params[params.first + i]] = whole;
+}
+
 static void start(arena *a, zb_span calls)
 {
     for (int c = calls.first; c < calls.first + calls.count; c++) {
@@ -81,6 +88,7 @@ static void land(arena *a, zb_span landings)
 {
     for (int i = 0; i < landings.count; i++) {
         const int c = a->plan->landings[landings.first + i];
+        set_whole(a, a->plan->calls[c].params, 1);
         if (!zb_gather_call_is_coalesced(a->plan, &a->plan->calls[c])) continue;
         use_params(a, a->plan->calls[c].params);
         drop(a, a->buffer_of[c]);
@@ -94,7 +102,7 @@ static void rest(arena *a)
     thing *inspected = &a->things[a->inspected];
     size_t largest = 0;
     for (int p = 0; p < a->param_count; p++)
-        if (a->things[p].numel > largest && !is_live(a, p)) largest = a->things[p].numel;
+        if (a->things[p].numel > largest && !a->is_whole[p]) largest = a->things[p].numel;
     if (largest == 0) return;
     if (largest > inspected->numel) inspected->numel = largest;
     for (int i = 0; i < a->live_count; i++) note_conflict(a, a->inspected, a->live[i]);
@@ -107,7 +115,9 @@ static void go_through(arena *a, int pass)
     const int turn = zb_gather_plan_turn(plan->trace);
     a->live_count = 0;
     a->live_numel = 0;
+    memset(a->is_whole, 0, (size_t)a->param_count);
     use_params(a, plan->passes[pass].start);
+    set_whole(a, plan->passes[pass].start, 1);
     rest(a);
     for (int e = 0; e <= plan->trace->event_count; e++) {
         const zb_gather_actions *actions = zb_gather_plan_at(plan, pass, e);
@@ -116,6 +126,7 @@ static void go_through(arena *a, int pass)
         land(a, actions->land);
         start(a, actions->prefetch);
         for (int i = 0; i < actions->release.count; i++) drop(a, plan->params[actions->release.first + i]);
+        set_whole(a, actions->release, 0);
     }
     rest(a);
 }
@@ -135,8 +146,8 @@ static int by_place(const void *left, const void *right)
     return x->place < y->place ? -1 : x->place > y->place;
 }
 
-/* The lowest place that is free of all that is in use at the same time. */
-static void place(arena *a, thing *new_thing, thing **placed, int placed_count, thing **in_the_way)
+/* At the lowest place that is free of all that is in use at the same time; returns where it ends. */
+static size_t place(const arena *a, thing *new_thing, thing **placed, int placed_count, thing **in_the_way)
 {
     int count = 0;
     for (int i = 0; i < placed_count; i++)
@@ -149,16 +160,30 @@ static void place(arena *a, thing *new_thing, thing **placed, int placed_count, 
         if (end > at) at = end;
     }
     new_thing->place = at;
-    if (at + new_thing->numel > a->plan->arena_numel) a->plan->arena_numel = at + new_thing->numel;
+    return at + new_thing->numel;
+}
+
+/* The largest first; or parameters in their order, which is often that of use, and then the buffers. */
+static size_t place_in_order(arena *a, thing **order, int params_first)
+{
+    const int params = params_first ? a->param_count : 0;
+    size_t numel = 0;
+    for (int i = 0; i < a->thing_count; i++) order[i] = &a->things[i];
+    qsort(order + params, (size_t)(a->thing_count - params), sizeof *order, by_size);
+    for (int i = 0; i < a->thing_count; i++) {
+        const size_t end = place(a, order[i], order, i, order + a->thing_count);
+        if (end > numel) numel = end;
+    }
+    return numel;
 }
 
 static zb_status place_all(arena *a)
 {
     thing **order = zb_alloc_array(2 * (size_t)a->thing_count, sizeof *order);
     if (order == NULL) return ZB_NO_MEMORY;
-    for (int i = 0; i < a->thing_count; i++) order[i] = &a->things[i];
-    qsort(order, (size_t)a->thing_count, sizeof *order, by_size);
-    for (int i = 0; i < a->thing_count; i++) place(a, order[i], order, i, order + a->thing_count);
+    const size_t params_first = place_in_order(a, order, 1);
+    a->plan->arena_numel = place_in_order(a, order, 0);
+    if (params_first < a->plan->arena_numel) a->plan->arena_numel = place_in_order(a, order, 1);
     zb_free(order);
     return ZB_OK;
 }
@@ -198,7 +223,8 @@ static zb_status list_things(arena *a)
     a->row_bytes = ((size_t)a->thing_count + 7) / 8;
     a->conflicts = zb_alloc_array((size_t)a->thing_count, a->row_bytes);
     a->live = zb_alloc_array((size_t)a->thing_count, sizeof *a->live);
-    return a->conflicts == NULL || a->live == NULL ? ZB_NO_MEMORY : ZB_OK;
+    a->is_whole = zb_alloc((size_t)a->param_count);
+    return a->conflicts == NULL || a->live == NULL || a->is_whole == NULL ? ZB_NO_MEMORY : ZB_OK;
 }
 
 zb_status zb_gather_plan_place(zb_gather_plan *plan, const zb_layout *layout)
@@ -215,5 +241,6 @@ zb_status zb_gather_plan_place(zb_gather_plan *plan, const zb_layout *layout)
     zb_free(a.buffer_of);
     zb_free(a.conflicts);
     zb_free(a.live);
+    zb_free(a.is_whole);
     return status;
 }

@@ -496,7 +496,7 @@ static zb_status plan_passes(planner *b)
 {
     zb_gather_plan *plan = b->plan;
     int first;
-    ZB_TRY(find_pass(b, (pass_key){ b->knobs->as_deepspeed ? RECORDING : PLAIN, ZB_NO_PASS }, &first));
+    ZB_TRY(find_pass(b, (pass_key){ b->knobs->record_first ? RECORDING : PLAIN, ZB_NO_PASS }, &first));
     ZB_TRY(plan_step(b, first));
     /* A step begins with the first pass, or with one that follows a step; there are few of those. */
     for (int i = 0; i < plan->pass_count; i++)
@@ -560,7 +560,7 @@ zb_status zb_gather_plan_create(const zb_gather_trace *trace, const zb_layout *l
     ZB_ASSERT(layout->stage == 3);
     *plan = (zb_gather_plan){ .trace = trace,
                               .world_size = layout->world_size,
-                              .is_local = knobs->as_deepspeed && layout->world_size == 1 };
+                              .is_local = knobs->silent_alone && layout->world_size == 1 };
     planner b = { .trace = trace,
                   .layout = layout,
                   .knobs = knobs,

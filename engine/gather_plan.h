@@ -34,10 +34,13 @@ typedef struct zb_gather_knobs {
     uint64_t param_persistence_numel; /* a parameter of at most this size is never released...  */
     uint64_t model_persistence_numel; /* ...up to this many elements together                   */
     int sequential;                   /* never two parameters in one all_gather                 */
-    /* DeepSpeed: the first pass only learns the order, and all ranks compare what they have learnt; in a
-     * world of one nothing is sent; what to release is decided once, in the second pass. */
-    int as_deepspeed;
+    /* DeepSpeed: the first pass only records the order, and ranks compare what they have recorded; in the
+     * second one, what to release where is decided once and for all. */
+    int record_first;
+    int silent_alone; /* a world of one sends nothing to itself */
 } zb_gather_knobs;
+
+typedef struct zb_gather_plan zb_gather_plan;
 
 /* Entries [first, first + count) of one of the plan's arrays. */
 typedef struct zb_span {
@@ -75,7 +78,7 @@ typedef struct zb_gather_pass {
     int next[ZB_AFTER_COUNT]; /* or ZB_NO_PASS, where it cannot come to that */
 } zb_gather_pass;
 
-typedef struct zb_gather_plan {
+struct zb_gather_plan {
     const zb_gather_trace *trace;
     int world_size;
     int is_local; /* a world of one that need not send to itself */
@@ -101,7 +104,7 @@ typedef struct zb_gather_plan {
     int64_t *needed;    /* [needed_count] parameters, entry by entry */
     int64_t *needed_at; /* [needed_count] entries */
     int entry_count, needed_count;
-} zb_gather_plan;
+};
 
 /* `layout` is stage 3's. may_skip: an overflow skips steps. Borrows the trace. */
 zb_status zb_gather_plan_create(const zb_gather_trace *trace, const zb_layout *layout,

@@ -5,7 +5,9 @@
  *
  * One optimizer step, as a stage sees it (G micro-batches):
  *
- *   G times:  for each module forward:   before_forward, [param ...], after_forward
+ *   G times:  begin_forward
+ *             for each module forward:   before_forward, [param ...], after_forward
+ *             end_forward, begin_backward
  *             for each module backward:  before_backward, [param, grad_target ...], after_backward,
  *                                        and grad_ready as soon as a parameter's gradient is complete
  *             end_backward
@@ -71,6 +73,9 @@ typedef struct zb_stage_ops {
     zb_status (*create)(zb_engine *engine, zb_stage **stage_p);
     void (*destroy)(zb_stage *stage);
 
+    zb_status (*begin_forward)(zb_stage *stage);
+    zb_status (*end_forward)(zb_stage *stage);
+    zb_status (*begin_backward)(zb_stage *stage);
     /* A module's parameters must be readable through `param` between before_ and after_. */
     zb_status (*before_forward)(zb_stage *stage, int module);
     zb_status (*after_forward)(zb_stage *stage, int module);
@@ -111,7 +116,9 @@ typedef struct zb_stage_facts {
     const zb_plan *plan;
     const struct zb_graph *graph;
     const zb_layout *layout;
-    int skipped; /* traffic of a step that an overflow keeps from being applied */
+    const struct zb_gather_plan *gather; /* stage 3's */
+    zb_step_past past;                   /* traffic: what came before the step */
+    int skipped;                         /* traffic: an overflow keeps the step from being applied */
 } zb_stage_facts;
 
 extern const zb_stage_ops zb_stage0, zb_stage1, zb_stage2, zb_stage3;

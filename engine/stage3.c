@@ -65,20 +65,39 @@ static zb_status stage3_create(zb_engine *engine, zb_stage **stage_p)
     return ZB_OK;
 }
 
+static zb_status stage3_begin_forward(zb_stage *stage)
+{
+    return zb_gather_begin_forward(&self(stage)->params);
+}
+
 static zb_status stage3_before_forward(zb_stage *stage, int module)
 {
-    return zb_gather_before_forward(&self(stage)->params, module);
+    return zb_gather_module(&self(stage)->params, module, ZB_HOOK_ENTER_FORWARD);
+}
+
+static zb_status stage3_after_forward(zb_stage *stage, int module)
+{
+    return zb_gather_module(&self(stage)->params, module, ZB_HOOK_LEAVE_FORWARD);
+}
+
+static zb_status stage3_end_forward(zb_stage *stage)
+{
+    return zb_gather_end_forward(&self(stage)->params);
+}
+
+static zb_status stage3_begin_backward(zb_stage *stage)
+{
+    return zb_gather_begin_backward(&self(stage)->params);
 }
 
 static zb_status stage3_before_backward(zb_stage *stage, int module)
 {
-    return zb_gather_before_backward(&self(stage)->params, module);
+    return zb_gather_module(&self(stage)->params, module, ZB_HOOK_ENTER_BACKWARD);
 }
 
-static zb_status stage3_after_module(zb_stage *stage, int module)
+static zb_status stage3_after_backward(zb_stage *stage, int module)
 {
-    (void)module;
-    return zb_gather_release(&self(stage)->params);
+    return zb_gather_module(&self(stage)->params, module, ZB_HOOK_LEAVE_BACKWARD);
 }
 
 static const void *stage3_param(zb_stage *stage, int param)
@@ -113,7 +132,18 @@ static zb_status stage3_grad_ready(zb_stage *stage, int param, const void *grad)
 
 static zb_status stage3_end_backward(zb_stage *stage)
 {
+    ZB_TRY(zb_gather_end_backward(&self(stage)->params));
     return zb_reducer_finish(&self(stage)->reducer);
+}
+
+static zb_status stage3_reduce(zb_stage *stage)
+{
+    return zb_gather_drop_all(&self(stage)->params);
+}
+
+static zb_status stage3_publish(zb_stage *stage)
+{
+    return zb_gather_publish(&self(stage)->params);
 }
 
 static zb_place stage3_place(zb_stage *stage, int group, size_t shard_offset)
@@ -133,7 +163,7 @@ static void stage3_memory(const zb_stage_facts *facts, uint64_t bytes[ZB_MEM_COU
 
 static void stage3_traffic(const zb_stage_facts *facts, zb_traffic traffic[ZB_COLLECTIVE_COUNT])
 {
-    traffic[ZB_COLLECTIVE_ALL_GATHER] = zb_gather_traffic(facts);
+    zb_gather_traffic(facts, traffic);
     zb_reducer_traffic(facts, traffic);
 }
 
@@ -143,16 +173,19 @@ const zb_stage_ops zb_stage3 = {
     .norm_is_partial = 1,
     .create = stage3_create,
     .destroy = stage3_destroy,
+    .begin_forward = stage3_begin_forward,
+    .end_forward = stage3_end_forward,
+    .begin_backward = stage3_begin_backward,
     .before_forward = stage3_before_forward,
-    .after_forward = stage3_after_module,
+    .after_forward = stage3_after_forward,
     .before_backward = stage3_before_backward,
-    .after_backward = stage3_after_module,
+    .after_backward = stage3_after_backward,
     .param = stage3_param,
     .grad_target = stage3_grad_target,
     .grad_ready = stage3_grad_ready,
     .end_backward = stage3_end_backward,
-    .reduce = zb_stage_nothing,
-    .publish = zb_stage_nothing, /* the next gather does it */
+    .reduce = stage3_reduce,
+    .publish = stage3_publish,
     .gather = stage3_gather,
     .release = stage3_release,
     .place = stage3_place,

@@ -125,6 +125,14 @@ zb_observer zb_reference_observer(zb_reference *reference)
     return (zb_observer){ reference_observe, reference };
 }
 
+int zb_reference_is_skipped(const zb_reference *reference)
+{
+    const slot *s = &reference->slots[reference->first_slot[ZB_Q_OVERFLOW]];
+    int64_t overflow = 0;
+    if (s->is_shown) memcpy(&overflow, s->data, sizeof overflow);
+    return overflow != 0;
+}
+
 /* --- the comparison --- */
 
 /* What one rank has shown in this step. Written by that rank's thread alone. */
@@ -138,8 +146,8 @@ struct zb_compare {
     int whole_param_on_every_rank;
     const uint64_t *owned_numel;
     int64_t bytes_held[ZB_MEM_COUNT];
-    int64_t calls[2][ZB_COLLECTIVE_COUNT], bytes_sent[2][ZB_COLLECTIVE_COUNT]; /* applied, skipped */
-    rank_tally *tallies;                                                       /* [world_size] */
+    int64_t calls[ZB_COLLECTIVE_COUNT], bytes_sent[ZB_COLLECTIVE_COUNT]; /* in this step */
+    rank_tally *tallies;                                                 /* [world_size] */
 
     pthread_mutex_t lock;  /* of what follows */
     zb_coverage *coverage; /* [slot_count of the reference]; used for tensors of parameters */
@@ -157,11 +165,6 @@ zb_status zb_compare_create(const zb_compare_options *options, zb_compare **comp
     compare->whole_param_on_every_rank = options->whole_param_on_every_rank;
     compare->owned_numel = options->owned_numel;
     for (int i = 0; i < ZB_MEM_COUNT; i++) compare->bytes_held[i] = (int64_t)options->bytes_held[i];
-    for (int skipped = 0; skipped < 2; skipped++)
-        for (int i = 0; i < ZB_COLLECTIVE_COUNT; i++) {
-            compare->calls[skipped][i] = (int64_t)options->traffic[skipped][i].calls;
-            compare->bytes_sent[skipped][i] = (int64_t)options->traffic[skipped][i].bytes;
-        }
     compare->tallies = zb_alloc_array((size_t)reference->world_size, sizeof *compare->tallies);
     compare->coverage = zb_alloc_array(reference->slot_count, sizeof *compare->coverage);
     if (compare->tallies == NULL || compare->coverage == NULL) {
@@ -183,8 +186,12 @@ void zb_compare_destroy(zb_compare *compare)
     zb_free(compare);
 }
 
-void zb_compare_begin(zb_compare *compare)
+void zb_compare_begin(zb_compare *compare, const zb_traffic *traffic)
 {
+    for (int i = 0; traffic != NULL && i < ZB_COLLECTIVE_COUNT; i++) {
+        compare->calls[i] = (int64_t)traffic[i].calls;
+        compare->bytes_sent[i] = (int64_t)traffic[i].bytes;
+    }
     compare->found = 0;
     for (size_t i = 0; i < compare->reference->slot_count; i++) zb_coverage_clear(&compare->coverage[i]);
     for (int r = 0; r < compare->reference->world_size; r++)
@@ -248,15 +255,6 @@ static zb_status note_coverage(zb_compare *compare, const zb_observation *o, con
     return status;
 }
 
-/* By the oracle, which has made the whole step before an engine shows anything of it. */
-static int was_skipped(const zb_reference *reference)
-{
-    const slot *s = &reference->slots[reference->first_slot[ZB_Q_OVERFLOW]];
-    int64_t overflow = 0;
-    if (s->is_shown) memcpy(&overflow, s->data, sizeof overflow);
-    return overflow != 0;
-}
-
 static zb_status compare_observe(void *user, const zb_observation *o)
 {
     zb_compare *compare = user;
@@ -279,9 +277,7 @@ static zb_status compare_observe(void *user, const zb_observation *o)
         compare_values(compare, o, compare->bytes_held, ZB_MEM_COUNT);
     } else if (o->quantity == ZB_Q_CALLS || o->quantity == ZB_Q_BYTES_SENT) {
         /* The formula is of a training step; what initialize sends is not in it. */
-        int skipped = was_skipped(reference);
-        const int64_t *formula = o->quantity == ZB_Q_CALLS ? compare->calls[skipped]
-                                                           : compare->bytes_sent[skipped];
+        const int64_t *formula = o->quantity == ZB_Q_CALLS ? compare->calls : compare->bytes_sent;
         if (o->step >= 0) compare_values(compare, o, formula, ZB_COLLECTIVE_COUNT);
     } else if (s->is_shown || o->step >= 0) {
         /* Before training the oracle shows weights only; an engine may show more of itself. */

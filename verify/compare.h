@@ -25,6 +25,8 @@ void zb_reference_destroy(zb_reference *reference);
 void zb_reference_begin(zb_reference *reference, int64_t step);
 /** For the oracle. */
 zb_observer zb_reference_observer(zb_reference *reference);
+/** It has skipped the step for an overflow. */
+int zb_reference_is_skipped(const zb_reference *reference);
 
 typedef struct zb_compare zb_compare;
 
@@ -34,15 +36,14 @@ typedef struct zb_compare_options {
     /* [world_size], borrowed: trainable elements whose gradients, masters and moments each rank must show, no
      * more and no fewer; NULL: it is enough that all ranks together show each element. */
     const uint64_t *owned_numel;
-    /* What the oracle does not know: the formulas of the stage. */
+    /* What the oracle does not know, by the stage's formula. */
     uint64_t bytes_held[ZB_MEM_COUNT];
-    zb_traffic traffic[2][ZB_COLLECTIVE_COUNT]; /* of a step that is applied, and of one that is skipped */
 } zb_compare_options;
 
 zb_status zb_compare_create(const zb_compare_options *options, zb_compare **compare_p);
 void zb_compare_destroy(zb_compare *compare);
-/** The step is the reference's. */
-void zb_compare_begin(zb_compare *compare);
+/** The step is the reference's. What every rank sends in it, by the stage's formula; NULL: before training. */
+void zb_compare_begin(zb_compare *compare, const zb_traffic *traffic);
 /** For the engine, on every rank at once. Fails with ZB_DIFFERENT only for what no engine may show at all. */
 zb_observer zb_compare_observer(zb_compare *compare);
 /** difference->found tells. Left: the oracle, right: the engine. */

@@ -35,6 +35,7 @@ typedef struct runner {
     zb_engine **engines;
     uint64_t *owned_numel; /* [world_size] */
     int *has_ended;        /* [world_size]: the rank's engine has ended training */
+    zb_step_past past;
 } runner;
 
 static int is_running(const runner *r)
@@ -101,11 +102,11 @@ static void judge(zb_verify_case *result, zb_status status, const zb_difference 
 }
 
 /* Run `main` on all ranks while the reference holds the matching step; then judge. */
-static void runner_advance(runner *r, zb_rank_main *main)
+static void runner_advance(runner *r, zb_rank_main *main, const zb_traffic *traffic)
 {
     double begin = seconds_now();
     zb_difference difference;
-    zb_compare_begin(r->compare);
+    zb_compare_begin(r->compare, traffic);
     zb_status status = zb_sim_run(r->sim, main, r);
     zb_compare_finish(r->compare, &difference);
     judge(r->result, status, &difference);
@@ -119,7 +120,7 @@ static void runner_end(runner *r, const char *reason)
     double begin = seconds_now();
     zb_verify_case *result = r->result;
     zb_difference difference;
-    zb_compare_begin(r->compare);
+    zb_compare_begin(r->compare, NULL);
     zb_status status = zb_sim_run(r->sim, end_rank, r);
     zb_compare_break_off(r->compare, &difference);
     judge(result, status, &difference);
@@ -135,6 +136,17 @@ static void runner_end(runner *r, const char *reason)
                                   result->steps_done, ended, result->world_size, reason));
     result->values_compared = zb_compare_value_count(r->compare);
     result->seconds += seconds_now() - begin;
+}
+
+static zb_status runner_step(runner *r, int skipped)
+{
+    zb_traffic traffic[ZB_COLLECTIVE_COUNT];
+    ZB_TRY(zb_traffic_formula(r->options->config, r->options->model, &r->result->plan, r->result->stage,
+                              &r->past, skipped, traffic));
+    runner_advance(r, step_rank, traffic);
+    if (r->past.steps++ == 0) r->past.first_skipped = skipped;
+    r->past.previous_skipped = skipped;
+    return ZB_OK;
 }
 
 /* What each rank owns of the trainable elements, from the public partition: not from what an engine shows. */
@@ -175,9 +187,6 @@ static zb_status runner_create(runner *r, const zb_reference *reference)
                                            .owned_numel = r->owned_numel };
     ZB_TRY(zb_memory_formula(options->config, options->model, &result->plan, result->stage,
                              compare_options.bytes_held));
-    for (int skipped = 0; skipped < 2; skipped++)
-        ZB_TRY(zb_traffic_formula(options->config, options->model, &result->plan, result->stage, skipped,
-                                  compare_options.traffic[skipped]));
     ZB_TRY(zb_compare_create(&compare_options, &r->compare));
     zb_sim_options sim_options = { .world_size = result->world_size,
                                    .workers = options->workers,
@@ -261,7 +270,7 @@ static zb_status group_initialize(group *g)
     ZB_TRY(zb_ref_observe_initial(g->ref, &observer));
     for (int i = 0; i < g->runner_count; i++) {
         report(g, g->runners[i].result);
-        runner_advance(&g->runners[i], start_rank);
+        runner_advance(&g->runners[i], start_rank, NULL);
     }
     return ZB_OK;
 }
@@ -281,7 +290,7 @@ static zb_status group_step(group *g, int64_t step)
         if (is_running(r) && status == ZB_LOSS_SCALE) {
             runner_end(r, end_reason);
         } else if (is_running(r)) {
-            runner_advance(r, step_rank);
+            ZB_TRY(runner_step(r, zb_reference_is_skipped(g->reference)));
             if (is_running(r)) r->result->steps_done++;
         }
         ++*g->done;

@@ -116,10 +116,16 @@ ZB_API zb_status zb_memory_formula(const zb_config *config, const zb_model *mode
                                    uint64_t bytes[ZB_MEM_COUNT]);
 /** Model-state bytes (parameters, gradients, optimizer states) for a parameter count alone. */
 ZB_API void zb_memory_formula_numel(uint64_t param_numel, const zb_plan *plan, int stage, uint64_t bytes[ZB_MEM_COUNT]);
-/** Calls and payload bytes per rank and optimizer step by collective, as the stage's formula says (all ranks alike). A step that is
- * skipped for an overflow publishes nothing. */
-ZB_API zb_status zb_traffic_formula(const zb_config *config, const zb_model *model, const zb_plan *plan, int stage, int skipped,
-                                    zb_traffic traffic[ZB_COLLECTIVE_COUNT]);
+/** What came before a step: at stage 3 some parameters are still whole then. */
+typedef struct zb_step_past {
+    int64_t steps;        /* optimizer steps before this one, skipped ones too */
+    int first_skipped;    /* the first of them was */
+    int previous_skipped; /* the last of them was  */
+} zb_step_past;
+/** Calls and payload bytes per rank in an optimizer step, by collective, as the stage's formula says (all ranks alike). A step that
+ * is skipped for an overflow publishes nothing. */
+ZB_API zb_status zb_traffic_formula(const zb_config *config, const zb_model *model, const zb_plan *plan, int stage,
+                                    const zb_step_past *past, int skipped, zb_traffic traffic[ZB_COLLECTIVE_COUNT]);
 
 #ifdef __cplusplus
 }

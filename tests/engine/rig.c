@@ -13,9 +13,10 @@
 const char *rig_name(const rig_options *o)
 {
     static char text[256];
-    snprintf(text, sizeof text, "%s, stage %d x %d%s%s bucket %llu", o->model, o->stage,
+    snprintf(text, sizeof text, "%s, stage %d x %d%s%s%s bucket %llu %s", o->model, o->stage,
              o->accumulation ? o->accumulation : 1, o->overlap ? ", overlap" : "", o->lazy ? ", lazy" : "",
-             (unsigned long long)o->bucket);
+             o->recorded ? ", recorded" : "", (unsigned long long)o->bucket,
+             o->gathering != NULL ? o->gathering : "");
     return text;
 }
 
@@ -28,10 +29,12 @@ zb_config *rig_config(const rig_options *o)
         "{\"train_micro_batch_size_per_gpu\": %d, \"gradient_accumulation_steps\": %d, "
         "\"gradient_clipping\": 0.5, \"zero_allow_untested_optimizer\": true, \"dataloader_drop_last\": %s, "
         "\"optimizer\": %s, "
-        "\"zero_optimization\": {\"stage\": %d, \"overlap_comm\": %s, \"reduce_bucket_size\": %llu}}",
+        "\"zero_optimization\": {\"stage\": %d, \"overlap_comm\": %s, \"reduce_bucket_size\": %llu, %s}, "
+        "\"zerobit\": {\"quirks\": {\"first_iteration_recorded\": %s}}}",
         RIG_MICRO_BATCH, o->accumulation ? o->accumulation : 1, o->drop_last ? "true" : "false",
         o->optimizer != NULL ? o->optimizer : RIG_ADAM, o->stage, o->overlap ? "true" : "false",
-        o->bucket != 0 ? (unsigned long long)o->bucket : 500000000ull);
+        o->bucket != 0 ? (unsigned long long)o->bucket : 500000000ull,
+        o->gathering != NULL ? o->gathering : RIG_SOME_STAY, o->recorded ? "true" : "false");
     if (zb_config_parse(text, (size_t)length, "rig.json", &config) != ZB_OK)
         fail_msg("%s", zb_error_message());
     return config;

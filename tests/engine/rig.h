@@ -12,6 +12,15 @@
 #define RIG_SGD      "{\"type\": \"SGD\", \"params\": {\"lr\": 0.1}}"
 #define RIG_MOMENTUM "{\"type\": \"SGD\", \"params\": {\"lr\": 0.1, \"momentum\": 0.9, \"nesterov\": true}}"
 
+/* When parameters are gathered, as keys of zero_optimization: a little of everything; DeepSpeed's defaults,
+ * by which models as small as these stay whole. */
+#define RIG_SOME_STAY                                                                                        \
+    "\"param_persistence_threshold\": 3, \"prefetch_bucket_size\": 20, \"max_live_parameters\": 60, "        \
+    "\"max_reuse_distance\": 30"
+#define RIG_ALL_STAY "\"param_persistence_threshold\": 100000"
+#define RIG_NONE_STAYS                                                                                       \
+    "\"param_persistence_threshold\": 0, \"prefetch_bucket_size\": 0, \"max_reuse_distance\": 0"
+
 typedef struct rig_options {
     const char *model;
     int stage;
@@ -19,6 +28,8 @@ typedef struct rig_options {
     int overlap;           /* stages 2 and 3: two buckets, and a transfer stream at every stage */
     uint64_t bucket;       /* 0: 500,000,000 elements */
     const char *optimizer; /* NULL: RIG_ADAM */
+    const char *gathering; /* stage 3; NULL: RIG_SOME_STAY */
+    int recorded;          /* stage 3: the first micro-batch records the order, as DeepSpeed's does */
     int64_t dataset_size;  /* 0: 7 samples */
     int drop_last;
     int lazy; /* collectives finish as late as they may */

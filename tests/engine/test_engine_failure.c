@@ -62,10 +62,11 @@ static const source sources[] = {
 static const struct setting {
     int overlap, lazy, accumulation;
     uint64_t bucket;
+    int recorded;
 } settings[] = {
-    { 0, 0, 1, 0 },
-    { 1, 1, 1, 20 },
-    { 1, 1, 2, 1 },
+    { 0, 0, 1, 0, 0 },
+    { 1, 1, 1, 20, 0 },
+    { 1, 1, 2, 1, 1 },
 };
 
 static zb_status initialize_and_train(rig *r)
@@ -127,7 +128,8 @@ static void check_source(void **state)
                                   .overlap = settings[i].overlap,
                                   .lazy = settings[i].lazy,
                                   .accumulation = settings[i].accumulation,
-                                  .bucket = settings[i].bucket };
+                                  .bucket = settings[i].bucket,
+                                  .recorded = settings[i].recorded };
                 int64_t n = 0;
                 while (fail_once(s, &o, n)) n++;
                 assert_true(n > 0);

@@ -110,14 +110,16 @@ static void check_accounts(const rig_options *o)
     rig r;
     uint64_t held[ZB_MEM_COUNT];
     zb_traffic sent[ZB_COLLECTIVE_COUNT];
+    zb_step_past past = { 0 };
     static const zb_traffic nothing[ZB_COLLECTIVE_COUNT] = { { 0 } };
     rig_open(&r, o);
     rig_start(&r);
     const zb_plan *plan = zb_engine_plan(r.engine);
     assert_int_equal(zb_memory_formula(r.config, r.model, plan, o->stage, held), ZB_OK);
-    assert_int_equal(zb_traffic_formula(r.config, r.model, plan, o->stage, 0, sent), ZB_OK);
     assert_accounts(&r, o, held, nothing);
     for (int step = 0; step < 3; step++) {
+        past.steps = step;
+        assert_int_equal(zb_traffic_formula(r.config, r.model, plan, o->stage, &past, 0, sent), ZB_OK);
         rig_train(&r, 1);
         free(rig_weights(&r)); /* looking does not count */
         assert_accounts(&r, o, held, sent);

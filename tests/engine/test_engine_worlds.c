@@ -51,7 +51,8 @@ static zb_status check_accounts(const world *w, zb_engine *engine, const zb_devi
     sent_bytes got = { { 0 } };
     const zb_plan *plan = zb_engine_plan(engine);
     ZB_TRY(zb_memory_formula(w->config, w->model, plan, w->options->stage, held));
-    ZB_TRY(zb_traffic_formula(w->config, w->model, plan, w->options->stage, 0, sent));
+    ZB_TRY(zb_traffic_formula(w->config, w->model, plan, w->options->stage,
+                              &(zb_step_past){ .steps = STEPS - 1 }, 0, sent));
     ZB_TRY(zb_engine_observe(engine, &(zb_observer){ note_sent, &got }));
     for (int kind = 0; kind < ZB_MEM_COUNT; kind++)
         ZB_TRY(check_account(zb_memory_kind_name((zb_memory_kind)kind), (int64_t)device->peak_bytes[kind],

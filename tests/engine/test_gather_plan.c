@@ -103,120 +103,120 @@ static const struct schedule_case {
     { "everything stays from forward to backward",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { 0, ANY, ANY, 0, ANY, 0, 1 },
+      { 0, ANY, ANY, 0, ANY, 0, 1, 0 },
       "AG20 F AG28 F AG14 F | AG14 AG28 AG20 ",
       "AG20 F AG28 F AG14 F | " },
     { "nothing is kept",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { 0, ANY, 0, 0, ANY, 0, 1 },
+      { 0, ANY, 0, 0, ANY, 0, 1, 0 },
       "AG20 F AG28 F AG14 F | AG14 AG28 AG20 ",
       "AG20 F AG28 F AG14 F | AG14 AG28 AG20 " },
     { "the root gathers all ahead",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { AHEAD, ANY, ANY, 0, ANY, 0, 1 },
+      { AHEAD, ANY, ANY, 0, ANY, 0, 1, 0 },
       "AG20 F AG28 F AG14 F | AG14 AG28 AG20 ",
       "AG62 F F F | " },
     { "ahead by 20: a module in two calls",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { 20, ANY, ANY, 0, ANY, 0, 1 },
+      { 20, ANY, ANY, 0, ANY, 0, 1, 0 },
       "AG20 F AG28 F AG14 F | AG14 AG28 AG20 ",
       "AG20 AG24 F AG4 AG14 F F | " },
     { "ahead while less than 30 are live: one too many",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { AHEAD, 30, ANY, 0, ANY, 0, 1 },
+      { AHEAD, 30, ANY, 0, ANY, 0, 1, 0 },
       "AG20 F AG28 F AG14 F | AG14 AG28 AG20 ",
       "AG44 F AG4 F AG14 F | " },
     { "biases persist",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { 0, ANY, ANY, 4, ANY, 0, 1 },
+      { 0, ANY, ANY, 4, ANY, 0, 1, 0 },
       "AG20 F AG28 F AG14 F | AG14 AG28 AG20 then AG4 AG4 AG4 ",
       "AG16 F AG24 F AG10 F | then AG4 AG4 AG4 " },
     /* From here on by hand, from the rules. */
     { "the order known from the start: no pass to learn it",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { 20, ANY, ANY, 4, ANY, 0, 0 },
+      { 20, ANY, ANY, 4, ANY, 0, 0, 0 },
       "AG20 AG24 F AG4 AG14 F F | then AG4 AG4 AG4 ",
       "AG40 AG10 F F F | then AG4 AG4 AG4 " },
     { "only as many persist as the model may keep",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { 0, ANY, ANY, 10, 9, 0, 0 },
+      { 0, ANY, ANY, 10, 9, 0, 0, 0 },
       "AG20 F AG28 F AG14 F | then AG4 AG4 ",
       "AG16 F AG24 F AG14 F | then AG4 AG4 " },
     { "one that is too large for the rest does not end the list",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { 0, ANY, ANY, 16, 19, 0, 0 },
+      { 0, ANY, ANY, 16, 19, 0, 0, 0 },
       "AG20 F AG28 F AG14 F | then AG16 AG4 ",
       "AG4 F AG28 F AG10 F | then AG16 AG4 " },
     { "one by one",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { 1, ANY, ANY, 0, ANY, 1, 1 },
+      { 1, ANY, ANY, 0, ANY, 1, 1, 0 },
       "AG16 AG4 F AG24 AG4 F AG10 AG4 F | AG10 AG4 AG24 AG4 AG16 AG4 ",
       "AG16 AG4 AG24 F AG4 AG10 F AG4 F | " },
     /* From l1 to its backward lie l2 forward, the root and l2 backward again: 13 + 13 elements. */
     { "kept within 27 elements, where 26 lie between",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { 0, ANY, 27, 0, ANY, 0, 0 },
+      { 0, ANY, 27, 0, ANY, 0, 0, 0 },
       "AG20 F AG28 F AG14 F | AG20 ",
       "AG20 F AG28 F AG14 F | AG20 " },
     { "not kept within 26",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { 0, ANY, 26, 0, ANY, 0, 0 },
+      { 0, ANY, 26, 0, ANY, 0, 0, 0 },
       "AG20 F AG28 F AG14 F | AG28 AG20 ",
       "AG20 F AG28 F AG14 F | AG28 AG20 " },
     /* The last module comes again at once; the root's empty entry lies between. */
     { "kept within one element",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { 0, ANY, 1, 0, ANY, 0, 0 },
+      { 0, ANY, 1, 0, ANY, 0, 0, 0 },
       "AG20 F AG28 F AG14 F | AG28 AG20 ",
       "AG20 F AG28 F AG14 F | AG28 AG20 " },
     { "a root with parameters of its own, needed until all others are done",
       "4 01 23",
       "F0 F1 f1 F2 f2 f0 B0 B2 b2 B1 b1 b0",
-      { 0, ANY, 0, 0, ANY, 0, 0 },
+      { 0, ANY, 0, 0, ANY, 0, 0, 0 },
       "AG10 AG20 F AG28 F F | AG10 AG28 AG20 ",
       "AG10 AG20 F AG28 F F | AG10 AG28 AG20 " },
     { "two units share a parameter",
       "- 01 02",
       "F0 F1 f1 F2 f2 f0 B0 B2 b2 B1 b1",
-      { 0, ANY, 0, 0, ANY, 0, 0 },
+      { 0, ANY, 0, 0, ANY, 0, 0, 0 },
       "AG20 F AG40 F | AG40 AG20 ",
       "AG20 F AG40 F | AG40 AG20 " },
     { "two units share a parameter, kept from one to the next",
       "- 01 02",
       "F0 F1 f1 F2 f2 f0 B0 B2 b2 B1 b1",
-      { 0, ANY, 1, 0, ANY, 0, 0 },
+      { 0, ANY, 1, 0, ANY, 0, 0, 0 },
       "AG20 F AG24 F | AG4 ",
       "AG20 F AG24 F | AG4 " },
     /* Taken as gathered for backward by the prefetch of forward, so that it is not released. */
     { "what was gathered ahead is kept although nothing else is",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { AHEAD, ANY, 0, 0, ANY, 0, 0 },
+      { AHEAD, ANY, 0, 0, ANY, 0, 0, 0 },
       "AG62 F F F | ",
       "AG62 F F F | " },
     /* For the very next entry it does not count: the distance alone decides. */
     { "but not from the entry before",
       "012345",
       "F0 f0 B0",
-      { AHEAD, ANY, 0, 0, ANY, 0, 1 },
+      { AHEAD, ANY, 0, 0, ANY, 0, 1, 0 },
       "AG62 F | AG62 ",
       "AG62 F | AG62 " },
     { "what is released makes room to gather ahead",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { AHEAD, 30, 0, 0, ANY, 0, 1 },
+      { AHEAD, 30, 0, 0, ANY, 0, 1, 0 },
       "AG20 F AG28 F AG14 F | AG14 AG28 AG20 ",
       "AG44 F AG4 AG10 F AG4 AG24 F | AG4 AG16 AG4 " },
 };
@@ -261,7 +261,7 @@ static void write_check(char *text, const zb_gather_plan *plan, zb_gather_check 
 
 static zb_gather_knobs deepspeed_knobs(const cJSON *config)
 {
-    zb_gather_knobs knobs = { 50000000, 1000000000, 1000000000, 100000, INT64_MAX, 0, 1 };
+    zb_gather_knobs knobs = { 50000000, 1000000000, 1000000000, 100000, INT64_MAX, 0, 1, 1 };
     const cJSON *zero = cJSON_GetObjectItem(config, "zero_optimization");
     const cJSON *persistence = cJSON_GetObjectItem(zero, "stage3_param_persistence_threshold");
     if (persistence != NULL) knobs.param_persistence_numel = (uint64_t)persistence->valuedouble;
@@ -354,7 +354,7 @@ static void passes_follow_one_another(void **state)
     (void)state;
     hand h;
     hand_trace(&h, "012345", "F0 f0 B0");
-    const zb_gather_knobs knobs = { 0, ANY, ANY, 4, ANY, 0, 1 };
+    const zb_gather_knobs knobs = { 0, ANY, ANY, 4, ANY, 0, 1, 0 };
     zb_gather_plan plan = plan_of(&h.trace, &six, 2, &knobs, 2, 1);
     const zb_gather_pass *first = &plan.passes[0];
     assert_int_equal(first->check, ZB_CHECK_EMPTY);
@@ -383,7 +383,7 @@ static void a_step_that_cannot_be_skipped_has_no_pass_for_it(void **state)
     (void)state;
     hand h;
     hand_trace(&h, "012345", "F0 f0 B0 b0");
-    const zb_gather_knobs knobs = { 0, ANY, ANY, 4, ANY, 0, 0 };
+    const zb_gather_knobs knobs = { 0, ANY, ANY, 4, ANY, 0, 0, 0 };
     zb_gather_plan plan = plan_of(&h.trace, &six, 2, &knobs, 1, 0);
     for (int pass = 0; pass < plan.pass_count; pass++)
         assert_int_equal(plan.passes[pass].next[ZB_AFTER_SKIPPED], ZB_NO_PASS);
@@ -402,27 +402,27 @@ static const struct arena_case {
     { "nothing is kept: twice the largest module",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { 0, ANY, 0, 0, ANY, 0, 0 },
+      { 0, ANY, 0, 0, ANY, 0, 0, 0 },
       56 },
     { "one by one: the largest module",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { 0, ANY, 0, 0, ANY, 1, 0 },
+      { 0, ANY, 0, 0, ANY, 1, 0, 0 },
       28 },
     { "all stay: 62, and the largest buffer while not all are there yet",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { 0, ANY, ANY, 0, ANY, 0, 0 },
+      { 0, ANY, ANY, 0, ANY, 0, 0, 0 },
       76 },
     { "all at once: twice all",
       THREE_UNITS,
       THREE_FORWARD THREE_BACKWARD,
-      { AHEAD, ANY, ANY, 0, ANY, 0, 0 },
+      { AHEAD, ANY, ANY, 0, ANY, 0, 0, 0 },
       124 },
     { "a world of one that sends nothing needs no buffers",
       "012345",
       "F0 f0 B0",
-      { AHEAD, ANY, ANY, 0, ANY, 0, 1 },
+      { AHEAD, ANY, ANY, 0, ANY, 0, 1, 1 },
       61 },
 };
 
@@ -431,7 +431,7 @@ static void check_arena(void **state)
     const struct arena_case *c = *state;
     hand h;
     hand_trace(&h, c->units, c->events);
-    zb_gather_plan plan = plan_of(&h.trace, &six, c->knobs.as_deepspeed ? 1 : 2, &c->knobs, 1, 0);
+    zb_gather_plan plan = plan_of(&h.trace, &six, c->knobs.record_first ? 1 : 2, &c->knobs, 1, 0);
     assert_int_equal(plan.arena_numel, c->numel);
     assert_int_equal(plan.peak_numel, c->numel);
     zb_gather_plan_destroy(&plan);
@@ -489,7 +489,7 @@ static void look(walk *w)
 {
     size_t largest = 0;
     for (int p = 0; p < w->sizes->count; p++)
-        if (w->whole[p] == 0 && padded(w, p) > largest) largest = padded(w, p);
+        if (w->whole[p] != 2 && padded(w, p) > largest) largest = padded(w, p);
     occupy(w, w->plan->inspect_place, largest);
     vacate(w, w->plan->inspect_place, largest);
 }
@@ -611,7 +611,7 @@ static void walk_pass(walk *w, int pass)
     walk_releases(w, zb_gather_plan_at(plan, pass, plan->trace->event_count)->release);
     assert_whole(w, plan->passes[pass].end);
     look(w);
-    for (int i = 0; !w->knobs->as_deepspeed && i < plan->passes[pass].end.count; i++)
+    for (int i = 0; !w->knobs->record_first && i < plan->passes[pass].end.count; i++)
         assert_true(w->sizes->numel[plan->params[plan->passes[pass].end.first + i]] <=
                     w->knobs->param_persistence_numel);
 }
@@ -677,7 +677,8 @@ static void any_trace_any_knobs(void **state)
                                         .param_persistence_numel = random_limit(&random),
                                         .model_persistence_numel = random_limit(&random),
                                         .sequential = random_below(&random, 4) == 0,
-                                        .as_deepspeed = h.events[h.trace.event_count - 1].unit != 0 };
+                                        .record_first = h.events[h.trace.event_count - 1].unit != 0,
+                                        .silent_alone = random_below(&random, 2) == 0 };
         const int micro_batches = 1 + (int)random_below(&random, 3);
         zb_gather_plan plan = plan_of(&h.trace, &s, 1 + (int)random_below(&random, 4), &knobs, micro_batches,
                                       1);
@@ -709,7 +710,7 @@ static void out_of_memory_leaves_nothing(void **state)
     hand_trace(&h, THREE_UNITS, THREE_FORWARD THREE_BACKWARD);
     zb_model *model = sizes_model(&six);
     assert_int_equal(zb_layout_create(&(zb_layout_options){ .model = model, .stage = 3, .world_size = 2 }, &layout), ZB_OK);
-    const zb_gather_knobs knobs = { 20, 30, 26, 4, ANY, 0, 1 };
+    const zb_gather_knobs knobs = { 20, 30, 26, 4, ANY, 0, 1, 0 };
     const uint64_t live = zb_alloc_get_stats().live;
     int fired = 1;
     for (int n = 0; fired; n++) {

@@ -256,6 +256,22 @@ static void append_precision(draw *d, random_case *c)
                "\"data_types\":{\"grad_accum_dtype\":\"fp32\"},\"communication_data_type\":\"fp32\",");
 }
 
+/* Keys of zero_optimization that only set when stage 3 gathers and releases parameters. */
+static void append_gathering(draw *d, random_case *c)
+{
+    static const char *const counts[] = { "prefetch_bucket_size", "max_live_parameters", "max_reuse_distance",
+                                          "param_persistence_threshold", "model_persistence_threshold" };
+    if (one_in(d, 4)) return;
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
+        const int limit = between(d, 0, 2) * between(d, 0, (int)c->model->param_numel);
+        if (!one_in(d, 3)) append(c->config_text, sizeof c->config_text, ",\"%s\":%d", counts[i], limit);
+    }
+    if (one_in(d, 5)) append(c->config_text, sizeof c->config_text, ",\"allgather_sequential\":true");
+    if (one_in(d, 5))
+        append(c->config_text, sizeof c->config_text, ",\"module_granularity_threshold\":%d",
+               between(d, 1, (int)c->model->param_numel));
+}
+
 static zb_status make_config(draw *d, random_case *c)
 {
     static const char *const clips[] = { "0", "0.0001", "0.1", "1.0", "1000" };
@@ -268,9 +284,11 @@ static zb_status make_config(draw *d, random_case *c)
     append_precision(d, c);
     append(c->config_text, sizeof c->config_text,
            "\"gradient_clipping\":%s,\"dataloader_drop_last\":%s,\"gradient_allreduce_op\":\"mean\","
-           "\"zero_optimization\":{\"stage\":0,\"reduce_bucket_size\":%llu,\"overlap_comm\":%s}}",
+           "\"zero_optimization\":{\"stage\":0,\"reduce_bucket_size\":%llu,\"overlap_comm\":%s",
            clips[between(d, 0, 4)], one_in(d, 3) ? "true" : "false",
            (unsigned long long)random_bucket_limit(d, c->model), one_in(d, 2) ? "true" : "false");
+    append_gathering(d, c);
+    append(c->config_text, sizeof c->config_text, "}}");
     ZB_TRY(zb_config_parse(c->config_text, strlen(c->config_text), "random", &c->config));
 
     /* From less than a step to several steps of data, so that epochs end in the middle of a step. */

@@ -78,6 +78,8 @@ static void fixture_destroy(fixture *f)
     *f = (fixture){ 0 };
 }
 
+static const zb_traffic traffic[ZB_COLLECTIVE_COUNT] = { { .calls = 3, .bytes = 16 } };
+
 static zb_status fixture_create(fixture *f, int whole_params)
 {
     zb_plan plan = small_plan(2);
@@ -85,13 +87,12 @@ static zb_status fixture_create(fixture *f, int whole_params)
     ZB_TRY(zb_reference_create(small_model(), &plan, &f->reference));
     zb_compare_options options = { .reference = f->reference,
                                    .whole_param_on_every_rank = whole_params,
-                                   .bytes_held = { 100, 50 },
-                                   .traffic = { { { .calls = 3, .bytes = 16 } } } };
+                                   .bytes_held = { 100, 50 } };
     ZB_TRY(zb_compare_create(&options, &f->compare));
     zb_reference_begin(f->reference, 0);
     zb_observer observer = zb_reference_observer(f->reference);
     ZB_TRY(show_all(&observer, oracle, COUNT(oracle)));
-    zb_compare_begin(f->compare);
+    zb_compare_begin(f->compare, traffic);
     return ZB_OK;
 }
 
@@ -225,7 +226,7 @@ static void check_case(void **state)
             list[i] = list[j];
             list[j] = held;
         }
-        zb_compare_begin(f.compare);
+        zb_compare_begin(f.compare, traffic);
         assert_int_equal(show_all(&observer, list, ENGINE_COUNT), ZB_OK);
         zb_difference difference;
         zb_compare_finish(f.compare, &difference);
@@ -296,7 +297,7 @@ static void every_rank_shows_its_own(void **state)
         zb_reference_begin(f.reference, -1);
         zb_observer observer = zb_reference_observer(f.reference);
         assert_int_equal(show_all(&observer, weights, 1), ZB_OK);
-        zb_compare_begin(f.compare);
+        zb_compare_begin(f.compare, traffic);
         observer = zb_compare_observer(f.compare);
         assert_int_equal(show_all(&observer, list, COUNT(list)), ZB_OK);
         zb_compare_finish(f.compare, &difference);
@@ -324,13 +325,13 @@ static void before_training(void **state)
     zb_observer observer = zb_reference_observer(f.reference);
     assert_int_equal(show_all(&observer, weights, 1), ZB_OK);
     observer = zb_compare_observer(f.compare);
-    zb_compare_begin(f.compare);
+    zb_compare_begin(f.compare, traffic);
     assert_int_equal(show_all(&observer, list, COUNT(list)), ZB_OK);
     zb_compare_finish(f.compare, &difference);
     if (difference.found) fail_msg("found: %s", difference.text);
 
     list[0].values.f[1] = 3;
-    zb_compare_begin(f.compare);
+    zb_compare_begin(f.compare, traffic);
     assert_int_equal(show_all(&observer, list, COUNT(list)), ZB_OK);
     zb_compare_finish(f.compare, &difference);
     assert_string_equal(difference.text,
@@ -381,7 +382,7 @@ static void ranks_in_parallel(void **state)
     for (int round = 0; round < 100; round++) {
         pthread_t threads[2];
         rank_thread ranks[2] = { { f.compare, 0 }, { f.compare, 1 } };
-        zb_compare_begin(f.compare);
+        zb_compare_begin(f.compare, traffic);
         for (int r = 0; r < 2; r++)
             assert_int_equal(pthread_create(&threads[r], NULL, show_rank, &ranks[r]), 0);
         for (int r = 0; r < 2; r++) {
