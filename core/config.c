@@ -271,7 +271,9 @@ static zb_status read_quirks(zb_config *config, const zb_json_at *section)
 
 static zb_status read_zerobit(zb_config *config, const zb_json_at *root, int semantics_fixed)
 {
-    static const char *const keys[] = { "semantics", "quirks", "param_groups", NULL };
+    static const char *const keys[] = {
+        "semantics", "quirks", "param_groups", "optimizer_arithmetic", "optimizer_vector_width", NULL
+    };
     zb_json_at section = zb_json_member(root, "zerobit");
     config->quirks = zb_quirks_of(config->semantics);
     if (section.value == NULL) return ZB_OK;

@@ -13,7 +13,15 @@
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
-enum { ADAM = 1 << ZB_OPTIMIZER_ADAM, SGD = 1 << ZB_OPTIMIZER_SGD };
+enum {
+    ADAM = 1 << ZB_OPTIMIZER_ADAM,
+    SGD = 1 << ZB_OPTIMIZER_SGD,
+    ADAGRAD = 1 << ZB_OPTIMIZER_ADAGRAD,
+    LION = 1 << ZB_OPTIMIZER_LION,
+    LAMB = 1 << ZB_OPTIMIZER_LAMB,
+    HAVE_BETAS = ADAM | LION | LAMB,
+    ALL = HAVE_BETAS | SGD | ADAGRAD
+};
 
 /* The numbers that a group may give, and the optimizers that have them. */
 static const struct hyper_parameter {
@@ -22,10 +30,13 @@ static const struct hyper_parameter {
     double min;
     size_t offset; /* of a double in zb_optimizer_config */
 } hyper_parameters[] = {
-    { "lr", ADAM | SGD, 0, offsetof(zb_optimizer_config, lr) },
-    { "weight_decay", ADAM | SGD, 0, offsetof(zb_optimizer_config, weight_decay) },
-    { "eps", ADAM, 0, offsetof(zb_optimizer_config, eps) },
+    { "lr", ALL, 0, offsetof(zb_optimizer_config, lr) },
+    { "weight_decay", ALL, 0, offsetof(zb_optimizer_config, weight_decay) },
+    { "eps", ADAM | ADAGRAD | LAMB, 0, offsetof(zb_optimizer_config, eps) },
     { "momentum", SGD, 0, offsetof(zb_optimizer_config, momentum) },
+    { "lr_decay", ADAGRAD, 0, offsetof(zb_optimizer_config, lr_decay) },
+    { "min_coeff", LAMB, 0, offsetof(zb_optimizer_config, min_coeff) },
+    { "max_coeff", LAMB, 0, offsetof(zb_optimizer_config, max_coeff) },
     { "dampening", SGD, -INFINITY, offsetof(zb_optimizer_config, dampening) },
 };
 
@@ -48,7 +59,7 @@ static zb_status read_number(const zb_json_at *at, zb_optimizer_config *optimize
         return zb_json_fail(
             at, ZB_INVALID_CONFIG,
             "params, or a hyper-parameter that differs by group: lr, weight_decay, betas, eps, "
-            "momentum, dampening");
+            "momentum, dampening, lr_decay, min_coeff, max_coeff");
     if (!(known->kinds & 1u << optimizer->kind)) return refuse_foreign(at);
     double *number = (double *)(void *)((char *)optimizer + known->offset);
     return zb_config_read_number(at, ZB_SECTION_CALL, known->min, number);
@@ -78,7 +89,7 @@ static zb_status read_group(const zb_json_at *at, zb_param_group *group)
     for (zb_json_at member = zb_json_first(at); member.value != NULL; member = zb_json_next(&member)) {
         if (strcmp(member.name, "params") == 0)
             ZB_TRY(read_patterns(&member, group));
-        else if (strcmp(member.name, "betas") == 0 && group->optimizer.kind == ZB_OPTIMIZER_SGD)
+        else if (strcmp(member.name, "betas") == 0 && !(HAVE_BETAS & 1u << group->optimizer.kind))
             return refuse_foreign(&member);
         else if (strcmp(member.name, "betas") == 0)
             ZB_TRY(zb_config_read_betas(at, &group->optimizer));

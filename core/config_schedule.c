@@ -271,7 +271,8 @@ static zb_status read_cycle_momentum(const reading *r, const zb_json_at *params)
     const int replaced = r->config->quirks.one_cycle_replaces_betas;
     schedule->cycle_start_mom = replaced ? schedule->cycle_min_mom : schedule->cycle_max_mom;
     schedule->cycle_beta2 = replaced ? 0.99 : r->config->groups[r->group].optimizer.beta2;
-    int has_betas = r->config->optimizer.kind == ZB_OPTIMIZER_ADAM;
+    const zb_optimizer_kind kind = r->config->optimizer.kind;
+    int has_betas = kind != ZB_OPTIMIZER_SGD && kind != ZB_OPTIMIZER_ADAGRAD;
     if (!schedule->cycle_momentum || !r->config->optimizer_given || has_betas) return ZB_OK;
     schedule->cycle_momentum = 0;
     zb_json_at at = zb_json_member(params, "cycle_momentum");

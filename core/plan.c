@@ -8,6 +8,8 @@
 #include <string.h>
 #include <zerobit/config.h>
 
+#include "core/plan_optimizer.h"
+
 const char *zb_order_name(zb_order order)
 {
     switch (order) {
@@ -51,22 +53,11 @@ static const char *overflow_name(zb_overflow_rule rule)
     return "?";
 }
 
-/* Hyper-parameters of another optimizer than the one that runs make no difference. */
-static int optimizer_equal(const zb_optimizer_config *a, const zb_optimizer_config *b)
-{
-    if (a->kind != b->kind || a->lr != b->lr || a->weight_decay != b->weight_decay) return 0;
-    if (a->kind == ZB_OPTIMIZER_SGD)
-        return a->momentum == b->momentum && a->dampening == b->dampening && !a->nesterov == !b->nesterov;
-    return a->beta1 == b->beta1 && a->beta2 == b->beta2 && a->eps == b->eps &&
-           a->decay_mode == b->decay_mode && a->variant == b->variant &&
-           !a->bias_correction == !b->bias_correction;
-}
-
-/* The others step each element on its own. DeepSpeedCPUAdam's last few of a tensor are computed in another
- * way. */
+/* The others step each element on its own. LAMB takes norms; DeepSpeedCPUAdam's last few elements of a tensor
+ * are computed in another way. */
 static int optimizer_looks_at_tensors(const zb_optimizer_config *optimizer)
 {
-    return optimizer->kind == ZB_OPTIMIZER_ADAM && optimizer->variant == ZB_ADAM_CPU;
+    return optimizer->kind == ZB_OPTIMIZER_LAMB || zb_optimizer_has_tails(optimizer);
 }
 
 /* Only what this kind of scaler looks at. */
@@ -132,8 +123,8 @@ int zb_plan_equal(const zb_plan *a, const zb_plan *b)
            !a->unscale_by_next_scale == !b->unscale_by_next_scale &&
            !a->report_norm_by_next_scale == !b->report_norm_by_next_scale && a->overflow == b->overflow &&
            a->norm == b->norm && a->clip == b->clip && a->clip_norm == b->clip_norm &&
-           !a->hidden_first_step == !b->hidden_first_step && optimizer_equal(&a->optimizer, &b->optimizer) &&
-           tensors_equal(a, b);
+           !a->hidden_first_step == !b->hidden_first_step &&
+           zb_optimizer_config_equal(&a->optimizer, &b->optimizer) && tensors_equal(a, b);
 }
 
 static void describe_scaler(const zb_loss_scaler_config *scaler, char *text, size_t text_bytes)
@@ -318,9 +309,6 @@ static zb_status check_accumulation(const choice *c)
 
 static zb_status check_choice(const choice *c)
 {
-    if (!c->config->optimizer_given)
-        return zb_fail(ZB_INVALID_CONFIG, "%s: optimizer: is missing, want an object with type and params",
-                       c->config->path);
     if (c->config->group_count > 1)
         return zb_fail(ZB_UNSUPPORTED,
                        "%s: zerobit.param_groups: has %d groups, want one: more are not supported yet",
@@ -433,7 +421,7 @@ static void derive_types(const choice *c, zb_plan *plan)
 static int is_fused(const choice *c)
 {
     const zb_optimizer_config *optimizer = &c->config->optimizer;
-    return optimizer->kind == ZB_OPTIMIZER_ADAM && optimizer->variant == ZB_ADAM_FUSED;
+    return optimizer->kind == ZB_OPTIMIZER_ADAM && !zb_optimizer_is_of_torch(optimizer);
 }
 
 static zb_overflow_rule derive_overflow(const choice *c)
@@ -516,8 +504,8 @@ zb_status zb_plan_derive(const zb_config *config, int stage, zb_dtype dtype, int
         .norm = derive_norm(&c),
         .clip = derive_clip(&c),
         .clip_norm = config->gradient_clipping,
-        .optimizer = config->groups[0].optimizer,
     };
+    ZB_TRY(zb_plan_derive_optimizer(config, stage, &derived.optimizer));
     ZB_TRY(zb_scaler_derive(config, stage, dtype, &derived.scaler));
     derive_types(&c, &derived);
     derive_scaling(&c, &derived);

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/plan_optimizer.h"
 #include "core/sha256.h"
 
 /* Where a comparison is, and what has come of it. */
@@ -217,8 +218,20 @@ static int compare(place at, size_t index, int gave_up)
 
 static const char *basic_optimizer_of(const zb_optimizer_config *optimizer)
 {
-    if (optimizer->kind == ZB_OPTIMIZER_SGD) return "SGD";
-    if (optimizer->variant == ZB_ADAM_FUSED) return "FusedAdam";
+    switch (optimizer->kind) {
+    case ZB_OPTIMIZER_SGD:
+        return "SGD";
+    case ZB_OPTIMIZER_ADAGRAD:
+        return "Adagrad";
+    case ZB_OPTIMIZER_LION:
+        return "FusedLion";
+    case ZB_OPTIMIZER_LAMB:
+        return "FusedLamb";
+    case ZB_OPTIMIZER_ADAM:
+    case ZB_OPTIMIZER_KIND_COUNT:
+        break;
+    }
+    if (!zb_optimizer_is_of_torch(optimizer)) return "FusedAdam";
     return optimizer->decay_mode == ZB_DECAY_DECOUPLED ? "AdamW" : "Adam";
 }
 

@@ -87,11 +87,13 @@ static zb_status update_weights(zb_engine *e, double scaled_norm)
 {
     const double loss_scale = e->plan.unscale_by_next_scale ? e->scaler.scale : e->scale_used;
     const float scale = grad_scale(&e->plan, scaled_norm, loss_scale);
+    zb_optimizer_config now = e->plan.optimizer;
+    now.lr = e->lr_used;
     if (zb_schedule_has_momentum(&e->schedule)) {
-        e->optimizer.config.beta1 = zb_schedule_beta1(&e->schedule);
-        e->optimizer.config.beta2 = zb_schedule_beta2(&e->schedule);
+        now.beta1 = zb_schedule_beta1(&e->schedule);
+        now.beta2 = zb_schedule_beta2(&e->schedule);
     }
-    ZB_TRY(zb_optimizer_step(&e->optimizer, e->compute, &e->shard, scale, e->lr_used));
+    ZB_TRY(zb_optimizer_step(&e->optimizer, e->compute, &e->shard, scale, &now));
     return e->stage->ops->publish(e->stage);
 }
 
@@ -129,7 +131,7 @@ zb_status zb_boundary_hidden_step(zb_engine *e)
 {
     ZB_ASSERT(e->optimizer.owns_master);
     for (int i = 0; i < e->shard.segment_count; i++) e->shard.segments[i].param = NULL;
-    zb_status status = zb_optimizer_step(&e->optimizer, e->compute, &e->shard, 1.0f, e->plan.optimizer.lr);
+    zb_status status = zb_optimizer_step(&e->optimizer, e->compute, &e->shard, 1.0f, &e->plan.optimizer);
     for (int i = 0; i < e->shard.segment_count; i++) {
         zb_segment *s = &e->shard.segments[i];
         if (s->numel > 0) s->param = e->stage->ops->place(e->stage, s->group, s->shard_offset).param;

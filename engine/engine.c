@@ -194,6 +194,21 @@ static void note_traffic(zb_engine *e)
     }
 }
 
+static zb_status sum_over_ranks(void *user, int64_t *words, size_t count)
+{
+    return zb_engine_collective_run((zb_engine *)user, NULL, .kind = ZB_COLLECTIVE_ALL_REDUCE, .send = words,
+                                    .recv = words, .numel = count, .dtype = ZB_INT64, .op = ZB_SUM,
+                                    .what = "norms of weights and updates");
+}
+
+static zb_status create_optimizer(zb_engine *e)
+{
+    zb_optimizer_exchange exchange = { 0 };
+    if (e->stage->ops->norm_is_partial)
+        exchange = (zb_optimizer_exchange){ .sum = sum_over_ranks, .user = e };
+    return zb_optimizer_create(&e->plan, e->compute, &e->shard, exchange, &e->optimizer);
+}
+
 static zb_status set_up(zb_engine *e, const zb_engine_options *options, int stage)
 {
     if (zb_model_output_module(e->model) == ZB_MODEL_INPUT && e->model->loss != ZB_LOSS_ELSEWHERE)
@@ -211,7 +226,7 @@ static zb_status set_up(zb_engine *e, const zb_engine_options *options, int stag
                               (size_t)e->plan.micro_batch_size, &e->executor));
     ZB_TRY(zb_stage_find(stage)->create(e, &e->stage));
     ZB_TRY(zb_engine_create_shard(e));
-    ZB_TRY(zb_optimizer_create(&e->plan, e->compute, &e->shard, &e->optimizer));
+    ZB_TRY(create_optimizer(e));
     if (e->plan.hidden_first_step) ZB_TRY(zb_boundary_hidden_step(e));
     ZB_TRY(zb_norm_create(e, &e->norm));
     ZB_TRY(zb_loss_scaler_init(&e->scaler, &e->plan.scaler));

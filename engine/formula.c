@@ -33,6 +33,12 @@ static zb_status formula_open(const zb_config *config, const zb_model *model, co
     return status;
 }
 
+/* What one exchange of the optimizer's norms moves, or its workspace holds. */
+static uint64_t optimizer_norm_bytes(const formula *f)
+{
+    return zb_optimizer_workspace_bytes(f->facts.plan, (uint64_t)f->layout.optimizer_tensors.count);
+}
+
 static void formula_close(formula *f)
 {
     zb_gather_plan_destroy(&f->gather);
@@ -50,7 +56,7 @@ zb_status zb_memory_formula(const zb_config *config, const zb_model *model, cons
     zb_stage_find(stage)->memory(&f.facts, bytes);
     bytes[ZB_MEM_OPTIMIZER] = zb_optimizer_bytes(plan, f.layout.rank_numel);
     zb_executor_memory(&f.graph, plan->param_dtype, (size_t)plan->micro_batch_size, bytes);
-    bytes[ZB_MEM_WORKSPACE] += zb_norm_bytes(&f.facts);
+    bytes[ZB_MEM_WORKSPACE] += zb_norm_bytes(&f.facts) + optimizer_norm_bytes(&f);
     formula_close(&f);
     return ZB_OK;
 }
@@ -81,6 +87,10 @@ zb_status zb_traffic_formula(const zb_config *config, const zb_model *model, con
     f.facts.skipped = skipped;
     zb_stage_find(stage)->traffic(&f.facts, traffic);
     zb_norm_traffic(&f.facts, &traffic[ZB_COLLECTIVE_ALL_REDUCE]);
+    if (zb_optimizer_takes_norms(plan) && zb_stage_find(stage)->norm_is_partial && !skipped) {
+        traffic[ZB_COLLECTIVE_ALL_REDUCE].calls++;
+        traffic[ZB_COLLECTIVE_ALL_REDUCE].bytes += optimizer_norm_bytes(&f);
+    }
     formula_close(&f);
     return ZB_OK;
 }

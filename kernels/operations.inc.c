@@ -27,6 +27,8 @@
 #include "kernels/ordered_reduce.inc.c"
 #include "kernels/sum_squares.inc.c"
 
+#include "kernels/lamb.inc.c" /* uses the two before it */
+
 #include "kernels/conv2d.inc.c" /* these two use the matrix product */
 #include "kernels/linear.inc.c"
 

@@ -1,4 +1,7 @@
-/* Optimizers: each in one pass over parameters, states and gradients. */
+/*
+ * Optimizers: each in one pass over parameters, states and gradients. A formula is written once, on vectors;
+ * update_loop runs it over arrays of any length and type.
+ */
 
 static zb_status check_optimizer_dtypes(const char *name, zb_dtype grad, const void *param,
                                         zb_dtype param_dtype)
@@ -12,20 +15,83 @@ static zb_status check_optimizer_dtypes(const char *name, zb_dtype grad, const v
     return ZB_OK;
 }
 
+static zb_status check_optimizer_arithmetic(const char *name, zb_optimizer_kind kind,
+                                            zb_optimizer_arithmetic arithmetic)
+{
+    if (zb_optimizer_has_arithmetic(kind, arithmetic)) return ZB_OK;
+    return zb_fail(ZB_INVALID_ARGUMENT, "%s in arithmetic %d, which it does not have", name, (int)arithmetic);
+}
+
+/* The arrays of an optimizer. */
+typedef struct update {
+    float *p, *m, *v; /* m, v: its states, as many as it has */
+    zb_dtype grad_dtype, param_dtype;
+    const void *grad;
+    void *param; /* or NULL */
+    float grad_scale;
+} update;
+
+/* One vector: g is the gradient, scaled; a formula of fewer states leaves *v, or *m too, alone. */
+typedef void update_formula(const void *scalars, vec g, vec *p, vec *m, vec *v);
+
+/* VL elements: of p, m and v, and from grad to param, unless that is NULL. */
+ZB_SPECIALISED void update_vec(const update *u, const int states, update_formula *const formula,
+                               const void *scalars, float *p_at, float *m_at, float *v_at, const void *grad,
+                               void *param)
+{
+    vec p = vec_load(p_at), m = vec_zero(), v = vec_zero();
+    if (states > 0) m = vec_load(m_at);
+    if (states > 1) v = vec_load(v_at);
+    formula(scalars, load_vec(u->grad_dtype, grad) * vec_all(u->grad_scale), &p, &m, &v);
+    vec_store(p_at, p);
+    if (states > 0) vec_store(m_at, m);
+    if (states > 1) vec_store(v_at, v);
+    if (param != NULL) store_vec(u->param_dtype, param, p);
+}
+
+/* The last few elements, from i on, less than a vector: by way of whole ones. */
+ZB_SPECIALISED void update_rest(const update *u, const int states, update_formula *const formula,
+                                const void *scalars, size_t i, size_t rest)
+{
+    const size_t bytes = rest * sizeof(float);
+    float p[VL] = { 0 }, m[VL] = { 0 }, v[VL] = { 0 }, grad[VL] = { 0 }, param[VL];
+    memcpy(p, u->p + i, bytes);
+    if (states > 0) memcpy(m, u->m + i, bytes);
+    if (states > 1) memcpy(v, u->v + i, bytes);
+    memcpy(grad, const_element(u->grad_dtype, u->grad, i), rest * zb_dtype_bytes(u->grad_dtype));
+    update_vec(u, states, formula, scalars, p, m, v, grad, u->param != NULL ? param : NULL);
+    memcpy(u->p + i, p, bytes);
+    if (states > 0) memcpy(u->m + i, m, bytes);
+    if (states > 1) memcpy(u->v + i, v, bytes);
+    if (u->param != NULL)
+        memcpy(element(u->param_dtype, u->param, i), param, rest * zb_dtype_bytes(u->param_dtype));
+}
+
+/* Elements first .. end-1. `arrays` and `scalars` are copies of the caller's own, which no store can change.
+ */
+ZB_SPECIALISED void update_loop(const update *u, const int states, update_formula *const formula,
+                                const void *scalars, size_t first, size_t end)
+{
+    size_t i = first;
+    for (; i + VL <= end; i += VL)
+        update_vec(u, states, formula, scalars, u->p + i, states > 0 ? u->m + i : NULL,
+                   states > 1 ? u->v + i : NULL, const_element(u->grad_dtype, u->grad, i),
+                   u->param != NULL ? element(u->param_dtype, u->param, i) : NULL);
+    if (i < end) update_rest(u, states, formula, scalars, i, end - i);
+}
+
+#define ZB_UPDATE_OF(args, first_state, second_state)                                                        \
+    {                                                                                                        \
+        .p = (args)->p, .m = (first_state), .v = (second_state), .grad_dtype = (args)->grad_dtype,           \
+        .param_dtype = (args)->param_dtype, .grad = (args)->grad, .param = (args)->param,                    \
+        .grad_scale = (args)->grad_scale                                                                     \
+    }
+
 /* --- adam --- */
 
-/* The variants of <zerobit/kernels.h>; the original of ADAM_CPU treats whole vectors and the rest
- * differently. */
-typedef enum adam_formula {
-    ADAM_FUSED,
-    ADAM_TORCH,
-    ADAM_CPU_BODY,
-    ADAM_CPU_TAIL,
-    ADAM_FORMULAS
-} adam_formula;
 typedef enum adam_decay { DECAY_NONE, DECAY_L2, DECAY_DECOUPLED, DECAYS } adam_decay;
 
-ZB_SPECIALISED void adam_fused(const zb_adam_args *s, const adam_decay decay, vec g, vec *p, vec *m, vec *v)
+ZB_SPECIALISED void adam_plain(const zb_adam_args *s, const adam_decay decay, vec g, vec *p, vec *m, vec *v)
 {
     if (decay == DECAY_L2) g = g + vec_all(s->weight_decay) * *p;
     *m = vec_all(s->beta1) * *m + vec_all(s->one_minus_beta1) * g;
@@ -35,16 +101,26 @@ ZB_SPECIALISED void adam_fused(const zb_adam_args *s, const adam_decay decay, ve
     *p = *p - vec_all(s->lr) * u;
 }
 
-ZB_SPECIALISED void adam_torch(const zb_adam_args *s, const adam_decay decay, vec g, vec *p, vec *m, vec *v)
+/* PyTorch's lerp takes the end that is nearer, so that it is exact at both. */
+ZB_SPECIALISED vec lerp(vec from, vec to, float weight)
+{
+    if (weight < 0.5f) return vec_fma(vec_all(weight), to - from, from);
+    return vec_fma(vec_all(weight - 1.0f), to - from, to);
+}
+
+ZB_SPECIALISED void adam_torch(const zb_adam_args *s, const int release, const adam_decay decay, vec g,
+                               vec *p, vec *m, vec *v)
 {
     if (decay == DECAY_L2) g = vec_fma(*p, vec_all(s->weight_decay), g);
     if (decay == DECAY_DECOUPLED) *p = *p * vec_all(s->decay);
-    *m = vec_fma(g, vec_all(s->one_minus_beta1), *m * vec_all(s->beta1));
+    *m = release == 1 ? vec_fma(g, vec_all(s->one_minus_beta1), *m * vec_all(s->beta1))
+                      : lerp(*m, g, s->one_minus_beta1);
     *v = vec_fma(vec_all(s->one_minus_beta2) * g, g, *v * vec_all(s->beta2));
     const vec denominator = vec_sqrt(*v) / vec_all(s->root_correction2) + vec_all(s->eps);
     *p = *p + vec_all(s->step_size) * *m / denominator;
 }
 
+/* The original treats whole vectors and the rest differently. */
 ZB_SPECIALISED void adam_cpu(const zb_adam_args *s, const int tail, const adam_decay decay, vec g, vec *p,
                              vec *m, vec *v)
 {
@@ -58,148 +134,216 @@ ZB_SPECIALISED void adam_cpu(const zb_adam_args *s, const int tail, const adam_d
     *p = vec_fma(u, vec_all(s->step_size), *p);
 }
 
-/* VL elements: of p, m and v, and from grad to param, unless that is NULL. */
-ZB_SPECIALISED void adam_vec(const zb_adam_args *s, const adam_formula formula, const adam_decay decay,
-                             float *p_at, float *m_at, float *v_at, const void *grad, void *param)
+typedef enum adam_form { ADAM_PLAIN, ADAM_TORCH_1, ADAM_TORCH_2, ADAM_BODY, ADAM_TAIL, ADAM_FORMS } adam_form;
+
+ZB_SPECIALISED void adam_form_vec(const adam_form form, const adam_decay decay, const zb_adam_args *s, vec g,
+                                  vec *p, vec *m, vec *v)
 {
-    vec p = vec_load(p_at), m = vec_load(m_at), v = vec_load(v_at);
-    const vec g = load_vec(s->grad_dtype, grad) * vec_all(s->grad_scale);
-    if (formula == ADAM_FUSED)
-        adam_fused(s, decay, g, &p, &m, &v);
-    else if (formula == ADAM_TORCH)
-        adam_torch(s, decay, g, &p, &m, &v);
+    if (form == ADAM_PLAIN)
+        adam_plain(s, decay, g, p, m, v);
+    else if (form == ADAM_TORCH_1 || form == ADAM_TORCH_2)
+        adam_torch(s, form == ADAM_TORCH_1 ? 1 : 2, decay, g, p, m, v);
     else
-        adam_cpu(s, formula == ADAM_CPU_TAIL, decay, g, &p, &m, &v);
-    vec_store(p_at, p), vec_store(m_at, m), vec_store(v_at, v);
-    if (param != NULL) store_vec(s->param_dtype, param, p);
+        adam_cpu(s, form == ADAM_TAIL, decay, g, p, m, v);
 }
 
-/* Elements first .. end-1; the last few, less than a vector, by way of whole ones. */
-ZB_SPECIALISED void adam_loop(const zb_adam_args *args, const adam_formula formula, const adam_decay decay,
-                              size_t first, size_t end)
-{
-    const zb_adam_args s = *args; /* a copy that no store can change */
-    size_t i = first;
-    for (; i + VL <= end; i += VL)
-        adam_vec(&s, formula, decay, s.p + i, s.m + i, s.v + i, const_element(s.grad_dtype, s.grad, i),
-                 s.param != NULL ? element(s.param_dtype, s.param, i) : NULL);
-    const size_t rest = end - i, bytes = rest * sizeof(float);
-    if (rest == 0) return;
-    float p[VL] = { 0 }, m[VL] = { 0 }, v[VL] = { 0 }, grad[VL] = { 0 }, param[VL];
-    memcpy(p, s.p + i, bytes), memcpy(m, s.m + i, bytes), memcpy(v, s.v + i, bytes);
-    memcpy(grad, const_element(s.grad_dtype, s.grad, i), rest * zb_dtype_bytes(s.grad_dtype));
-    adam_vec(&s, formula, decay, p, m, v, grad, s.param != NULL ? param : NULL);
-    memcpy(s.p + i, p, bytes), memcpy(s.m + i, m, bytes), memcpy(s.v + i, v, bytes);
-    if (s.param != NULL)
-        memcpy(element(s.param_dtype, s.param, i), param, rest * zb_dtype_bytes(s.param_dtype));
-}
-
-#define ZB_ADAM_LOOPS(X)                                                                                     \
-    X(ADAM_FUSED, DECAY_L2)                                                                                  \
-    X(ADAM_FUSED, DECAY_DECOUPLED)                                                                           \
-    X(ADAM_TORCH, DECAY_NONE) X(ADAM_TORCH, DECAY_L2) X(ADAM_TORCH, DECAY_DECOUPLED)                         \
-        X(ADAM_CPU_BODY, DECAY_NONE) X(ADAM_CPU_BODY, DECAY_L2) X(ADAM_CPU_BODY, DECAY_DECOUPLED)            \
-            X(ADAM_CPU_TAIL, DECAY_NONE) X(ADAM_CPU_TAIL, DECAY_L2) X(ADAM_CPU_TAIL, DECAY_DECOUPLED)
-#define ZB_ADAM_FUNCTION(formula, decay)                                                                     \
-    static void formula##_##decay(const zb_adam_args *args, size_t first, size_t end)                        \
+#define ZB_ADAM_DECAYS(X, form) X(form, DECAY_NONE) X(form, DECAY_L2) X(form, DECAY_DECOUPLED)
+#define ZB_ADAM_FORMS(X)                                                                                     \
+    X(ADAM_PLAIN, DECAY_L2)                                                                                  \
+    X(ADAM_PLAIN, DECAY_DECOUPLED)                                                                           \
+    ZB_ADAM_DECAYS(X, ADAM_TORCH_1)                                                                          \
+    ZB_ADAM_DECAYS(X, ADAM_TORCH_2) ZB_ADAM_DECAYS(X, ADAM_BODY) ZB_ADAM_DECAYS(X, ADAM_TAIL)
+#define ZB_ADAM_FUNCTION(form, decay)                                                                        \
+    ZB_SPECIALISED void form##_##decay##_vec(const void *scalars, vec g, vec *p, vec *m, vec *v)             \
     {                                                                                                        \
-        adam_loop(args, formula, decay, first, end);                                                         \
+        adam_form_vec(form, decay, scalars, g, p, m, v);                                                     \
+    }                                                                                                        \
+    static void form##_##decay(const zb_adam_args *args, size_t first, size_t end)                           \
+    {                                                                                                        \
+        const zb_adam_args s = *args;                                                                        \
+        const update u = ZB_UPDATE_OF(args, args->m, args->v);                                               \
+        update_loop(&u, 2, form##_##decay##_vec, &s, first, end);                                            \
     }
-ZB_ADAM_LOOPS(ZB_ADAM_FUNCTION)
+ZB_ADAM_FORMS(ZB_ADAM_FUNCTION)
 #undef ZB_ADAM_FUNCTION
 
-static void (*const adam_loops[ADAM_FORMULAS][DECAYS])(const zb_adam_args *, size_t, size_t) = {
-#define ZB_ADAM_ENTRY(formula, decay) [formula][decay] = formula##_##decay,
-    ZB_ADAM_LOOPS(ZB_ADAM_ENTRY)
+static void (*const adam_loops[ADAM_FORMS][DECAYS])(const zb_adam_args *, size_t, size_t) = {
+#define ZB_ADAM_ENTRY(form, decay) [form][decay] = form##_##decay,
+    ZB_ADAM_FORMS(ZB_ADAM_ENTRY)
 #undef ZB_ADAM_ENTRY
 };
-#undef ZB_ADAM_LOOPS
+#undef ZB_ADAM_FORMS
+#undef ZB_ADAM_DECAYS
 
 static adam_decay adam_decay_of(const zb_adam_args *args)
 {
-    const int always = args->variant == ZB_ADAM_FUSED;
-    const int present = args->variant == ZB_ADAM_CPU ? args->weight_decay > 0 : args->weight_decay != 0;
+    const int always = args->arithmetic == ZB_ARITHMETIC_PLAIN;
+    const int present = args->arithmetic == ZB_ARITHMETIC_DEEPSPEED_CPU ? args->weight_decay > 0
+                                                                        : args->weight_decay != 0;
     return !always && !present ? DECAY_NONE : args->decoupled ? DECAY_DECOUPLED : DECAY_L2;
 }
 
 static zb_status op_adam(const zb_adam_args *args)
 {
     ZB_TRY(check_optimizer_dtypes("adam", args->grad_dtype, args->param, args->param_dtype));
+    ZB_TRY(check_optimizer_arithmetic("adam", ZB_OPTIMIZER_ADAM, args->arithmetic));
     const adam_decay decay = adam_decay_of(args);
-    const size_t numel = args->numel;
-    switch (args->variant) {
-    case ZB_ADAM_FUSED:
-        adam_loops[ADAM_FUSED][decay](args, 0, numel);
-        return ZB_OK;
-    case ZB_ADAM_TORCH:
-        adam_loops[ADAM_TORCH][decay](args, 0, numel);
-        return ZB_OK;
-    case ZB_ADAM_CPU:
+    if (args->arithmetic == ZB_ARITHMETIC_DEEPSPEED_CPU) {
         if (args->vector_width == 0)
             return zb_fail(ZB_INVALID_ARGUMENT, "adam as on a CPU with a vector width of 0; want at least 1");
-        const size_t body = numel - numel % args->vector_width;
-        adam_loops[ADAM_CPU_BODY][decay](args, 0, body);
-        adam_loops[ADAM_CPU_TAIL][decay](args, body, numel);
+        const size_t body = args->numel - args->numel % args->vector_width;
+        adam_loops[ADAM_BODY][decay](args, 0, body);
+        adam_loops[ADAM_TAIL][decay](args, body, args->numel);
         return ZB_OK;
     }
-    return zb_fail(ZB_INVALID_ARGUMENT, "adam in variant %d; there are 3", (int)args->variant);
+    const adam_form form = args->arithmetic == ZB_ARITHMETIC_PLAIN     ? ADAM_PLAIN
+                           : args->arithmetic == ZB_ARITHMETIC_TORCH_1 ? ADAM_TORCH_1
+                                                                       : ADAM_TORCH_2;
+    adam_loops[form][decay](args, 0, args->numel);
+    return ZB_OK;
 }
 
 /* --- sgd --- */
 
-typedef enum sgd_kind { SGD_PLAIN, SGD_FIRST_STEP, SGD_MOMENTUM } sgd_kind;
-
-static inline void sgd_loop(const zb_sgd_args *args, size_t first, size_t count, const float *restrict grad,
-                            const sgd_kind kind, const int decay, const int nesterov)
+/* a * b + c, in one rounding or two. */
+ZB_SPECIALISED vec multiply_add(const int fused, vec a, vec b, vec c)
 {
-    const zb_sgd_args s = *args;
-    float *restrict p = s.p + first, *restrict buf = kind == SGD_PLAIN ? NULL : s.buf + first;
-    for (size_t i = 0; i < count; i++) {
-        float g = grad[i] * s.grad_scale;
-        if (decay) g = g + s.weight_decay * p[i];
-        if (kind != SGD_PLAIN) {
-            float b = kind == SGD_FIRST_STEP ? g : s.momentum * buf[i] + s.one_minus_dampening * g;
-            buf[i] = b;
-            g = nesterov ? g + s.momentum * b : b;
-        }
-        p[i] = p[i] - s.lr * g;
+    if (fused) return vec_fma(a, b, c);
+    return a * b + c;
+}
+
+ZB_SPECIALISED void sgd_vec(const zb_sgd_args *s, const int fused, const int momentum, vec g, vec *p,
+                            vec *buf)
+{
+    const vec rate = vec_all(s->lr);
+    if (s->weight_decay != 0) g = multiply_add(fused, *p, vec_all(s->weight_decay), g);
+    if (momentum) {
+        const vec kept = *buf * vec_all(s->momentum);
+        *buf = s->first_step ? g : multiply_add(fused, g, vec_all(s->one_minus_dampening), kept);
+        g = s->nesterov ? multiply_add(fused, *buf, vec_all(s->momentum), g) : *buf;
     }
+    *p = multiply_add(fused, g, -rate, *p); /* p - lr * g has the same two roundings */
 }
 
-static inline void sgd_nesterov(const zb_sgd_args *args, size_t first, size_t count, const float *grad,
-                                const sgd_kind kind, const int decay)
-{
-    if (args->nesterov)
-        sgd_loop(args, first, count, grad, kind, decay, 1);
-    else
-        sgd_loop(args, first, count, grad, kind, decay, 0);
-}
-
-static inline void sgd_decay(const zb_sgd_args *args, size_t first, size_t count, const float *grad,
-                             const sgd_kind kind)
-{
-    if (args->weight_decay != 0)
-        sgd_nesterov(args, first, count, grad, kind, 1);
-    else
-        sgd_nesterov(args, first, count, grad, kind, 0);
-}
+#define ZB_SGD_FUNCTION(name, fused, momentum_on)                                                            \
+    ZB_SPECIALISED void name##_vec(const void *scalars, vec g, vec *p, vec *m, vec *v)                       \
+    {                                                                                                        \
+        (void)v;                                                                                             \
+        sgd_vec(scalars, fused, momentum_on, g, p, m);                                                       \
+    }                                                                                                        \
+    static void name(const zb_sgd_args *args)                                                                \
+    {                                                                                                        \
+        const zb_sgd_args s = *args;                                                                         \
+        const update u = ZB_UPDATE_OF(args, args->buf, NULL);                                                \
+        update_loop(&u, momentum_on, name##_vec, &s, 0, args->numel);                                        \
+    }
+ZB_SGD_FUNCTION(sgd_plain, 0, 0)
+ZB_SGD_FUNCTION(sgd_plain_momentum, 0, 1)
+ZB_SGD_FUNCTION(sgd_torch, 1, 0)
+ZB_SGD_FUNCTION(sgd_torch_momentum, 1, 1)
+#undef ZB_SGD_FUNCTION
 
 static zb_status op_sgd(const zb_sgd_args *args)
 {
     ZB_TRY(check_optimizer_dtypes("sgd", args->grad_dtype, args->param, args->param_dtype));
-    float room[BLOCK];
-    const int one_pass = args->grad_dtype == ZB_FP32 && args->param == NULL;
-    ZB_EACH_BLOCK(first, count, args->numel, block_step(one_pass, args->numel))
-    {
-        const float *grad = block_read(args->grad_dtype, args->grad, first, count, room);
-        if (args->momentum == 0)
-            sgd_decay(args, first, count, grad, SGD_PLAIN);
-        else if (args->first_step)
-            sgd_decay(args, first, count, grad, SGD_FIRST_STEP);
-        else
-            sgd_decay(args, first, count, grad, SGD_MOMENTUM);
-        if (args->param != NULL)
-            narrow(args->param_dtype, element(args->param_dtype, args->param, first), args->p + first, count);
+    ZB_TRY(check_optimizer_arithmetic("sgd", ZB_OPTIMIZER_SGD, args->arithmetic));
+    const int momentum = args->momentum != 0;
+    if (args->arithmetic == ZB_ARITHMETIC_PLAIN)
+        (momentum ? sgd_plain_momentum : sgd_plain)(args);
+    else
+        (momentum ? sgd_torch_momentum : sgd_torch)(args);
+    return ZB_OK;
+}
+
+/* --- adagrad --- */
+
+ZB_SPECIALISED void adagrad_plain_vec(const void *scalars, vec g, vec *p, vec *sum, vec *none)
+{
+    const zb_adagrad_args *s = scalars;
+    (void)none;
+    if (s->weight_decay != 0) g = g + vec_all(s->weight_decay) * *p;
+    *sum = *sum + g * g;
+    *p = *p - vec_all(s->lr) * (g / (vec_sqrt(*sum) + vec_all(s->eps)));
+}
+
+ZB_SPECIALISED void adagrad_torch_vec(const void *scalars, vec g, vec *p, vec *sum, vec *none)
+{
+    const zb_adagrad_args *s = scalars;
+    (void)none;
+    if (s->weight_decay != 0) g = vec_fma(*p, vec_all(s->weight_decay), g);
+    *sum = vec_fma(g, g, *sum);
+    *p = *p + (vec_all(-s->lr) * g) / (vec_sqrt(*sum) + vec_all(s->eps));
+}
+
+ZB_SPECIALISED void adagrad_cpu_vec(const void *scalars, vec g, vec *p, vec *sum, vec *none)
+{
+    const zb_adagrad_args *s = scalars;
+    (void)none;
+    const vec h = s->weight_decay > 0 ? vec_fma(*p, vec_all(s->weight_decay), g) : g;
+    *sum = vec_fma(h, h, *sum);
+    *p = vec_fma(g / (vec_sqrt(*sum) + vec_all(s->eps)), vec_all(-s->lr), *p);
+}
+
+#define ZB_ADAGRAD_FUNCTION(name)                                                                            \
+    static void name(const zb_adagrad_args *args)                                                            \
+    {                                                                                                        \
+        const zb_adagrad_args s = *args;                                                                     \
+        const update u = ZB_UPDATE_OF(args, args->sum, NULL);                                                \
+        update_loop(&u, 1, name##_vec, &s, 0, args->numel);                                                  \
     }
+ZB_ADAGRAD_FUNCTION(adagrad_plain)
+ZB_ADAGRAD_FUNCTION(adagrad_torch)
+ZB_ADAGRAD_FUNCTION(adagrad_cpu)
+#undef ZB_ADAGRAD_FUNCTION
+
+static zb_status op_adagrad(const zb_adagrad_args *args)
+{
+    ZB_TRY(check_optimizer_dtypes("adagrad", args->grad_dtype, args->param, args->param_dtype));
+    ZB_TRY(check_optimizer_arithmetic("adagrad", ZB_OPTIMIZER_ADAGRAD, args->arithmetic));
+    if (args->arithmetic == ZB_ARITHMETIC_PLAIN)
+        adagrad_plain(args);
+    else if (args->arithmetic == ZB_ARITHMETIC_DEEPSPEED_CPU)
+        adagrad_cpu(args);
+    else
+        adagrad_torch(args);
+    return ZB_OK;
+}
+
+/* --- lion --- */
+
+ZB_SPECIALISED void lion_vec(const zb_lion_args *s, const int cpu, vec g, vec *p, vec *m)
+{
+    const vec rate = vec_all(s->lr);
+    const vec c = vec_all(s->beta1) * *m + vec_all(s->one_minus_beta1) * g;
+    if (!cpu)
+        *p = *p * vec_all(s->decay) + vec_select(vec_above(c, vec_zero()), -rate, rate);
+    else if (s->weight_decay > 0)
+        *p = vec_fma(*p, vec_all(s->decay), -vec_with_sign_of(rate, c));
+    else
+        *p = *p - vec_with_sign_of(rate, c);
+    *m = vec_all(s->beta2) * *m + vec_all(s->one_minus_beta2) * g;
+}
+
+#define ZB_LION_FUNCTION(name, cpu)                                                                          \
+    ZB_SPECIALISED void name##_vec(const void *scalars, vec g, vec *p, vec *m, vec *v)                       \
+    {                                                                                                        \
+        (void)v;                                                                                             \
+        lion_vec(scalars, cpu, g, p, m);                                                                     \
+    }                                                                                                        \
+    static void name(const zb_lion_args *args)                                                               \
+    {                                                                                                        \
+        const zb_lion_args s = *args;                                                                        \
+        const update u = ZB_UPDATE_OF(args, args->m, NULL);                                                  \
+        update_loop(&u, 1, name##_vec, &s, 0, args->numel);                                                  \
+    }
+ZB_LION_FUNCTION(lion_plain, 0)
+ZB_LION_FUNCTION(lion_cpu, 1)
+#undef ZB_LION_FUNCTION
+
+static zb_status op_lion(const zb_lion_args *args)
+{
+    ZB_TRY(check_optimizer_dtypes("lion", args->grad_dtype, args->param, args->param_dtype));
+    ZB_TRY(check_optimizer_arithmetic("lion", ZB_OPTIMIZER_LION, args->arithmetic));
+    (args->arithmetic == ZB_ARITHMETIC_PLAIN ? lion_plain : lion_cpu)(args);
     return ZB_OK;
 }

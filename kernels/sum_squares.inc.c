@@ -32,37 +32,61 @@ static void bin_squares(uint64_t bins[SQUARE_TABLES][ZB_SQUARE_BINS], const floa
     for (; i < numel; i++) bin_square(bins[0], x[i]);
 }
 
-/* At most SQUARE_BLOCK elements. */
-static void sum_squares_block(zb_dtype dtype, const void *x, size_t numel, int64_t *accumulator)
+/* A sum under way. */
+typedef struct square_bins {
+    uint64_t table[SQUARE_TABLES][ZB_SQUARE_BINS];
+    size_t count; /* squares in the tables */
+    int64_t *accumulator;
+} square_bins;
+
+static void square_bins_open(square_bins *b, int64_t *accumulator)
 {
-    uint64_t bins[SQUARE_TABLES][ZB_SQUARE_BINS];
-    float room[BLOCK];
-    memset(bins, 0, sizeof bins);
-    ZB_EACH_BLOCK(first, count, numel, block_step(dtype == ZB_FP32, numel))
-    {
-        bin_squares(bins, block_read(dtype, x, first, count, room), count);
-    }
-    int special = 0;
+    memset(b->table, 0, sizeof b->table);
+    b->count = 0;
+    b->accumulator = accumulator;
+    zb_sum_squares_normalise(accumulator);
+}
+
+static void square_bins_flush(square_bins *b)
+{
     for (size_t t = 0; t < SQUARE_TABLES; t++) {
-        uint64_t subnormals[ZB_SQUARE_BINS] = { [1] = bins[t][0] };
-        zb_sum_squares_add_bins(accumulator, bins[t]);
-        if (bins[t][0] != 0) zb_sum_squares_add_bins(accumulator, subnormals);
-        special |= bins[t][255] != 0;
+        uint64_t subnormals[ZB_SQUARE_BINS] = { [1] = b->table[t][0] };
+        zb_sum_squares_add_bins(b->accumulator, b->table[t]);
+        if (b->table[t][0] != 0) zb_sum_squares_add_bins(b->accumulator, subnormals);
     }
-    if (!special) return;
-    ZB_EACH_BLOCK(first, count, numel, block_step(dtype == ZB_FP32, numel))
-    {
-        count_special(block_read(dtype, x, first, count, room), count, accumulator);
+    memset(b->table, 0, sizeof b->table);
+    b->count = 0;
+}
+
+static void square_bins_close(square_bins *b)
+{
+    if (b->count > 0) square_bins_flush(b);
+}
+
+/* Until the last call `numel` is a multiple of SQUARE_TABLES, so that the tables fill evenly. */
+static void square_bins_add(square_bins *b, const float *x, size_t numel)
+{
+    for (size_t first = 0, count; first < numel; first += count) {
+        if (b->count == SQUARE_BLOCK) square_bins_flush(b);
+        count = smaller(numel - first, SQUARE_BLOCK - b->count);
+        bin_squares(b->table, x + first, count);
+        b->count += count;
+        uint64_t special = 0;
+        for (size_t t = 0; t < SQUARE_TABLES; t++) special |= b->table[t][255], b->table[t][255] = 0;
+        if (special != 0) count_special(x + first, count, b->accumulator);
     }
 }
 
 static zb_status op_sum_squares(const zb_sum_squares_args *args)
 {
     ZB_TRY(check_dtype("sum_squares", args->dtype));
-    zb_sum_squares_normalise(args->accumulator);
-    ZB_EACH_BLOCK(first, count, args->numel, SQUARE_BLOCK)
+    float room[BLOCK];
+    square_bins bins;
+    square_bins_open(&bins, args->accumulator);
+    ZB_EACH_BLOCK(first, count, args->numel, block_step(args->dtype == ZB_FP32, args->numel))
     {
-        sum_squares_block(args->dtype, const_element(args->dtype, args->x, first), count, args->accumulator);
+        square_bins_add(&bins, block_read(args->dtype, args->x, first, count, room), count);
     }
+    square_bins_close(&bins);
     return ZB_OK;
 }

@@ -1,5 +1,5 @@
 /*
- * One vector of floats per SIMD level, chosen by ZB_LEVEL_*: just what the matrix product, adam and the
+ * One vector of floats per SIMD level, chosen by ZB_LEVEL_*: just what the matrix product, optimizers and the
  * conversions of fp16 and bf16 need beyond plain loops. VL lanes; the _part functions touch only the first
  * `count` elements in memory, 1 <= count <= VL. Loads of 16-bit elements widen them, stores round to nearest
  * even.
@@ -27,5 +27,24 @@
 #else
 #include "kernels/vec_portable.h"
 #endif
+
+/* One lane each, as bits: comparing gives all ones where it holds. */
+typedef int vec_bits __attribute__((vector_size(sizeof(vec))));
+/* False where either is NaN. */
+static inline vec_bits vec_above(vec a, vec b)
+{
+    return (vec_bits)(a > b);
+}
+static inline vec vec_select(vec_bits condition, vec yes, vec no)
+{
+    return (vec)((condition & (vec_bits)yes) | (~condition & (vec_bits)no));
+}
+/* NaN where `sign` is NaN: its sign bit means nothing, and processors do not agree on it. */
+static inline vec vec_with_sign_of(vec magnitude, vec sign)
+{
+    const vec_bits sign_bit = (vec_bits)vec_all(-0.0f), nan = (vec_bits)vec_all(__builtin_nanf(""));
+    const vec_bits copied = ((vec_bits)magnitude & ~sign_bit) | ((vec_bits)sign & sign_bit);
+    return (vec)(copied | ((vec_bits)(sign != sign) & nan));
+}
 
 #endif

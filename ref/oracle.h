@@ -173,6 +173,20 @@ void zb_ref_sums_add(const zb_plan *plan, int64_t micro, int rank, const zb_ref_
  * read where averaging is absent. */
 void zb_ref_sums_reduce(const zb_plan *plan, int64_t micro, const zb_ref_shard *owners, zb_ref_sums *sums);
 
+/*
+ * An exact sum of squares: a non-negative integer in digits of 32 bits, least significant first, in units of
+ * 2^-298, the square of the smallest fp32 number. The square of the largest is below 2^256, and at most 2^64
+ * of them are added, so that 298 + 256 + 64 = 618 bits are enough. Start from zero bytes.
+ */
+enum { ZB_REF_SQUARE_DIGITS = 20 };
+typedef struct zb_ref_square_sum {
+    uint32_t digit[ZB_REF_SQUARE_DIGITS];
+    int infinity_seen, nan_seen;
+} zb_ref_square_sum;
+void zb_ref_square_sum_add(zb_ref_square_sum *sum, float x);
+/* Rounded once to fp64, then the root there. NaN if one was added, else infinity if one was. */
+double zb_ref_square_sum_root(const zb_ref_square_sum *sum);
+
 /* The root of the exact sum of squares over trainable parameters. */
 double zb_ref_norm(const zb_model *model, const zb_ref_tensors *gradients);
 
@@ -183,12 +197,21 @@ double zb_ref_norm(const zb_model *model, const zb_ref_tensors *gradients);
  * (0: no clipping). norm: of the gradient without the loss scale.
  */
 float zb_ref_grad_scale(double norm, double clip_norm, double loss_scale);
+/* What an optimizer knows beside the tensors. Start from zero bytes. */
+typedef struct zb_ref_optimizer {
+    zb_optimizer_config now; /* of the step under way: its rate, its betas */
+    int64_t step;            /* likewise, from 1 */
+    /* DeepSpeedCPUAdam's beta^step in fp32, multiplied up from step to step as long as the betas stay. */
+    float power1, power2, power_of1, power_of2;
+} zb_ref_optimizer;
+void zb_ref_optimizer_begin(zb_ref_optimizer *optimizer, const zb_optimizer_config *now);
 /*
- * Update one tensor in place. step counts from 1. exp_avg: Adam's first moment or SGD's momentum buffer;
- * exp_avg_sq: Adam's second moment; either may be NULL where the formula has none.
+ * Update one tensor in place. exp_avg: the first moment of Adam, Lion and LAMB, or SGD's momentum buffer;
+ * exp_avg_sq: the second moment of Adam and LAMB, or Adagrad's sum of squares; either may be NULL where the
+ * formula has none.
  */
-void zb_ref_update(const zb_optimizer_config *config, double lr, int64_t step, float grad_scale, size_t numel,
-                   float *p, const float *grad, float *exp_avg, float *exp_avg_sq);
+void zb_ref_update(const zb_ref_optimizer *optimizer, float grad_scale, size_t numel, float *p,
+                   const float *grad, float *exp_avg, float *exp_avg_sq);
 
 /* --- deepspeed.c: norm and clipping by the plan's methods --- */
 
@@ -214,12 +237,12 @@ typedef struct zb_ref_state {
     zb_ref_tensors master; /* fp32: what the optimizer writes */
     zb_ref_tensors exp_avg, exp_avg_sq;
     zb_ref_sums sums;
-    zb_ref_shard *shards;      /* [world_size]: what the optimizer takes for one tensor */
-    zb_ref_shard *norm_shards; /* [world_size]: and the norm */
-    zb_ref_shard *owners;      /* [world_size]: whose optimizer has what; NULL unless nothing is sent */
-    float *tensor[4];          /* one of them: weights, gradient, moments */
-    int64_t steps, skipped;    /* optimizer steps done; skipped ones are among them */
-    int64_t optimizer_steps;   /* those that the optimizer took, a hidden first one included */
+    zb_ref_shard *shards;       /* [world_size]: what the optimizer takes for one tensor */
+    zb_ref_shard *norm_shards;  /* [world_size]: and the norm */
+    zb_ref_shard *owners;       /* [world_size]: whose optimizer has what; NULL unless nothing is sent */
+    float *tensor[4];           /* one of them: weights, gradient, moments */
+    int64_t steps, skipped;     /* optimizer steps done; skipped ones are among them */
+    zb_ref_optimizer optimizer; /* its step counts those that it took, a hidden first one included */
     /* Of the last step. */
     double loss_scale; /* that its gradients were made with */
     double lr;

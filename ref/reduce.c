@@ -99,19 +99,10 @@ void zb_ref_sums_reduce(const zb_plan *plan, int64_t micro, const zb_ref_shard *
 
 /* --- the exact sum of squares --- */
 
-/*
- * A non-negative integer in digits of 32 bits, least significant first, in units of 2^-298: the square of the
- * smallest fp32 number. The square of the largest is below 2^256, and at most 2^64 of them are added, so that
- * 298 + 256 + 64 = 618 bits are enough.
- */
-enum { DIGITS = 20, UNIT_EXPONENT = -298 };
-typedef struct exact_sum {
-    uint32_t digit[DIGITS];
-    int infinity_seen, nan_seen;
-} exact_sum;
+enum { DIGITS = ZB_REF_SQUARE_DIGITS, UNIT_EXPONENT = -298 };
 
 /* sum += value * 2^(32 d) */
-static void add_at(exact_sum *sum, size_t d, uint64_t value)
+static void add_at(zb_ref_square_sum *sum, size_t d, uint64_t value)
 {
     for (; value != 0; d++) {
         ZB_ASSERT(d < DIGITS);
@@ -123,7 +114,7 @@ static void add_at(exact_sum *sum, size_t d, uint64_t value)
 
 /* sum += x * x. With |x| = significand * 2^(exponent - 149) the square is significand^2 units, moved up by 2
  * exponent. */
-static void add_square(exact_sum *sum, float x)
+void zb_ref_square_sum_add(zb_ref_square_sum *sum, float x)
 {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
@@ -145,12 +136,12 @@ static void add_square(exact_sum *sum, float x)
     add_at(sum, d + 1, (square >> 32) << shift);
 }
 
-static int bit_of(const exact_sum *sum, int i)
+static int bit_of(const zb_ref_square_sum *sum, int i)
 {
     return (int)(sum->digit[i / 32] >> (i % 32) & 1);
 }
 
-static int any_bit_below(const exact_sum *sum, int i)
+static int any_bit_below(const zb_ref_square_sum *sum, int i)
 {
     for (int j = 0; j < i; j++)
         if (bit_of(sum, j)) return 1;
@@ -158,7 +149,7 @@ static int any_bit_below(const exact_sum *sum, int i)
 }
 
 /* The nearest fp64 number, ties to even. Never subnormal and never too large: 2^-298 .. 2^320. */
-static double rounded(const exact_sum *sum)
+static double rounded(const zb_ref_square_sum *sum)
 {
     int top = 32 * DIGITS - 1;
     while (top > 0 && !bit_of(sum, top)) top--;
@@ -172,14 +163,20 @@ static double rounded(const exact_sum *sum)
     return ldexp((double)kept, lowest + UNIT_EXPONENT);
 }
 
+double zb_ref_square_sum_root(const zb_ref_square_sum *sum)
+{
+    if (sum->nan_seen) return NAN;
+    if (sum->infinity_seen) return INFINITY;
+    return sqrt(rounded(sum));
+}
+
 double zb_ref_norm(const zb_model *model, const zb_ref_tensors *gradients)
 {
-    exact_sum sum = { 0 };
+    zb_ref_square_sum sum = { 0 };
     for (int p = 0; p < model->param_count; p++) {
         if (!model->params[p].requires_grad) continue;
-        for (size_t i = 0; i < model->params[p].numel; i++) add_square(&sum, gradients->param[p][i]);
+        for (size_t i = 0; i < model->params[p].numel; i++)
+            zb_ref_square_sum_add(&sum, gradients->param[p][i]);
     }
-    if (sum.nan_seen) return NAN;
-    if (sum.infinity_seen) return INFINITY;
-    return sqrt(rounded(&sum));
+    return zb_ref_square_sum_root(&sum);
 }

@@ -56,13 +56,10 @@ static zb_status check_choices(const zb_plan *plan)
         if (choices[i].found < 0 || choices[i].found > choices[i].last)
             return zb_fail(ZB_UNSUPPORTED, "oracle: plan.%s is %d, want 0 to %d", choices[i].name,
                            choices[i].found, choices[i].last);
-    if (plan->optimizer.kind != ZB_OPTIMIZER_ADAM && plan->optimizer.kind != ZB_OPTIMIZER_SGD)
-        return zb_fail(ZB_UNSUPPORTED, "oracle: plan.optimizer.kind is %d, which is unknown",
-                       (int)plan->optimizer.kind);
-    if (plan->optimizer.variant != ZB_ADAM_FUSED && plan->optimizer.variant != ZB_ADAM_TORCH)
+    if (!zb_optimizer_has_arithmetic(plan->optimizer.kind, plan->optimizer.arithmetic))
         return zb_fail(ZB_UNSUPPORTED,
-                       "oracle: plan.optimizer.variant is %d, only fused and torch are offered",
-                       (int)plan->optimizer.variant);
+                       "oracle: plan.optimizer.kind is %d and arithmetic %d, which do not go together",
+                       (int)plan->optimizer.kind, (int)plan->optimizer.arithmetic);
     return ZB_OK;
 }
 
@@ -272,8 +269,10 @@ static zb_status show_moments(const zb_ref *ref, const zb_observer *observer, in
 {
     const zb_ref_state *state = &ref->state;
     const zb_optimizer_config *optimizer = &state->plan.optimizer;
-    const int has_exp_avg = optimizer->kind == ZB_OPTIMIZER_ADAM || optimizer->momentum != 0.0;
-    const int has_exp_avg_sq = optimizer->kind == ZB_OPTIMIZER_ADAM;
+    const zb_optimizer_kind kind = optimizer->kind;
+    const int has_exp_avg = kind == ZB_OPTIMIZER_SGD ? optimizer->momentum != 0.0
+                                                     : kind != ZB_OPTIMIZER_ADAGRAD;
+    const int has_exp_avg_sq = kind != ZB_OPTIMIZER_SGD && kind != ZB_OPTIMIZER_LION;
     if (has_exp_avg)
         ZB_TRY(show_tensors(ref, observer, ZB_Q_EXP_AVG, ZB_FP32, step, TRAINABLE_PARAMS, &state->exp_avg));
     if (!has_exp_avg_sq) return ZB_OK;
@@ -335,9 +334,9 @@ static zb_status compute_gradients(zb_ref *ref, const zb_observer *observer)
 zb_status zb_ref_step(zb_ref *ref, const zb_observer *observer)
 {
     ZB_TRY(compute_gradients(ref, observer));
-    const int64_t optimizer_steps = ref->state.optimizer_steps;
+    const int64_t optimizer_steps = ref->state.optimizer.step;
     ZB_TRY(zb_ref_state_step(&ref->state));
-    if (ref->state.optimizer_steps > optimizer_steps)
+    if (ref->state.optimizer.step > optimizer_steps)
         zb_ref_store(ref->state.plan.param_dtype, &ref->state.master, 0, &ref->values);
     return show_step(ref, observer);
 }

@@ -73,13 +73,12 @@ void zb_ref_state_destroy(zb_ref_state *s)
 
 /* --- the optimizer --- */
 
-static void update_tensor(zb_ref_state *s, const zb_ref_shard *shard, size_t t,
-                          const zb_optimizer_config *optimizer, double lr, float grad_scale)
+static void update_tensor(zb_ref_state *s, const zb_ref_shard *shard, size_t t, float grad_scale)
 {
     zb_ref_tensors *const from[ARRAYS] = { &s->master, &s->sums.reduced, &s->exp_avg, &s->exp_avg_sq };
     for (int i = 0; i < ARRAYS; i++) zb_ref_shard_gather(shard, t, from[i], s->tensor[i]);
-    zb_ref_update(optimizer, lr, s->optimizer_steps, grad_scale, shard->tensors[t].numel, s->tensor[WEIGHTS],
-                  s->tensor[GRADIENT], s->tensor[EXP_AVG], s->tensor[EXP_AVG_SQ]);
+    zb_ref_update(&s->optimizer, grad_scale, shard->tensors[t].numel, s->tensor[WEIGHTS], s->tensor[GRADIENT],
+                  s->tensor[EXP_AVG], s->tensor[EXP_AVG_SQ]);
     for (int i = 0; i < ARRAYS; i++)
         if (i != GRADIENT) zb_ref_shard_scatter(shard, t, s->tensor[i], from[i]);
 }
@@ -91,18 +90,18 @@ static int ranks_that_differ(const zb_plan *plan)
     return is_cut ? plan->world_size : 1;
 }
 
-static void update(zb_ref_state *s, const zb_optimizer_config *optimizer, double lr, float grad_scale)
+static void update(zb_ref_state *s, const zb_optimizer_config *now, float grad_scale)
 {
-    s->optimizer_steps++;
+    zb_ref_optimizer_begin(&s->optimizer, now);
     for (int rank = 0; rank < ranks_that_differ(&s->plan); rank++)
         for (size_t t = 0; t < s->shards[rank].tensor_count; t++)
-            update_tensor(s, &s->shards[rank], t, optimizer, lr, grad_scale);
+            update_tensor(s, &s->shards[rank], t, grad_scale);
 }
 
 /* The gradients are still zero, and the schedule has not set a rate yet. */
 void zb_ref_state_begin(zb_ref_state *s)
 {
-    if (s->plan.hidden_first_step) update(s, &s->plan.optimizer, s->plan.optimizer.lr, 1.0f);
+    if (s->plan.hidden_first_step) update(s, &s->plan.optimizer, 1.0f);
 }
 
 /* --- a step --- */
@@ -143,12 +142,13 @@ static void apply(zb_ref_state *s, double norm)
 {
     const zb_plan *plan = &s->plan;
     const double by = plan->unscale_by_next_scale ? s->scaler.scale : s->loss_scale;
-    zb_optimizer_config optimizer = plan->optimizer;
+    zb_optimizer_config now = plan->optimizer;
+    now.lr = s->lr;
     if (zb_schedule_has_momentum(&s->schedule)) {
-        optimizer.beta1 = zb_schedule_beta1(&s->schedule);
-        optimizer.beta2 = zb_schedule_beta2(&s->schedule);
+        now.beta1 = zb_schedule_beta1(&s->schedule);
+        now.beta2 = zb_schedule_beta2(&s->schedule);
     }
-    update(s, &optimizer, s->lr, zb_ref_plan_grad_scale(plan, norm, by));
+    update(s, &now, zb_ref_plan_grad_scale(plan, norm, by));
 }
 
 zb_status zb_ref_state_step(zb_ref_state *s)

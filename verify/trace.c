@@ -50,6 +50,7 @@ static void put_plan(zb_json_writer *json, const zb_plan *plan)
     zb_json_put_double(json, "clip_norm", plan->clip_norm);
     zb_json_begin_object(json, "optimizer");
     zb_json_put_int(json, "kind", optimizer->kind);
+    zb_json_put_int(json, "arithmetic", optimizer->arithmetic);
     zb_json_put_double(json, "lr", optimizer->lr);
     zb_json_put_double(json, "beta1", optimizer->beta1);
     zb_json_put_double(json, "beta2", optimizer->beta2);
@@ -60,6 +61,11 @@ static void put_plan(zb_json_writer *json, const zb_plan *plan)
     zb_json_put_double(json, "momentum", optimizer->momentum);
     zb_json_put_double(json, "dampening", optimizer->dampening);
     zb_json_put_bool(json, "nesterov", optimizer->nesterov);
+    zb_json_put_double(json, "lr_decay", optimizer->lr_decay);
+    zb_json_put_bool(json, "eps_inside_sqrt", optimizer->eps_inside_sqrt);
+    zb_json_put_double(json, "min_coeff", optimizer->min_coeff);
+    zb_json_put_double(json, "max_coeff", optimizer->max_coeff);
+    zb_json_put_int(json, "vector_width", optimizer->vector_width);
     zb_json_end_object(json);
     zb_json_end_object(json);
 }

@@ -42,7 +42,7 @@ extern "C" {
     X(relu_forward) X(relu_backward)                                                                       \
     X(cross_entropy_forward) X(cross_entropy_backward) X(mse_forward) X(mse_backward)                      \
     X(sum_squares) X(norm) X(find_nonfinite)                                                               \
-    X(adam) X(sgd)                                                                                         \
+    X(adam) X(sgd) X(adagrad) X(lion) X(lamb_moments) X(lamb_apply)                                                                                         \
     X(ordered_reduce)
 
 typedef enum zb_kernel {
@@ -189,9 +189,9 @@ typedef struct zb_find_nonfinite_args { zb_dtype dtype; const void *x; size_t nu
  */
 
 /**
- * Per element, with g = grad * grad_scale:
+ * Adam and AdamW. Per element, with g = grad * grad_scale:
  *
- * FUSED
+ * PLAIN
  *   if !decoupled: g = g + weight_decay * p
  *   m = beta1 * m + one_minus_beta1 * g
  *   v = beta2 * v + (one_minus_beta2 * g) * g
@@ -200,14 +200,17 @@ typedef struct zb_find_nonfinite_args { zb_dtype dtype; const void *x; size_t nu
  *   p = p - lr * u
  *   correction1 = 1 - beta1^t, correction2 = 1 - beta2^t
  *
- * TORCH
+ * TORCH_1
  *   if weight_decay != 0: decoupled ? (p = p * decay) : (g = fma(p, weight_decay, g))
  *   m = fma(g, one_minus_beta1, m * beta1)
  *   v = fma(one_minus_beta2 * g, g, v * beta2)
  *   p = p + (step_size * m) / (sqrt(v) / root_correction2 + eps)
  *   decay = 1 - lr * weight_decay, step_size = -lr / (1 - beta1^t), root_correction2 = sqrt(1 - beta2^t)
  *
- * CPU, the first numel - numel mod vector_width elements
+ * TORCH_2: the same, but
+ *   m = one_minus_beta1 < 0.5 ? fma(one_minus_beta1, g - m, m) : fma(one_minus_beta1 - 1, g - m, g)
+ *
+ * DEEPSPEED_CPU, the first numel - numel mod vector_width elements
  *   if weight_decay > 0 and !decoupled: g = fma(p, weight_decay, g)
  *   m = fma(g, one_minus_beta1, m * beta1)
  *   v = fma(g * g, one_minus_beta2, v * beta2)
@@ -218,30 +221,99 @@ typedef struct zb_find_nonfinite_args { zb_dtype dtype; const void *x; size_t nu
  * and the rest, as its compiler contracts the plain loop:
  *   m = fma(m, beta1, g * one_minus_beta1);  v = fma(v, beta2, (g * g) * one_minus_beta2);  else the same
  *
- * A variant reads only the scalars that its formula names.
+ * Only the scalars are read that the formula names.
  */
 typedef struct zb_adam_args {
     float *p; zb_dtype grad_dtype; const void *grad; float *m, *v; zb_dtype param_dtype; void *param; size_t numel;
     float grad_scale, lr, beta1, beta2, one_minus_beta1, one_minus_beta2, eps, weight_decay, correction1, correction2;
     int decoupled;
-    zb_adam_variant variant;
-    float decay, step_size, root_correction2; /* TORCH, CPU */
-    size_t vector_width;                      /* CPU: 8 with AVX2, 16 with AVX-512 */
+    zb_optimizer_arithmetic arithmetic;
+    float decay, step_size, root_correction2; /* TORCH_*, DEEPSPEED_CPU */
+    size_t vector_width;                      /* DEEPSPEED_CPU: 8 with AVX2, 16 with AVX-512; 1: no tail */
 } zb_adam_args;
 
 /**
- * torch.optim.SGD, without contraction. Per element:
- *   g = grad * grad_scale
+ * torch.optim.SGD. Per element, with g = grad * grad_scale:
+ *
+ * PLAIN
  *   if weight_decay != 0: g = g + weight_decay * p
  *   if momentum != 0: buf = first_step ? g : momentum * buf + one_minus_dampening * g; g = nesterov ? g + momentum * buf : buf
  *   p = p - lr * g
+ *
+ * TORCH_1, TORCH_2
+ *   if weight_decay != 0: g = fma(p, weight_decay, g)
+ *   if momentum != 0: buf = first_step ? g : fma(g, one_minus_dampening, buf * momentum); g = nesterov ? fma(buf, momentum, g) : buf
+ *   p = fma(g, -lr, p)
+ *
  * buf may be NULL when momentum is 0.
  */
 typedef struct zb_sgd_args {
     float *p; zb_dtype grad_dtype; const void *grad; float *buf; zb_dtype param_dtype; void *param; size_t numel;
     float grad_scale, lr, weight_decay, momentum, one_minus_dampening;
     int nesterov, first_step;
+    zb_optimizer_arithmetic arithmetic;
 } zb_sgd_args;
+
+/**
+ * Adagrad. Per element, with g = grad * grad_scale; lr has been divided by 1 + (t - 1) * lr_decay:
+ *
+ * PLAIN
+ *   if weight_decay != 0: g = g + weight_decay * p
+ *   sum = sum + g * g
+ *   p = p - lr * (g / (sqrt(sum) + eps))
+ *
+ * TORCH_1, TORCH_2
+ *   if weight_decay != 0: g = fma(p, weight_decay, g)
+ *   sum = fma(g, g, sum)
+ *   p = p + (-lr * g) / (sqrt(sum) + eps)
+ *
+ * DEEPSPEED_CPU: the decay goes into the sum alone
+ *   h = weight_decay > 0 ? fma(p, weight_decay, g) : g
+ *   sum = fma(h, h, sum)
+ *   p = fma(g / (sqrt(sum) + eps), -lr, p)
+ */
+typedef struct zb_adagrad_args {
+    float *p; zb_dtype grad_dtype; const void *grad; float *sum; zb_dtype param_dtype; void *param; size_t numel;
+    float grad_scale, lr, weight_decay, eps;
+    zb_optimizer_arithmetic arithmetic;
+} zb_adagrad_args;
+
+/**
+ * Lion. Per element, with g = grad * grad_scale and c = beta1 * m + one_minus_beta1 * g; decay = 1 - lr * weight_decay:
+ *
+ * PLAIN: p = p * decay + (c > 0 ? -lr : lr), so that c = 0 and a NaN move p up
+ *
+ * DEEPSPEED_CPU, its plain loop: u = lr with the sign of c, or NaN where c is one
+ *   p = weight_decay > 0 ? fma(p, decay, -u) : p - u
+ *
+ * then m = beta2 * m + one_minus_beta2 * g
+ */
+typedef struct zb_lion_args {
+    float *p; zb_dtype grad_dtype; const void *grad; float *m; zb_dtype param_dtype; void *param; size_t numel;
+    float grad_scale, lr, weight_decay, decay, beta1, beta2, one_minus_beta1, one_minus_beta2;
+    zb_optimizer_arithmetic arithmetic;
+} zb_lion_args;
+
+/**
+ * LAMB, before the trust ratio is known. Per element, with g = grad * grad_scale:
+ *   m = beta1 * m + one_minus_beta1 * g
+ *   v = beta2 * v + (one_minus_beta2 * g) * g
+ *   u = m / (eps_inside_sqrt ? sqrt(v + eps) : sqrt(v) + eps) + weight_decay * p
+ * p stays. The squares of p are added to the first ZB_SUM_SQUARES_WORDS of `accumulators`, those of u to the second, as by
+ * sum_squares.
+ */
+typedef struct zb_lamb_moments_args {
+    const float *p; zb_dtype grad_dtype; const void *grad; float *m, *v; size_t numel;
+    float grad_scale, beta1, beta2, one_minus_beta1, one_minus_beta2, eps, weight_decay;
+    int eps_inside_sqrt;
+    int64_t *accumulators;
+} zb_lamb_moments_args;
+/** p = p - factor * u, with u as above. */
+typedef struct zb_lamb_apply_args {
+    float *p; const float *m, *v; zb_dtype param_dtype; void *param; size_t numel;
+    float factor, eps, weight_decay;
+    int eps_inside_sqrt;
+} zb_lamb_apply_args;
 
 /* --- reduction over ranks in rank order --- */
 

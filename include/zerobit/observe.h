@@ -24,8 +24,8 @@ extern "C" {
     X(LOSS_SCALE, "loss scale", FP64)    /* 1: in force at this step                                    */ \
     X(LR, "learning rate", FP64)         /* 1: used by this step                                        */ \
     X(MASTER, "fp32 weight", FP32)       /* per parameter: after the step                               */ \
-    X(EXP_AVG, "first moment", FP32)     /* per parameter; SGD: the momentum buffer                     */ \
-    X(EXP_AVG_SQ, "second moment", FP32) /* per parameter; Adam only                                    */ \
+    X(EXP_AVG, "first moment", FP32)     /* per parameter; SGD: the momentum buffer; Adagrad: none      */ \
+    X(EXP_AVG_SQ, "second moment", FP32) /* per parameter; Adam, LAMB; Adagrad: the sum of squares      */ \
     X(PARAM, "model weight", FP32)       /* per parameter, in the model's dtype: what forward reads     */ \
     X(COUNTERS, "counters", INT64)       /* 4: micro_steps, global_steps, global_samples, skipped_steps */ \
     X(BYTES_HELD, "bytes held", INT64)   /* [ZB_MEM_COUNT], by category                                 */ \

@@ -77,27 +77,44 @@ typedef enum zb_overflow_rule {
 } zb_overflow_rule;
 
 typedef enum zb_optimizer_kind {
-    ZB_OPTIMIZER_ADAM, /* FusedAdam's formula, decay per zb_decay_mode */
-    ZB_OPTIMIZER_SGD   /* torch.optim.SGD's formula */
+    ZB_OPTIMIZER_ADAM,    /* and AdamW: zb_decay_mode tells them apart */
+    ZB_OPTIMIZER_SGD,
+    ZB_OPTIMIZER_ADAGRAD,
+    ZB_OPTIMIZER_LION,
+    ZB_OPTIMIZER_LAMB,
+    ZB_OPTIMIZER_KIND_COUNT
 } zb_optimizer_kind;
+ZB_API const char *zb_optimizer_kind_name(zb_optimizer_kind kind); /* "Adam", "SGD", ... */
+
 typedef enum zb_decay_mode { ZB_DECAY_L2, ZB_DECAY_DECOUPLED } zb_decay_mode;
-/** Whose Adam: the formulas differ in where they round. */
-typedef enum zb_adam_variant {
-    ZB_ADAM_FUSED, /* DeepSpeed's FusedAdam, csrc/adam/multi_tensor_adam.cu, without contraction */
-    ZB_ADAM_TORCH, /* torch.optim.Adam and AdamW 1.13, not foreach, on a CPU with AVX2 and fma   */
-    ZB_ADAM_CPU    /* DeepSpeedCPUAdam, csrc/includes/cpu_adam.h, on a CPU with AVX2 or AVX-512  */
-} zb_adam_variant;
+
+/** Whose arithmetic: implementations of one optimizer differ in where they round. <zerobit/kernels.h> has the formulas. */
+typedef enum zb_optimizer_arithmetic {
+    ZB_ARITHMETIC_PLAIN,         /* as GPUs have it (csrc/adam, lion, lamb; torch.optim), every operation rounded on its own */
+    ZB_ARITHMETIC_DEEPSPEED_CPU, /* DeepSpeed's csrc for a CPU with AVX2 or AVX-512: Adam, Adagrad, Lion   */
+    ZB_ARITHMETIC_TORCH_1,       /* torch.optim 1.13, not foreach, a CPU with AVX2 and fma: Adam, SGD, Adagrad */
+    ZB_ARITHMETIC_TORCH_2,       /* torch.optim from 2.1 on, likewise                                      */
+    ZB_ARITHMETIC_COUNT
+} zb_optimizer_arithmetic;
+ZB_API const char *zb_optimizer_arithmetic_name(zb_optimizer_arithmetic arithmetic); /* as in the config: "plain", "torch-2", ... */
+/** Whether the optimizer exists in that arithmetic. */
+ZB_API int zb_optimizer_has_arithmetic(zb_optimizer_kind kind, zb_optimizer_arithmetic arithmetic);
 
 typedef struct zb_optimizer_config {
     zb_optimizer_kind kind;
+    zb_optimizer_arithmetic arithmetic;
     double lr;
-    double beta1, beta2, eps; /* Adam */
-    int bias_correction;      /* Adam */
-    zb_decay_mode decay_mode; /* Adam; SGD always L2 */
-    zb_adam_variant variant;  /* Adam; TORCH ("torch_adam") only under deepspeed-0.19.6 semantics */
     double weight_decay;
+    double beta1, beta2;        /* Adam, Lion, LAMB */
+    double eps;                 /* Adam, Adagrad, LAMB */
+    int bias_correction;        /* Adam but for torch, LAMB */
+    zb_decay_mode decay_mode;   /* Adam; SGD and Adagrad always L2, Lion and LAMB decoupled */
     double momentum, dampening; /* SGD */
     int nesterov;               /* SGD */
+    double lr_decay;            /* Adagrad but for DEEPSPEED_CPU */
+    int eps_inside_sqrt;        /* LAMB */
+    double min_coeff, max_coeff; /* LAMB: of the trust ratio */
+    int vector_width;           /* Adam, DEEPSPEED_CPU: the last numel mod vector_width elements of a tensor are its tail; 1: none */
 } zb_optimizer_config;
 
 typedef struct zb_plan {

@@ -320,14 +320,14 @@ static void deepspeed_keys(void **state)
                               "\"optimizer\": {\"type\": \"AdamW\", \"params\": {\"torch_adam\": true}}}");
     assert_int_equal(config->zero.round_robin_gradients, 1);
     assert_int_equal(config->zero.sub_group_numel, 1000);
-    assert_int_equal(config->optimizer.variant, ZB_ADAM_TORCH);
+    assert_int_equal(config->optimizer.arithmetic, ZB_ARITHMETIC_TORCH_1);
     zb_config_destroy(config);
     config = parse("{\"zero_optimization\": {\"sub_group_size\": 1e300}}");
     assert_int_equal(config->zero.sub_group_numel, (uint64_t)1 << 53);
     zb_config_destroy(config);
     config = parse("{}");
     assert_int_equal(config->zero.sub_group_numel, 1000000000);
-    assert_int_equal(config->optimizer.variant, ZB_ADAM_FUSED);
+    assert_int_equal(config->optimizer.arithmetic, ZB_ARITHMETIC_PLAIN);
     zb_config_destroy(config);
 }
 
@@ -445,25 +445,11 @@ static void every_field_counts(void **state)
     DIFFERS(adam, order, (zb_order)7);
     DIFFERS(adam, norm, (zb_norm_method)7);
     DIFFERS(adam, clip_norm, 0.0);
-    DIFFERS(adam, optimizer.lr, 0.2);
-    DIFFERS(adam, optimizer.weight_decay, 0.2);
-    DIFFERS(adam, optimizer.beta1, 0.2);
-    DIFFERS(adam, optimizer.beta2, 0.2);
-    DIFFERS(adam, optimizer.eps, 0.2);
-    DIFFERS(adam, optimizer.bias_correction, 1);
-    DIFFERS(adam, optimizer.decay_mode, ZB_DECAY_DECOUPLED);
-    DIFFERS(adam, optimizer.variant, ZB_ADAM_TORCH);
     DIFFERS(adam, hidden_first_step, 1);
     DIFFERS(adam, unscale_by_next_scale, 1);
     DIFFERS(adam, report_norm_by_next_scale, 1);
     DIFFERS(adam, clip, ZB_CLIP_COEFFICIENT);
-    SAME(adam, optimizer.momentum, 0.2);
-    SAME(adam, optimizer.nesterov, 1);
-    DIFFERS(sgd, optimizer.momentum, 0.2);
-    DIFFERS(sgd, optimizer.dampening, 0.2);
-    DIFFERS(sgd, optimizer.nesterov, 1);
-    DIFFERS(sgd, optimizer.weight_decay, 0.2);
-    SAME(sgd, optimizer.beta1, 0.2);
+    DIFFERS(adam, optimizer.beta1, 0.2);
 
     /* Only what the scaler's kind looks at. */
     DIFFERS(adam, scaler.kind, ZB_SCALER_STATIC);
@@ -478,7 +464,8 @@ static void every_field_counts(void **state)
     SAME(partitions, sub_group_numel, 1);
     DIFFERS(sub_groups, sub_group_numel, 1);
     SAME(sub_groups, round_robin, 1);
-    vectors.optimizer.variant = ZB_ADAM_CPU;
+    vectors.optimizer.arithmetic = ZB_ARITHMETIC_DEEPSPEED_CPU;
+    vectors.optimizer.vector_width = 8;
     DIFFERS(vectors, tensors, ZB_TENSORS_GROUPS);
     vectors.tensors = ZB_TENSORS_PARTITIONS;
     DIFFERS(vectors, round_robin, 1);

@@ -195,23 +195,71 @@ static void append_schedule(draw *d, random_case *c)
     }
 }
 
+/* params: without braces. arithmetics: what the optimizer exists in, "plain" for the config's own default. */
+static void append_optimizer_of(draw *d, random_case *c, const char *type, const char *params,
+                                const char *const *arithmetics, int arithmetic_count)
+{
+    const char *arithmetic = arithmetics[between(d, 0, arithmetic_count - 1)];
+    append(c->config_text, sizeof c->config_text, "\"optimizer\":{\"type\":\"%s\",\"params\":{%s}},", type,
+           params);
+    if (strcmp(arithmetic, "plain") == 0) return;
+    append(c->config_text, sizeof c->config_text, "\"zerobit\":{\"optimizer_arithmetic\":\"%s\"},",
+           arithmetic);
+}
+
+static const char *truth(int value)
+{
+    return value ? "true" : "false";
+}
+
 static void append_optimizer(draw *d, random_case *c)
 {
     static const char *const decays[] = { "0", "0.01", "0.5" };
+    static const char *const arithmetics[] = { "plain", "torch-1.13", "torch-2", "deepspeed-cpu" };
+    static const char *const of_deepspeed[] = { "plain", "deepspeed-cpu" };
     const char *decay = decays[between(d, 0, 2)];
-    if (one_in(d, 3)) {
+    char params[256] = "";
+    switch (between(d, 0, 7)) {
+    case 0:
+    case 1: {
         int momentum = !one_in(d, 3), nesterov = momentum && one_in(d, 2);
-        append(c->config_text, sizeof c->config_text,
-               "\"optimizer\":{\"type\":\"SGD\",\"params\":{\"lr\":0.05,\"momentum\":%s,\"dampening\":%s,"
-               "\"weight_decay\":%s,\"nesterov\":%s}},\"zero_allow_untested_optimizer\":true,",
+        append(params, sizeof params,
+               "\"lr\":0.05,\"momentum\":%s,\"dampening\":%s,\"weight_decay\":%s,\"nesterov\":%s",
                momentum ? "0.9" : "0", momentum && !nesterov && one_in(d, 2) ? "0.5" : "0", decay,
-               nesterov ? "true" : "false");
-    } else {
-        append(c->config_text, sizeof c->config_text,
-               "\"optimizer\":{\"type\":\"%s\",\"params\":{\"lr\":0.01,\"betas\":[0.8,0.99],\"eps\":1e-8,"
-               "\"weight_decay\":%s,\"adam_w_mode\":%s,\"bias_correction\":%s}},",
-               one_in(d, 2) ? "Adam" : "AdamW", decay, one_in(d, 2) ? "true" : "false",
-               one_in(d, 4) ? "false" : "true");
+               truth(nesterov));
+        append_optimizer_of(d, c, "SGD", params, arithmetics, 3);
+        append(c->config_text, sizeof c->config_text, "\"zero_allow_untested_optimizer\":true,");
+        break;
+    }
+    case 2: {
+        int falls = one_in(d, 2);
+        append(params, sizeof params, "\"lr\":0.05,\"eps\":1e-8,\"weight_decay\":%s%s", decay,
+               falls ? ",\"lr_decay\":0.1" : "");
+        append_optimizer_of(d, c, "Adagrad", params, arithmetics, falls ? 3 : 4);
+        break;
+    }
+    case 3:
+        append(params, sizeof params, "\"lr\":0.01,\"betas\":[0.8,0.99],\"weight_decay\":%s", decay);
+        append_optimizer_of(d, c, "Lion", params, of_deepspeed, 2);
+        break;
+    case 4:
+        append(params, sizeof params,
+               "\"lr\":0.01,\"betas\":[0.8,0.99],\"eps\":1e-6,\"weight_decay\":%s,\"eps_inside_sqrt\":%s,"
+               "\"max_coeff\":%s,\"bias_correction\":%s",
+               decay, truth(one_in(d, 2)), one_in(d, 3) ? "0.5" : "10", truth(!one_in(d, 4)));
+        append_optimizer_of(d, c, "Lamb", params, arithmetics, 1);
+        append(c->config_text, sizeof c->config_text, "\"zero_allow_untested_optimizer\":true,");
+        break;
+    default: {
+        int uncorrected = one_in(d, 4);
+        append(params, sizeof params,
+               "\"lr\":0.01,\"betas\":[%s,0.99],\"eps\":1e-8,\"weight_decay\":%s,\"adam_w_mode\":%s,"
+               "\"bias_correction\":%s",
+               one_in(d, 3) ? "0.3" : "0.8", decay, truth(one_in(d, 2)), truth(!uncorrected));
+        append_optimizer_of(d, c, one_in(d, 2) ? "Adam" : "AdamW", params,
+                            uncorrected ? of_deepspeed : arithmetics, uncorrected ? 2 : 4);
+        break;
+    }
     }
     append_schedule(d, c);
 }
@@ -240,13 +288,14 @@ static uint64_t random_bucket_limit(draw *d, const zb_model *model)
 static void append_precision(draw *d, random_case *c)
 {
     static const zb_dtype dtypes[] = { ZB_FP32, ZB_FP16, ZB_BF16 };
+    const int is_lamb = strstr(c->config_text, "\"Lamb\"") != NULL; /* it wants the scale to be dynamic */
     c->dtype = dtypes[between(d, 0, 2)];
     if (c->dtype == ZB_FP32) return;
     if (c->dtype == ZB_FP16)
         append(c->config_text, sizeof c->config_text,
                "\"fp16\":{\"enabled\":true,\"loss_scale\":%s,\"initial_scale_power\":%d,"
                "\"loss_scale_window\":%d,\"hysteresis\":%d,\"consecutive_hysteresis\":%s},",
-               one_in(d, 4) ? "128" : "0", between(d, 4, 26), between(d, 1, 3), between(d, 1, 2),
+               one_in(d, 4) && !is_lamb ? "128" : "0", between(d, 4, 26), between(d, 1, 3), between(d, 1, 2),
                one_in(d, 2) ? "true" : "false");
     else
         append(c->config_text, sizeof c->config_text,

@@ -253,7 +253,7 @@ static void ask_standard(zb_replay_run *run)
 }
 static void ask_unfused(zb_replay_run *run)
 {
-    run->config->optimizer.variant = ZB_ADAM_TORCH;
+    run->config->optimizer.arithmetic = ZB_ARITHMETIC_TORCH_1;
 }
 static void ask_wide_gradients(zb_replay_run *run)
 {

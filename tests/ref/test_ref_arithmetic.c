@@ -294,156 +294,20 @@ static void check_clip(void **state)
     if (!same_bits(got, c->scale)) fail_msg("%a, want %a", (double)got, (double)c->scale);
 }
 
-/* --- optimizers: p0 = (1, -2, 1/2), gradient t * (0.1, -0.2, 0.3) in steps t = 1..3 --- */
-
-static const struct optimizer_case {
-    const char *name;
-    zb_optimizer_config config;
-    uint32_t p[3], m[3], v[3];
-} optimizer_cases[] = {
-    { "FusedAdam, decoupled decay",
-      { .kind = ZB_OPTIMIZER_ADAM,
-        .lr = 1e-3,
-        .beta1 = 0.9,
-        .beta2 = 0.999,
-        .eps = 1e-8,
-        .bias_correction = 1,
-        .decay_mode = ZB_DECAY_DECOUPLED,
-        .weight_decay = 0.01 },
-      { 0x3f7f3e76, 0xbfff9e40, 0x3efe7ee4 },
-      { 0x3d65c921, 0xbde5c921, 0x3e2c56d9 },
-      { 0x3912bc61, 0x3a12bc61, 0x3aa513ee } },
-    { "FusedAdam, L2 decay",
-      { .kind = ZB_OPTIMIZER_ADAM,
-        .lr = 1e-3,
-        .beta1 = 0.9,
-        .beta2 = 0.999,
-        .eps = 1e-8,
-        .bias_correction = 1,
-        .decay_mode = ZB_DECAY_L2,
-        .weight_decay = 0.01 },
-      { 0x3f7f3fc9, 0xbfff9fe5, 0x3efe80a0 },
-      { 0x3d70dfc2, 0xbdf0e144, 0x3e2db94d },
-      { 0x391f9b76, 0x3a1f9daa, 0x3aa77068 } },
-    { "torch.optim.AdamW",
-      { .kind = ZB_OPTIMIZER_ADAM,
-        .variant = ZB_ADAM_TORCH,
-        .lr = 1e-3,
-        .beta1 = 0.9,
-        .beta2 = 0.999,
-        .eps = 1e-8,
-        .bias_correction = 1,
-        .decay_mode = ZB_DECAY_DECOUPLED,
-        .weight_decay = 0.01 },
-      { 0x3f7f3e75, 0xbfff9e3e, 0x3efe7ee4 },
-      { 0x3d65c91e, 0xbde5c91e, 0x3e2c56d6 },
-      { 0x3912bcdd, 0x3a12bcdd, 0x3aa51479 } },
-    { "torch.optim.Adam",
-      { .kind = ZB_OPTIMIZER_ADAM,
-        .variant = ZB_ADAM_TORCH,
-        .lr = 1e-3,
-        .beta1 = 0.9,
-        .beta2 = 0.999,
-        .eps = 1e-8,
-        .bias_correction = 1,
-        .decay_mode = ZB_DECAY_L2,
-        .weight_decay = 0.01 },
-      { 0x3f7f3fc9, 0xbfff9fe5, 0x3efe80a0 },
-      { 0x3d70dfbf, 0xbdf0e140, 0x3e2db94a },
-      { 0x391f9bfd, 0x3a1f9e31, 0x3aa770f7 } },
-};
-
-static void run_three_steps(const zb_optimizer_config *config, float p[3], float m[3], float v[3])
-{
-    const float unit[] = { 0.1f, -0.2f, 0.3f }, start[] = { 1.0f, -2.0f, 0.5f };
-    memcpy(p, start, sizeof start);
-    for (int t = 1; t <= 3; t++) {
-        float grad[3];
-        for (int i = 0; i < 3; i++) grad[i] = (float)t * unit[i];
-        zb_ref_update(config, config->lr, t, 1.0f, 3, p, grad, m, v);
-    }
-}
-
-static void assert_hex(const char *what, const uint32_t want[3], const float got[3])
-{
-    for (int i = 0; i < 3; i++)
-        if (bits_of(got[i]) != want[i])
-            fail_msg("%s[%d] is %08x, want %08x", what, i, bits_of(got[i]), want[i]);
-}
-
-static void check_adam(void **state)
-{
-    const struct optimizer_case *c = *state;
-    float p[3], m[3] = { 0 }, v[3] = { 0 };
-    run_three_steps(&c->config, p, m, v);
-    assert_hex("p", c->p, p);
-    assert_hex("m", c->m, m);
-    assert_hex("v", c->v, v);
-}
-
-/* Powers of two throughout, so that every number below is exact and found by hand. */
-static void check_adam_by_hand(void **state)
-{
-    (void)state;
-    const zb_optimizer_config config = { .kind = ZB_OPTIMIZER_ADAM, .beta1 = 0.5, .beta2 = 0.75, .eps = 1.0 };
-    float p = 1.0f, m = 0.0f, v = 0.0f, grad = 8.0f;
-    /* g = 8 * 1/2 = 4; m = 2; v = (1/4 * 4) * 4 = 4; without bias correction u = 2 / (2 + 1); p = 1 - 3/2 * u
-     */
-    zb_ref_update(&config, 1.5, 1, 0.5f, 1, &p, &grad, &m, &v);
-    assert_true(m == 2.0f && v == 4.0f);
-    assert_true(same_bits(p, 1.0f - 1.5f * (2.0f / 3.0f)));
-}
-
-static const struct sgd_case {
-    const char *name;
-    double weight_decay, momentum, dampening;
-    int nesterov;
-    float p[2], buf[2]; /* after step 1 and 2, from p = 8, gradient 4, lr 1/2, gradient scale 1/2 */
-} sgd_cases[] = {
-    /* g = 2 */
-    { "plain", 0.0, 0.0, 0.0, 0, { 7.0f, 6.0f }, { 0.0f, 0.0f } },
-    /* g = 2 + p/4: 4, p = 6; 3.5, p = 4.25 */
-    { "weight decay", 0.25, 0.0, 0.0, 0, { 6.0f, 4.25f }, { 0.0f, 0.0f } },
-    /* buf = 2, p = 7; buf = 1 + 2 = 3, p = 5.5 */
-    { "momentum", 0.0, 0.5, 0.0, 0, { 7.0f, 5.5f }, { 2.0f, 3.0f } },
-    /* buf = 2 undampened, p = 7; buf = 1 + 1/4 * 2 = 1.5, p = 6.25 */
-    { "dampening, not in the first step", 0.0, 0.5, 0.75, 0, { 7.0f, 6.25f }, { 2.0f, 1.5f } },
-    /* buf = 2, g = 2 + 1 = 3, p = 6.5; buf = 3, g = 2 + 1.5 = 3.5, p = 4.75 */
-    { "nesterov", 0.0, 0.5, 0.0, 1, { 6.5f, 4.75f }, { 2.0f, 3.0f } },
-};
-
-static void check_sgd(void **state)
-{
-    const struct sgd_case *c = *state;
-    const zb_optimizer_config config = { .kind = ZB_OPTIMIZER_SGD,
-                                         .weight_decay = c->weight_decay,
-                                         .momentum = c->momentum,
-                                         .dampening = c->dampening,
-                                         .nesterov = c->nesterov };
-    float p = 8.0f, buf = 0.0f;
-    const float grad = 4.0f;
-    for (int t = 1; t <= 2; t++) {
-        zb_ref_update(&config, 0.5, t, 0.5f, 1, &p, &grad, &buf, NULL);
-        assert_same_floats("p", &c->p[t - 1], &p, 1);
-        assert_same_floats("buf", &c->buf[t - 1], &buf, 1);
-    }
-}
-
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
 int main(void)
 {
-    struct CMUnitTest tests[7 + COUNT(format_cases) + COUNT(reduce_cases) + COUNT(norm_cases) +
-                            COUNT(clip_cases) + COUNT(optimizer_cases) + COUNT(sgd_cases)] = {
+    struct CMUnitTest tests[6 + COUNT(format_cases) + COUNT(reduce_cases) + COUNT(norm_cases) +
+                            COUNT(clip_cases)] = {
         cmocka_unit_test(check_sum_shape),
         cmocka_unit_test(check_norm_rounds_once),
         cmocka_unit_test(check_norm_ignores_frozen),
         cmocka_unit_test(check_norm_random),
-        cmocka_unit_test(check_adam_by_hand),
         cmocka_unit_test(check_fp32_is_not_rounded),
         cmocka_unit_test(check_store),
     };
-    size_t count = 7;
+    size_t count = 6;
     for (size_t i = 0; i < COUNT(format_cases); i++)
         tests[count++] = (struct CMUnitTest){ format_cases[i].name, check_rounding, NULL, NULL,
                                               (void *)&format_cases[i] };
@@ -456,11 +320,5 @@ int main(void)
     for (size_t i = 0; i < COUNT(clip_cases); i++)
         tests[count++] = (struct CMUnitTest){ clip_cases[i].name, check_clip, NULL, NULL,
                                               (void *)&clip_cases[i] };
-    for (size_t i = 0; i < COUNT(optimizer_cases); i++)
-        tests[count++] = (struct CMUnitTest){ optimizer_cases[i].name, check_adam, NULL, NULL,
-                                              (void *)&optimizer_cases[i] };
-    for (size_t i = 0; i < COUNT(sgd_cases); i++)
-        tests[count++] = (struct CMUnitTest){ sgd_cases[i].name, check_sgd, NULL, NULL,
-                                              (void *)&sgd_cases[i] };
     return cmocka_run_group_tests_name("ref_arithmetic", tests, NULL, NULL);
 }

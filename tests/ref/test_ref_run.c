@@ -941,9 +941,10 @@ static void break_optimizer(setting *s)
 {
     s->plan.optimizer.kind = (zb_optimizer_kind)7;
 }
-static void break_adam(setting *s)
+static void break_arithmetic(setting *s)
 {
-    s->plan.optimizer.variant = ZB_ADAM_CPU;
+    s->plan.optimizer.kind = ZB_OPTIMIZER_ADAM;
+    s->plan.optimizer.arithmetic = ZB_ARITHMETIC_COUNT;
 }
 static void break_scaler(setting *s)
 {
@@ -1001,7 +1002,7 @@ static const struct refusal {
     { "plan.clip is 7", ZB_UNSUPPORTED, break_clip },
     { "plan.seed_dtype is fp64", ZB_UNSUPPORTED, break_seed_dtype },
     { "plan.optimizer.kind is 7", ZB_UNSUPPORTED, break_optimizer },
-    { "plan.optimizer.variant is 2", ZB_UNSUPPORTED, break_adam },
+    { "kind is 0 and arithmetic 4", ZB_UNSUPPORTED, break_arithmetic },
     { "scale is -2", ZB_INVALID_CONFIG, break_scaler },
     { "plan.world_size is 0", ZB_INVALID_ARGUMENT, break_world },
     { "plan.micro_batch_size is 0", ZB_INVALID_ARGUMENT, break_micro_batch },

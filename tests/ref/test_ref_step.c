@@ -506,7 +506,7 @@ static void check_step(void **state)
         if (s.lr != c->steps[i].lr) fail_msg("step %d: rate %a", i, s.lr);
         assert_int_equal(s.overflow, c->steps[i].overflow);
         assert_int_equal(s.skipped, c->steps[i].skipped);
-        assert_int_equal(s.optimizer_steps, c->steps[i].optimizer_steps);
+        assert_int_equal(s.optimizer.step, c->steps[i].optimizer_steps);
         assert_int_equal(s.steps, i + 1);
     }
     zb_ref_state_destroy(&s);
@@ -581,11 +581,11 @@ static void check_hidden_first_step(void **state)
     s.master.data[0] = 1.0f;
     zb_ref_state_begin(&s);
     assert_true(s.master.data[0] == 0.95f);
-    assert_int_equal(s.optimizer_steps, 1);
+    assert_int_equal(s.optimizer.step, 1);
     assert_int_equal(s.steps, 0);
     s.sums.reduced.data[0] = 1.0f;
     assert_int_equal(zb_ref_state_step(&s), ZB_OK);
-    assert_int_equal(s.optimizer_steps, 2);
+    assert_int_equal(s.optimizer.step, 2);
     assert_int_equal(s.steps, 1);
     zb_ref_state_destroy(&s);
 }
