@@ -383,10 +383,18 @@ static int sends_nothing(const choice *c)
            (c->stage == 1 || c->stage == 2) && !c->bf16_optimizer;
 }
 
+/* zero/stage_1_and_2.py, get_gradient_for_reduction: what is reduced is a copy in the model's type, and the
+ * sum that it was made from goes to the optimizer. */
+static int sends_in_vain(const choice *c)
+{
+    return c->quirks.stage_1_wide_sum_unreduced && c->stage == 1 && !c->bf16_optimizer &&
+           c->accum_dtype != c->dtype;
+}
+
 static zb_averaging derive_averaging(const choice *c)
 {
     zb_averaging averaging = { 0 };
-    if (sends_nothing(c))
+    if (sends_nothing(c) || sends_in_vain(c))
         averaging.absent = 1;
     else if (c->config->grad_sum)
         return averaging;
@@ -405,8 +413,7 @@ static zb_averaging derive_averaging(const choice *c)
 static void derive_types(const choice *c, zb_plan *plan)
 {
     const int at_1_or_2 = (c->stage == 1 || c->stage == 2) && !c->bf16_optimizer;
-    const int narrows = at_1_or_2 && (c->stage == 1 ? c->quirks.stage_1_narrows_accumulation
-                                                    : c->quirks.stage_2_ignores_accumulation_type);
+    const int narrows = at_1_or_2 && c->stage == 2 && c->quirks.stage_2_ignores_accumulation_type;
     const zb_dtype unless_told = c->quirks.gradients_sent_in_model_type ? c->dtype : c->accum_dtype;
     plan->param_dtype = c->dtype;
     plan->local_dtype = c->stage < 2 ? c->accum_dtype : c->dtype;
@@ -415,6 +422,7 @@ static void derive_types(const choice *c, zb_plan *plan)
     /* Stages 1 and 2 divide in the bucket, before they convert to what travels. */
     const int in_bucket = narrows || (at_1_or_2 && c->quirks.average_outside_sum);
     plan->bucket_dtype = in_bucket ? plan->grad_dtype : plan->comm_dtype;
+    if (sends_in_vain(c)) plan->bucket_dtype = c->dtype;
 }
 
 /* At stage 0 in 16 bit FusedAdam is wrapped in another class than all other optimizers. */

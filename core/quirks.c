@@ -145,11 +145,12 @@ static const zb_quirk_description descriptions[ZB_QUIRK_COUNT] = {
         "stage 1 with reduce_scatter and either of those keys",
         "runtime/zero/stage_1_and_2.py",
     },
-    [ZB_QUIRK_stage_1_narrows_accumulation] = {
-        "Stage 1 adds micro-batches up in fp32, as grad_accum_dtype asks, but rounds the sum to the model's type before it "
-        "is reduced and handed to the optimizer.",
-        "What accumulation in fp32 gained below the last bit of the model's type is lost again.",
-        "stage 1 in fp16 with grad_accum_dtype fp32",
+    [ZB_QUIRK_stage_1_wide_sum_unreduced] = {
+        "Stage 1 adds micro-batches up in fp32, as grad_accum_dtype asks, and reduces a copy of the sum in the model's type; the "
+        "optimizer is given the sum itself, which is that of one rank and has not been divided.",
+        "Gradients are not averaged: each rank updates its part of the weights from its own samples alone, with W times the "
+        "gradient that an average has.",
+        "stage 1 in fp16 with grad_accum_dtype fp32 and more than one rank",
         "runtime/zero/stage_1_and_2.py",
     },
     [ZB_QUIRK_stage_2_ignores_accumulation_type] = {

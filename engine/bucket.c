@@ -6,6 +6,13 @@
 
 /* --- the rule --- */
 
+/* Otherwise an absent average was sent for all that, and is dropped. */
+static int sends_nothing(const zb_config *config, const zb_plan *plan)
+{
+    return plan->averaging.absent && plan->quirks.unreduced_without_contiguous_gradients &&
+           !config->zero.contiguous_gradients;
+}
+
 static zb_transport transport_of(const zb_config *config, const zb_plan *plan, int stage)
 {
     const zb_zero_config *zero = &config->zero;
@@ -14,7 +21,7 @@ static zb_transport transport_of(const zb_config *config, const zb_plan *plan, i
         return zero->reduce_scatter || !zero->contiguous_gradients ? ZB_TRANSPORT_REDUCE_SCATTER
                                                                    : ZB_TRANSPORT_ALL_REDUCE;
     const int whole = !zero->contiguous_gradients && plan->quirks.all_reduce_for_reduce_scatter;
-    if (plan->averaging.absent) return ZB_TRANSPORT_NONE;
+    if (sends_nothing(config, plan)) return ZB_TRANSPORT_NONE;
     if (!zero->reduce_scatter || whole) return ZB_TRANSPORT_ALL_REDUCE;
     if (!plan->quirks.all_reduce_for_reduce_scatter) return ZB_TRANSPORT_REDUCE_SCATTER_V;
     return zero->multi_rank_bucket ? ZB_TRANSPORT_OWNERS : ZB_TRANSPORT_ROOTED;
@@ -42,6 +49,7 @@ zb_bucket_rule zb_bucket_rule_of(const zb_config *config, const zb_plan *plan, c
                             .limit_numel = as_stage_0 ? STAGE_0_LIMIT : config->zero.reduce_bucket_numel,
                             .whole_groups = bf16_optimizer,
                             .owns_all = stage == 0 || bf16_optimizer,
+                            .in_vain = plan->averaging.absent && !sends_nothing(config, plan),
                             .to_flat = stage < 2 && plan->local_dtype == plan->grad_dtype };
     rule.in_place = is_in_place(plan, layout, rule.transport);
     return rule;

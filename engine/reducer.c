@@ -208,7 +208,7 @@ static zb_status settle_buffer(zb_reducer *r, zb_reducer_buffer *buffer)
     for (int s = 0; s < r->plan.send_capacity; s++)
         ZB_TRY(zb_engine_collective_wait(engine, &buffer->works[s]));
     buffer->bucket = -1;
-    ZB_TRY(settle_own(r, buffer, bucket));
+    if (!r->rule.in_vain) ZB_TRY(settle_own(r, buffer, bucket));
     if (buffer->wire != buffer->data) ZB_TRY(zb_discard(engine->compute, buffer->wire, wire_bytes(r)));
     return zb_discard(engine->compute, buffer->data, data_bytes(r));
 }

@@ -35,7 +35,7 @@ typedef struct zb_factor { zb_factor_kind kind; float by; } zb_factor;
 
 /** How the sum over ranks becomes an average. All NONE and inside 0: a sum (gradient_allreduce_op "sum"). */
 typedef struct zb_averaging {
-    int absent;          /* nothing is sent: an element's gradient is that of the rank whose optimizer has it */
+    int absent;          /* nothing is sent, or what is comes to nothing: an element's gradient is that of the rank whose optimizer has it */
     zb_factor in_bucket; /* in bucket_dtype, before the conversion to comm_dtype */
     zb_factor before[2]; /* in comm_dtype, one after the other, before the sum   */
     int inside;          /* the wide sum is divided by the world size before it is rounded to comm_dtype */

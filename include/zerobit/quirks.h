@@ -28,7 +28,7 @@ extern "C" {
     X(all_reduce_for_reduce_scatter)     \
     X(overflow_by_flag)                  \
     X(stage_1_ignores_prescale)          \
-    X(stage_1_narrows_accumulation)      \
+    X(stage_1_wide_sum_unreduced)        \
     X(stage_2_ignores_accumulation_type) \
     X(gradients_sent_in_model_type)      \
     X(stage_3_predivide_not_restored)    \

@@ -236,7 +236,8 @@ static const struct deepspeed_case {
     { "\"zero_optimization\": {\"stage\": 1}, \"fp16\": {\"enabled\": true}, \"data_types\": "
       "{\"grad_accum_dtype\": \"fp32\"}, \"prescale_gradients\": true",
       2,
-      "fp16 world 2 micro 2 x 2 reduce=boundary average=/2 sum order=rank norm=partition-fp32 grad=fp32>fp16 "
+      "fp16 world 2 micro 2 x 2 reduce=boundary average=none order=rank norm=partition-fp32 "
+      "grad=fp32>fp16>fp32 "
       "comm=fp16 scale=dynamic:65536/1000/2/1 overflow=skip",
       1, 0, 0, ZB_TENSORS_PARTITIONS, ZB_CLIP_COMBINED_FP32 },
     { "\"zero_optimization\": {\"stage\": 1}, \"bf16\": {\"enabled\": true}, \"data_types\": "
