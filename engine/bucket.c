@@ -284,15 +284,17 @@ static void fill_flat(builder *b, zb_bucket *bucket, size_t *counts)
 static void fill_spread(builder *b, zb_bucket *bucket)
 {
     const zb_layout *layout = b->layout;
-    size_t cursor = 0;
+    size_t cursor = 0, elements = 0;
     sort_by(layout->offset, bucket->params, bucket->param_count);
     for (int i = 0; i < bucket->param_count; i++) {
         b->plan->slot[bucket->params[i]] = cursor;
         b->plan->piece_count[bucket->params[i]] = layout->world_size;
         cursor += layout->part_numel[bucket->params[i]];
+        elements += param_numel(b, bucket->params[i]);
     }
     bucket->numel = cursor * (size_t)layout->world_size;
     bucket->share_numel = cursor;
+    bucket->padded = bucket->numel != elements;
     bucket->share_begin = cursor * (size_t)b->rank;
     bucket->own = b->plan->own + b->own_count;
     for (int i = 0; i < bucket->param_count; i++) {

@@ -52,7 +52,8 @@ typedef struct zb_bucket_rule {
 } zb_bucket_rule;
 zb_bucket_rule zb_bucket_rule_of(const zb_config *config, const zb_plan *plan, const zb_layout *layout);
 
-/* Elements [first, first + numel) of a parameter lie in the buffer from `at` on; zeros follow them. */
+/* Elements [first, first + numel) of a parameter lie in the buffer from `at` on; zeros follow them. In a REDUCE_SCATTER
+ * those of the last ranks may be empty. */
 typedef struct zb_bucket_piece {
     size_t first, numel, at, padding;
 } zb_bucket_piece;
@@ -75,6 +76,7 @@ typedef struct zb_bucket {
     size_t numel;          /* of the buffer                                      */
     size_t flat_offset;    /* in_place: where the range begins                   */
     size_t share_numel;    /* reduce_scatters: of this rank, with padding        */
+    int padded;            /* REDUCE_SCATTER: a share has room that no element fills */
     size_t share_begin;    /* and where it begins in the buffer                  */
     size_t *counts;        /* [world_size] REDUCE_SCATTER_V: share lengths       */
     zb_bucket_send *sends; /* ALL_REDUCE, OWNERS, ROOTED                      */

@@ -213,15 +213,26 @@ static zb_status settle_buffer(zb_reducer *r, zb_reducer_buffer *buffer)
     return zb_discard(engine->compute, buffer->data, data_bytes(r));
 }
 
+static zb_status fill_zero(zb_engine *engine, void *data, size_t at, size_t numel)
+{
+    const zb_dtype dtype = engine->plan.bucket_dtype;
+    return zb_launch_fill_bytes(
+        engine->compute,
+        &(zb_fill_bytes_args){ .data = zb_at(data, at, dtype), .bytes = numel * zb_dtype_bytes(dtype) });
+}
+
 static zb_status open_buffer(zb_reducer *r, int param, zb_reducer_buffer **buffer_p)
 {
     const int index = r->plan.bucket_of[param];
+    const zb_bucket *bucket = &r->plan.buckets[index];
     zb_reducer_buffer *buffer = &r->buffers[index % r->buffer_count];
     if (r->open_bucket != index) {
         ZB_ASSERT(r->open_bucket == -1);
         ZB_TRY(settle_buffer(r, buffer));
         r->open_bucket = index;
-        r->missing = r->plan.buckets[index].param_count;
+        r->missing = bucket->param_count;
+        /* At once: in a large world most ranks' parts of a small parameter are padding and nothing else. */
+        if (bucket->padded) ZB_TRY(fill_zero(r->engine, buffer->data, 0, bucket->numel));
     }
     *buffer_p = buffer;
     return ZB_OK;
@@ -243,13 +254,10 @@ static zb_status put_piece(zb_reducer *r, const zb_reducer_buffer *buffer, const
 {
     zb_engine *engine = r->engine;
     const zb_dtype dtype = engine->plan.bucket_dtype;
-    void *to = zb_at(buffer->data, piece->at, dtype);
-    ZB_TRY(zb_store(engine->compute, to, dtype, zb_at(from, piece->first, from_dtype), from_dtype,
-                    piece->numel));
-    if (piece->padding == 0) return ZB_OK;
-    return zb_launch_fill_bytes(engine->compute,
-                                &(zb_fill_bytes_args){ .data = zb_at(to, piece->numel, dtype),
-                                                       .bytes = piece->padding * zb_dtype_bytes(dtype) });
+    ZB_TRY(zb_store(engine->compute, zb_at(buffer->data, piece->at, dtype), dtype,
+                    zb_at(from, piece->first, from_dtype), from_dtype, piece->numel));
+    if (piece->padding == 0 || r->plan.buckets[r->open_bucket].padded) return ZB_OK;
+    return fill_zero(engine, buffer->data, piece->at + piece->numel, piece->padding);
 }
 
 static zb_status launch(zb_reducer *r, zb_reducer_buffer *buffer, int index)
@@ -269,6 +277,7 @@ zb_status zb_reducer_put(zb_reducer *r, int param, const void *from, zb_dtype fr
     ZB_TRY(open_buffer(r, param, &buffer));
     for (int i = 0; i < r->plan.piece_count[param]; i++) {
         const zb_bucket_piece piece = zb_buckets_piece(&r->plan, param, i);
+        if (piece.numel == 0) break; /* and so are those of all ranks after */
         ZB_TRY(put_piece(r, buffer, &piece, from, from_dtype));
     }
     if (--r->missing > 0) return ZB_OK;

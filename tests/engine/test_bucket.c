@@ -264,6 +264,7 @@ static int element_name(int param, size_t element)
 static void fill(const plan_rig *rig, const zb_buckets *plan, const zb_bucket *bucket, int *buffer)
 {
     unsigned char written[BUFFER_MAX] = { 0 };
+    int padded = 0;
     assert_true(bucket->numel <= BUFFER_MAX);
     for (int i = 0; i < bucket->param_count; i++) {
         const int param = bucket->params[i];
@@ -277,10 +278,13 @@ static void fill(const plan_rig *rig, const zb_buckets *plan, const zb_bucket *b
                 buffer[piece.at + e] = e < piece.numel ? element_name(param, piece.first + e) : NOBODY;
             }
             next += piece.numel;
+            padded |= piece.padding > 0;
+            assert_true(piece.numel > 0 || next == param_numel(rig, param)); /* empty ones come last */
         }
         assert_int_equal(next, param_numel(rig, param));
     }
     for (size_t e = 0; e < bucket->numel; e++) assert_int_equal(written[e], 1);
+    if (bucket->transport == ZB_TRANSPORT_REDUCE_SCATTER) assert_int_equal(bucket->padded, padded);
 }
 
 /* What the sends reduce, or the share receives: one for each element that this rank is given. */
