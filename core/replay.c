@@ -56,6 +56,18 @@ static int same_float(float a, float b)
     return (isnan(a) && isnan(b)) || bits_of(a) == bits_of(b);
 }
 
+/* Stage 0 in fp32 keeps the norm that it clips by to itself. */
+int zb_replay_tells_norm(const zb_plan *plan)
+{
+    return plan->norm != ZB_NORM_PARAMETERS_MEAN;
+}
+
+/* There stage 0 in fp32 has no optimizer wrapper to ask, and BF16_Optimizer no loss scale. */
+int zb_replay_tells_scale(const zb_plan *plan)
+{
+    return plan->tensors != ZB_TENSORS_PARAMETERS && plan->overflow != ZB_OVERFLOW_STOP;
+}
+
 static int compare_count(const place *at, const char *what, size_t recorded, size_t played)
 {
     if (recorded == played) return 0;

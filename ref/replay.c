@@ -124,11 +124,9 @@ static void state(void *self, int rank, zb_replay_state *out)
         .tensor_count = shard->tensor_count,
         .pieces = r->pieces,
         .piece_count = shard->piece_count,
-        .has_norm = held->has_norm &&
-                    held->plan.norm != ZB_NORM_PARAMETERS_MEAN, /* which DeepSpeed keeps to itself */
+        .has_norm = held->has_norm && zb_replay_tells_norm(&held->plan),
         .norm = held->norm,
-        /* Without a wrapper there is no loss scale to ask for. */
-        .has_scale = r->run->config->zero.stage > 0 || r->run->config->dtype != ZB_FP32,
+        .has_scale = zb_replay_tells_scale(&held->plan),
         .scale = held->scaler.scale,
         .lr = &r->lr,
         .lr_count = 1,

@@ -128,11 +128,11 @@ static zb_status check_settings(const replay_settings *settings)
 
 exit_code command_replay(int argc, char **argv)
 {
-    replay_settings settings = { .by = "oracle" };
+    replay_settings settings = { .by = "both" };
     int help = 0;
     const option_spec options[] = {
         { "--run", OPTION_TEXT, &settings.run, "NAME", "this run only", 0, 0 },
-        { "--by", OPTION_TEXT, &settings.by, "WHO", "who replays: oracle, engine or both (oracle)", 0, 0 },
+        { "--by", OPTION_TEXT, &settings.by, "WHO", "who replays: oracle, engine or both (both)", 0, 0 },
         { "--workers", OPTION_INT, &settings.workers, "N", "threads of the simulation; 0: one per core (0)",
           0, 1024 },
         { "--json", OPTION_TEXT, &settings.json, "FILE", "write a report as JSON; -: to standard output", 0,

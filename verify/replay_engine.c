@@ -254,12 +254,12 @@ static zb_status step(void *self, size_t index)
     return zb_sim_run(w->sim, step_rank, w);
 }
 
-/* Clipping without an optimizer wrapper keeps the norm to itself. A step that is skipped leaves that of the
- * step before, unless the norm is what told that it had to be. */
+/* A step that is skipped leaves the norm of the step before, unless it is exact: then it is what told that
+ * the step had to be skipped. */
 static int has_norm(const zb_plan *plan, const zb_counters *counters)
 {
     const int always = plan->norm == ZB_NORM_EXACT || plan->overflow != ZB_OVERFLOW_SKIP;
-    if (plan->norm == ZB_NORM_PARAMETERS_MEAN) return 0;
+    if (!zb_replay_tells_norm(plan)) return 0;
     return always ? counters->global_steps > 0 : counters->global_steps > counters->skipped_steps;
 }
 
@@ -276,7 +276,7 @@ static void state(void *self, int rank, zb_replay_state *out)
         .piece_count = r->piece_count,
         .has_norm = has_norm(&w->plan, &counters),
         .norm = zb_engine_global_grad_norm(r->engine),
-        .has_scale = w->run->config->zero.stage > 0 || w->run->config->dtype != ZB_FP32,
+        .has_scale = zb_replay_tells_scale(&w->plan),
         .scale = zb_engine_loss_scale(r->engine),
         .lr = &r->lr,
         .lr_count = 1,

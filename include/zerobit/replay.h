@@ -80,6 +80,10 @@ ZB_API zb_status zb_replay_load(const char *path, zb_replay_file **file_p);
 /** NULL is fine. */
 ZB_API void zb_replay_destroy(zb_replay_file *file);
 
+/** Whether DeepSpeed has a norm, and a loss scale, to tell under this plan, once a step has been taken that was not skipped. */
+ZB_API int zb_replay_tells_norm(const zb_plan *plan);
+ZB_API int zb_replay_tells_scale(const zb_plan *plan);
+
 /* --- whoever can be fed recorded gradients --- */
 
 /** Elements of a parameter, and where they lie among the fp32 tensors of a rank's optimizer. */

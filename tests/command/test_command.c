@@ -271,9 +271,9 @@ static void generated_data_is_read(void **state)
 static void recorded_runs_are_replayed(void **state)
 {
     (void)state;
-    expect("replay " RUNS, 0, "20 replays, all equal to the bit: 3,089 values in", "");
+    expect("replay " RUNS, 0, "40 replays, all equal to the bit: 7,457 values in", "");
     expect("replay " RUNS " --run fp16-s0-w2", 0,
-           "fp16-s0-w2                            2      4  equal      -                      252 ", "");
+           "fp16-s0-w2                            2      4  equal      equal                  512 ", "");
     size_t bytes;
     char *text = (char *)read_whole(RUNS, &bytes);
     text[bytes] = '\0';
@@ -283,9 +283,10 @@ static void recorded_runs_are_replayed(void **state)
     free(text);
     expect("replay @/r --run fp32-s1-w2", 1,
            "fp32-s1-w2, oracle: after initialize, rank 0, fp32 weight p0[0]: 0x", "");
-    expect("replay @/r --run fp32-s1-w2", 1, "\n1 of 1 replays not equal\n", "");
+    expect("replay @/r --run fp32-s1-w2", 1, "\n2 of 2 replays not equal\n", "");
+    expect("replay @/r --run fp32-s1-w2 --by engine", 1, "\n1 of 1 replays not equal\n", "");
     expect("replay @/r --run fp32-s1-w2 --json -", 1, "\"result\": \"different\",",
-           "1 of 1 replays not equal");
+           "2 of 2 replays not equal");
     expect("replay @/r --run fp32-s2-w2 --json @/j", 0, "all equal", "");
     expect("replay @/r --run fp32-s2-w2 --json @/j", 0, "all equal", ""); /* replaced */
     expect("replay @/r --run fp32-s2-w2", 0, "equal", "");

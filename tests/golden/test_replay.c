@@ -1,6 +1,6 @@
 /*
- * Runs of real DeepSpeed, replayed by the oracle without a differing bit; what is said when one bit does
- * differ; what the reader refuses.
+ * Runs of real DeepSpeed, replayed by the oracle and by the engine without a differing bit or collective;
+ * what is said when one does differ; what the reader refuses.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -34,10 +34,16 @@ static zb_replay_run *find(const zb_replay_file *file, const char *name)
     return NULL;
 }
 
+/* Who plays: every test of playing runs once for each. */
+static int by_engine;
+
 static zb_status play(const zb_replay_run *run, zb_replay_result *result)
 {
     zb_replay_player player;
-    ZB_TRY(zb_replay_oracle_create(run, &player));
+    if (by_engine)
+        ZB_TRY(zb_replay_engine_create(run, 2, &player));
+    else
+        ZB_TRY(zb_replay_oracle_create(run, &player));
     const zb_status status = zb_replay_play(run, &player, result);
     player.destroy(player.self);
     return status;
@@ -52,10 +58,18 @@ static zb_replay_result replay(const zb_replay_run *run)
 
 /* --- equal --- */
 
+static uint64_t recorded_calls(const zb_replay_run *run)
+{
+    uint64_t calls = 0;
+    for (int r = 0; r < run->world_size; r++)
+        for (size_t e = 0; e < run->entry_count; e++) calls += run->ranks[r].entries[e].call_count;
+    return calls;
+}
+
 /* What is in the files is part of what is claimed: a run that went missing must be noticed. */
 static const struct recorded {
     const char *file, *name;
-    uint64_t values;
+    uint64_t values; /* that are compared, beside collectives */
 } recorded_runs[] = {
     { RUNS, "fp32-s0-w2-gas2", 200 },     { RUNS, "fp16-s0-w2", 252 },
     { RUNS, "fp32-s1-w2", 147 },          { RUNS, "fp32-s1-w3-gas2", 132 },
@@ -89,7 +103,7 @@ static void check_equal(void **state)
     if (result.different) fail_msg("%s", result.text);
     assert_string_equal(result.text, "");
     assert_int_equal(result.steps_equal, run->step_count);
-    assert_int_equal(result.values_compared, c->values);
+    assert_int_equal(result.values_compared, c->values + (by_engine ? recorded_calls(run) : 0));
     zb_replay_destroy(file);
 }
 
@@ -173,6 +187,23 @@ static void damage_digest(zb_replay_run *run)
     flip(&entry(run, 1, 2)->masters[0].data[5]);
     keep_digest(run);
 }
+/* The oracle knows of no collectives. */
+static void damage_call(zb_replay_run *run)
+{
+    entry(run, 1, 2)->calls[1].text[0] = 'A';
+}
+static void damage_call_away(zb_replay_run *run)
+{
+    entry(run, 1, 2)->call_count--;
+}
+static void damage_with_call(zb_replay_run *run) /* the step was skipped */
+{
+    zb_replay_entry *skipped = entry(run, 0, 1);
+    zb_replay_call *calls = zb_realloc(skipped->calls, (skipped->call_count + 1) * sizeof *calls);
+    assert_non_null(calls);
+    snprintf(calls[skipped->call_count++].text, sizeof calls->text, "barrier");
+    skipped->calls = calls;
+}
 static void damage_with_error(zb_replay_run *run)
 {
     entry(run, 1, 2)->error = zb_strdup("CUDA out of memory");
@@ -200,6 +231,11 @@ static const struct damage {
     { "fp32-s1-w2", damage_layout, "step 0, rank 0, elements of fp32 tensor 0: 11 recorded, 12 by", 0 },
     { "fp32-s3-w2-subgroups", damage_tensor_count, "step 0, rank 0, fp32 tensors: 1 recorded, 2 by", 0 },
     { "fp32-s0-w2-gas2", damage_gradient, "step 2, rank 0, fp32 weight p0[0]: 0x", 2 },
+    { "fp32-s2-w2", damage_call,
+      "step 2, rank 1, collective 1: All_reduce float32 10 sum recorded, all_reduce float32 10 sum by", 2 },
+    { "fp32-s3-w2", damage_call_away,
+      "step 2, rank 1, collective 7: none recorded, all_gather_into_tensor float32 2 1 by", 2 },
+    { "fp16-s1-w3-dynamic", damage_with_call, "step 1, rank 0, collective 4: barrier recorded, none by", 1 },
     { "fp32-s1-w2", keep_digest, NULL, 4 },
     { "fp32-s1-w2", damage_digest, "step 2, rank 1, SHA-256 of fp32 tensor 0: ", 2 },
     { "fp32-s1-w2", damage_with_error, "step 2, rank 1, CUDA out of memory recorded, no error by", 2 },
@@ -213,13 +249,20 @@ static void check_damage(void **state)
     zb_replay_run *run = find(file, c->run);
     c->damage(run);
     const zb_replay_result result = replay(run);
-    assert_int_equal(result.different, c->text != NULL);
-    if (c->text != NULL && strncmp(result.text, c->text, strlen(c->text)) != 0) fail_msg("%s", result.text);
-    assert_int_equal(result.steps_equal, c->steps_equal);
+    const int of_calls = c->damage == damage_call || c->damage == damage_call_away ||
+                         c->damage == damage_with_call;
+    const int is_seen = c->text != NULL && (by_engine || !of_calls);
+    assert_int_equal(result.different, is_seen);
+    if (is_seen) {
+        if (strncmp(result.text, c->text, strlen(c->text)) != 0) fail_msg("%s", result.text);
+        if (strstr(result.text, by_engine ? "by the engine" : "by the oracle") == NULL)
+            fail_msg("%s", result.text);
+        assert_int_equal(result.steps_equal, c->steps_equal);
+    }
     zb_replay_destroy(file);
 }
 
-/* DeepSpeed gives up where an overflow meets the smallest scale, and so does the oracle. */
+/* DeepSpeed gives up where an overflow meets the smallest scale. */
 static void check_run_that_gives_up(void **state)
 {
     (void)state;
@@ -295,6 +338,9 @@ static void check_unknown(void **state)
 
 #define SMALL ZB_BINARY_DIR "/replay_small.json"
 
+#define CALLS                                                                                                \
+    "\"comm\": [[\"all_reduce\", \"float32\", 1, \"sum\"], [\"all_reduce\", \"float32\", 1, \"sum\"]]"
+
 /* One parameter of one element, one rank, one step: lr 1/2, so that 1 becomes 1/2. */
 static const char small_text[] =
     "[{\"name\": \"small\", \"world\": 1, \"sizes\": [1], \"init\": [[\"3f800000\"]],\n"
@@ -304,7 +350,7 @@ static const char small_text[] =
     "\"ranks\": [{\"wrapper\": \"DeepSpeedZeroOptimizer\", \"steps\": [\n"
     "  {\"step\": -1, \"hp\": [[\"3f800000\", \"00000000\"]]},\n"
     "  {\"step\": 0, \"hp\": [[\"3f000000\", \"00000000\"]], \"norm\": \"0x1p+1\", \"scale\": 1.0,\n"
-    "   \"lr\": [\"0x1p-1\"], \"skipped\": 0, \"error\": null, \"comm\": []}]}]}]\n";
+    "   \"lr\": [\"0x1p-1\"], \"skipped\": 0, \"error\": null, " CALLS "}]}]}]\n";
 
 /* The text with the first `from` replaced. */
 static void write_small(const char *from, const char *to)
@@ -368,10 +414,10 @@ static const struct refusal {
     { "\"0x1p+1\"", "\"0x1p+1 \"", "want a hexadecimal double" },
     { "\"scale\": 1.0", "\"scale\": \"1\"", "[0].ranks[0].steps[1].scale: is \"1\", want a number" },
     { "[\"0x1p-1\"]", "[]", "[0].ranks[0].steps[1].lr: is [], want the rate of each" },
-    { "\"comm\": []", "\"comm\": 7", "[0].ranks[0].steps[1].comm: is 7, want an array" },
-    { "\"comm\": []", "\"comm\": [7]", "[0].ranks[0].steps[1].comm[0]: is 7, want an array" },
-    { "\"comm\": []", "\"comm\": [[\"reduce\", 1.5]]", "steps[1].comm[0][1]: is 1.5, want an integer" },
-    { "\"comm\": []", "\"comm\": [[\"0123456789012345678901234567890123456789012345678901234567890\", 12]]",
+    { CALLS, "\"comm\": 7", "[0].ranks[0].steps[1].comm: is 7, want an array" },
+    { CALLS, "\"comm\": [7]", "[0].ranks[0].steps[1].comm[0]: is 7, want an array" },
+    { CALLS, "\"comm\": [[\"reduce\", 1.5]]", "steps[1].comm[0][1]: is 1.5, want an integer" },
+    { CALLS, "\"comm\": [[\"0123456789012345678901234567890123456789012345678901234567890\", 12]]",
       "want a collective of at most 63 characters" },
     { "\"skipped\": 0", "\"skipped\": -1", "[0].ranks[0].steps[1].skipped: is -1" },
     { "\"world\": 1", "\"world\": ", "1:29: unexpected" },
@@ -425,17 +471,17 @@ static void check_every_allocation(void **state)
     }
 }
 
-int main(void)
+/* What is played, by one of the players. */
+static int run_players_tests(const char *name, int engine)
 {
     const struct CMUnitTest single[] = {
         cmocka_unit_test(check_run_that_gives_up),
         cmocka_unit_test(check_small),
-        cmocka_unit_test(check_no_runs),
         cmocka_unit_test(check_every_allocation),
     };
-    struct CMUnitTest
-        tests[COUNT(single) + COUNT(recorded_runs) + COUNT(damages) + COUNT(unknowns) + COUNT(refusals)];
+    struct CMUnitTest tests[COUNT(single) + COUNT(recorded_runs) + COUNT(damages) + COUNT(unknowns)];
     size_t count = COUNT(single);
+    by_engine = engine;
     memcpy(tests, single, sizeof single);
     for (size_t i = 0; i < COUNT(recorded_runs); i++)
         tests[count++] = (struct CMUnitTest){ recorded_runs[i].name, check_equal, NULL, NULL,
@@ -445,8 +491,20 @@ int main(void)
     for (size_t i = 0; i < COUNT(unknowns); i++)
         tests[count++] = (struct CMUnitTest){ unknowns[i].words, check_unknown, NULL, NULL,
                                               (void *)&unknowns[i] };
+    return cmocka_run_group_tests_name(name, tests, NULL, NULL);
+}
+
+static int run_reader_tests(void)
+{
+    struct CMUnitTest tests[1 + COUNT(refusals)] = { cmocka_unit_test(check_no_runs) };
     for (size_t i = 0; i < COUNT(refusals); i++)
-        tests[count++] = (struct CMUnitTest){ refusals[i].words, check_refusal, NULL, NULL,
-                                              (void *)&refusals[i] };
-    return cmocka_run_group_tests_name("golden_replay", tests, NULL, NULL);
+        tests[i + 1] = (struct CMUnitTest){ refusals[i].words, check_refusal, NULL, NULL,
+                                            (void *)&refusals[i] };
+    return cmocka_run_group_tests_name("golden_replay, reader", tests, NULL, NULL);
+}
+
+int main(void)
+{
+    return run_players_tests("golden_replay, oracle", 0) + run_players_tests("golden_replay, engine", 1) +
+           run_reader_tests();
 }
