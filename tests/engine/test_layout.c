@@ -254,6 +254,185 @@ static void frozen_parameters_have_a_place(void **state)
     }
 }
 
+/* --- round robin, groups and tensors --- */
+
+/* Recorded from DeepSpeed: 3 5 4 7 on two ranks are laid out 0, 2, 1, 3. */
+static void round_robin_is_as_recorded(void **state)
+{
+    (void)state;
+    zb_model *model = sizes_model(&(sizes){ 4, { 3, 5, 4, 7 }, 0 });
+    static const struct {
+        int rank, param;
+        size_t first, numel;
+    } want[] = { { 0, 0, 0, 3 }, { 0, 2, 0, 4 }, { 0, 1, 0, 3 }, { 1, 1, 3, 2 }, { 1, 3, 0, 7 } };
+    size_t seen = 0;
+    for (int rank = 0; rank < 2; rank++) {
+        zb_partition p;
+        assert_int_equal(zb_partition_create(&(zb_partition_options){ model, 2, 2, rank, 1, NULL }, &p),
+                         ZB_OK);
+        for (size_t i = 0; i < p.piece_count; i++, seen++) {
+            assert_int_equal(want[seen].rank, rank);
+            assert_int_equal(p.pieces[i].param, want[seen].param);
+            assert_int_equal(p.pieces[i].param_offset, want[seen].first);
+            assert_int_equal(p.pieces[i].numel, want[seen].numel);
+        }
+        zb_partition_destroy(&p);
+    }
+    assert_int_equal(seen, COUNT(want));
+    zb_model_destroy(model);
+}
+
+static const struct round_case {
+    const char *name;
+    sizes sizes;
+    int stage, world;
+    int order[SIZES_MAX];
+} round_cases[] = {
+    { "round robin on three", { 5, { 1, 2, 3, 4, 5 }, 0 }, 1, 3, { 0, 3, 1, 4, 2 } },
+    { "round robin, more ranks than parameters", { 3, { 1, 2, 3 }, 0 }, 2, 7, { 0, 1, 2 } },
+    { "round robin counts empty parameters, and no frozen ones",
+      { 5, { 1, 0, 3, 4, 5 }, 4 },
+      2,
+      2,
+      { 0, 3, 4 } },
+    { "round robin is nothing at stage 0", { 3, { 1, 2, 3 }, 0 }, 0, 2, { 0, 1, 2 } },
+    { "round robin is nothing at stage 3", { 3, { 1, 2, 3 }, 0 }, 3, 2, { 0, 1, 2 } },
+};
+
+static void check_round(void **state)
+{
+    const struct round_case *c = *state;
+    zb_model *model = sizes_model(&c->sizes);
+    zb_layout layout;
+    const zb_layout_options options = {
+        .model = model, .stage = c->stage, .world_size = c->world, .round_robin = 1
+    };
+    assert_int_equal(zb_layout_create(&options, &layout), ZB_OK);
+    for (int i = 0; i < layout.order_count; i++) assert_int_equal(layout.by_offset[i], c->order[i]);
+    zb_layout_destroy(&layout);
+    zb_model_destroy(model);
+}
+
+/* 3 and 4 in group 0, 5 and 7 in group 1; two ranks. */
+static void groups_are_partitioned_on_their_own(void **state)
+{
+    (void)state;
+    static const int group_of[] = { 0, 1, 0, 1 };
+    zb_model *model = sizes_model(&(sizes){ 4, { 3, 5, 4, 7 }, 0 });
+    zb_layout layout;
+    zb_layout_options options = { .model = model, .stage = 1, .world_size = 2, .group_of = group_of };
+    assert_int_equal(zb_layout_create(&options, &layout), ZB_OK);
+    assert_int_equal(layout.group_count, 2);
+    assert_int_equal(layout.groups[0].padded_numel, 8);
+    assert_int_equal(layout.groups[1].padded_numel, 12);
+    assert_int_equal(layout.groups[1].flat_begin, 8);
+    assert_int_equal(layout.groups[1].shard_begin, 4);
+    assert_int_equal(layout.rank_numel, 10);
+    const zb_slice of_2 = zb_layout_slice(&layout, 2, 1), of_3 = zb_layout_slice(&layout, 3, 1);
+    assert_true(of_2.first == 1 && of_2.numel == 3 && of_2.shard_offset == 0);
+    assert_true(of_3.first == 1 && of_3.numel == 6 && of_3.shard_offset == 4);
+    assert_int_equal(zb_layout_flat(&layout, 1, 1, of_3.shard_offset), 14);
+    zb_layout_destroy(&layout);
+    zb_model_destroy(model);
+}
+
+/* Recorded from DeepSpeed: 16 4 24 4 10 3 on two ranks, cut at 10. */
+static const struct sub_group_case {
+    const char *name;
+    uint64_t limit;
+    int group_of[6], count, of[6];
+    size_t end[6];
+} sub_group_cases[] = {
+    { "sub-groups as recorded", 10, { 0 }, 3, { 0, 0, 1, 2, 2, 2 }, { 10, 22, 31 } },
+    { "sub-groups: all in one", 1000000000, { 0 }, 1, { 0, 0, 0, 0, 0, 0 }, { 31 } },
+    { "sub-groups: exactly all", 31, { 0 }, 1, { 0, 0, 0, 0, 0, 0 }, { 31 } },
+    { "sub-groups: every parameter", 1, { 0 }, 6, { 0, 1, 2, 3, 4, 5 }, { 8, 10, 22, 24, 29, 31 } },
+    { "sub-groups end with their group",
+      10,
+      { 1, 1, 0, 0, 1, 0 },
+      4,
+      { 2, 2, 0, 1, 3, 1 },
+      { 12, 16, 26, 31 } },
+};
+
+static void check_sub_groups(void **state)
+{
+    const struct sub_group_case *c = *state;
+    zb_model *model = sizes_model(&(sizes){ 6, { 16, 4, 24, 4, 10, 3 }, 0 });
+    zb_layout layout;
+    const zb_layout_options options = { .model = model,
+                                        .stage = 3,
+                                        .world_size = 2,
+                                        .group_of = c->group_of,
+                                        .norm_tensors = ZB_TENSORS_SUB_GROUPS,
+                                        .sub_group_numel = c->limit };
+    assert_int_equal(zb_layout_create(&options, &layout), ZB_OK);
+    assert_int_equal(layout.norm_tensors.count, c->count);
+    assert_memory_equal(layout.norm_tensors.of, c->of, sizeof c->of);
+    for (int t = 0; t < c->count; t++) {
+        const zb_extent extent = zb_layout_tensor(&layout, &layout.norm_tensors, t, 1);
+        assert_int_equal(extent.shard_offset, t > 0 ? c->end[t - 1] : 0);
+        assert_int_equal(extent.shard_offset + extent.numel, c->end[t]);
+    }
+    zb_layout_destroy(&layout);
+    zb_model_destroy(model);
+}
+
+static zb_tensors random_tensors(int stage, uint64_t *random)
+{
+    static const zb_tensors flat[] = { ZB_TENSORS_PARAMETERS, ZB_TENSORS_GROUPS, ZB_TENSORS_PARTITIONS };
+    if (stage == 3) return random_below(random, 2) ? ZB_TENSORS_SUB_GROUPS : ZB_TENSORS_PARAMETERS;
+    return flat[random_below(random, COUNT(flat))];
+}
+
+/* Every slice lies in its parameter's tensor, and tensors do not meet; in the flat space parameters do not
+ * either, and padding is at the ends of groups. */
+static void check_tensors(const zb_layout *l, int rank)
+{
+    unsigned char shard[SIZES_MAX * NUMEL_MAX * 2] = { 0 };
+    assert_true(l->rank_numel <= sizeof shard);
+    for (int t = 0; t < l->optimizer_tensors.count; t++) {
+        const zb_extent extent = zb_layout_tensor(l, &l->optimizer_tensors, t, rank);
+        assert_true(extent.shard_offset + extent.numel <= l->rank_numel);
+        for (size_t e = 0; e < extent.numel; e++) {
+            assert_int_equal(shard[extent.shard_offset + e], 0);
+            shard[extent.shard_offset + e] = (unsigned char)(t + 1);
+        }
+    }
+    for (int i = 0; i < l->order_count; i++) {
+        const int param = l->by_offset[i];
+        const zb_slice slice = zb_layout_slice(l, param, rank);
+        for (size_t e = 0; e < slice.numel; e++)
+            assert_int_equal(shard[slice.shard_offset + e], l->optimizer_tensors.of[param] + 1);
+        if (i > 0) assert_true(l->offset[param] >= l->offset[l->by_offset[i - 1]]);
+    }
+}
+
+static void tensors_tile_the_shard(void **state)
+{
+    (void)state;
+    uint64_t random = 8;
+    for (int round = 0; round < 2000; round++) {
+        sizes s = random_sizes(&random);
+        int stage = (int)random_below(&random, ZB_STAGE_COUNT), world = 1 + (int)random_below(&random, 9);
+        int group_of[SIZES_MAX];
+        for (int p = 0; p < s.count; p++) group_of[p] = (int)random_below(&random, 3);
+        zb_model *model = sizes_model(&s);
+        zb_layout layout;
+        const zb_layout_options options = { .model = model,
+                                            .stage = stage,
+                                            .world_size = world,
+                                            .group_of = group_of,
+                                            .round_robin = (int)random_below(&random, 2),
+                                            .optimizer_tensors = random_tensors(stage, &random),
+                                            .sub_group_numel = random_below(&random, 60) };
+        assert_int_equal(zb_layout_create(&options, &layout), ZB_OK);
+        for (int rank = 0; rank < world; rank++) check_tensors(&layout, rank);
+        zb_layout_destroy(&layout);
+        zb_model_destroy(model);
+    }
+}
+
 /* --- refusals --- */
 
 static const struct refusal {
@@ -312,13 +491,23 @@ static void out_of_memory_leaves_nothing(void **state)
 
 int main(void)
 {
-    struct CMUnitTest tests[COUNT(flat_cases) + COUNT(part_cases) + COUNT(refusals) + 4] = {
+    struct CMUnitTest tests[COUNT(flat_cases) + COUNT(part_cases) + COUNT(refusals) + COUNT(round_cases) +
+                            COUNT(sub_group_cases) + 7] = {
         cmocka_unit_test(cifar_sizes_are_the_nets),
         cmocka_unit_test(pieces_tile_every_trainable_element),
         cmocka_unit_test(frozen_parameters_have_a_place),
+        cmocka_unit_test(round_robin_is_as_recorded),
+        cmocka_unit_test(groups_are_partitioned_on_their_own),
+        cmocka_unit_test(tensors_tile_the_shard),
         cmocka_unit_test(out_of_memory_leaves_nothing),
     };
-    size_t n = 4;
+    size_t n = 7;
+    for (size_t i = 0; i < COUNT(round_cases); i++)
+        tests[n++] = (struct CMUnitTest){ round_cases[i].name, check_round, NULL, NULL,
+                                          (void *)&round_cases[i] };
+    for (size_t i = 0; i < COUNT(sub_group_cases); i++)
+        tests[n++] = (struct CMUnitTest){ sub_group_cases[i].name, check_sub_groups, NULL, NULL,
+                                          (void *)&sub_group_cases[i] };
     for (size_t i = 0; i < COUNT(flat_cases); i++)
         tests[n++] = (struct CMUnitTest){ flat_cases[i].name, check_flat, NULL, NULL,
                                           (void *)&flat_cases[i] };
