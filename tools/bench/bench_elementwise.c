@@ -50,6 +50,42 @@ static zb_status run_stream_adam_bf16(const arrays *a)
     stream_adam_bf16(a->x[0], a->x[2], a->x[3], a->half[1], a->half[0], a->numel);
     return ZB_OK;
 }
+static void stream_3_2(float *restrict a, float *restrict b, const float *restrict c, size_t numel)
+{
+    for (size_t i = 0; i < numel; i++) {
+        const float x = c[i];
+        a[i] += x, b[i] += x;
+    }
+}
+static zb_status run_stream_one_moment(const arrays *a)
+{
+    stream_3_2(a->x[0], a->x[2], a->x[1], a->numel);
+    return ZB_OK;
+}
+/* LAMB's two passes: four arrays read, two of them written; then three read, one of them written. */
+static void stream_lamb_moments(const float *restrict a, float *restrict b, float *restrict c,
+                                const float *restrict d, size_t numel)
+{
+    for (size_t i = 0; i < numel; i++) {
+        const float x = a[i] + d[i];
+        b[i] += x, c[i] += x;
+    }
+}
+static void stream_lamb_apply(float *restrict a, const float *restrict b, const float *restrict c,
+                              size_t numel)
+{
+    for (size_t i = 0; i < numel; i++) a[i] += b[i] + c[i];
+}
+static zb_status run_stream_lamb_moments(const arrays *a)
+{
+    stream_lamb_moments(a->x[0], a->x[2], a->x[3], a->x[1], a->numel);
+    return ZB_OK;
+}
+static zb_status run_stream_lamb_apply(const arrays *a)
+{
+    stream_lamb_apply(a->x[0], a->x[2], a->x[3], a->numel);
+    return ZB_OK;
+}
 static void stream_halves(uint16_t *restrict to, const uint32_t *restrict from, size_t numel)
 {
     for (size_t i = 0; i < numel; i++) to[i] = (uint16_t)(from[i] >> 16);
@@ -117,7 +153,8 @@ static zb_status run_relu_bf16(const arrays *a)
 {
     return zb_cpu_relu_forward(&(zb_relu_forward_args){ ZB_BF16, a->half[1], a->half[0], a->numel });
 }
-static zb_status run_adam_types(const arrays *a, zb_dtype grad_dtype, const void *grad, void *param)
+static zb_status run_adam_types(const arrays *a, zb_optimizer_arithmetic arithmetic, zb_dtype grad_dtype,
+                                const void *grad, void *param)
 {
     return zb_cpu_adam(&(zb_adam_args){ .p = a->x[0],
                                         .grad_dtype = grad_dtype,
@@ -137,15 +174,28 @@ static zb_status run_adam_types(const arrays *a, zb_dtype grad_dtype, const void
                                         .weight_decay = 0.01f,
                                         .correction1 = 0.5f,
                                         .correction2 = 0.5f,
-                                        .decoupled = 1 });
+                                        .decoupled = 1,
+                                        .arithmetic = arithmetic,
+                                        .decay = arithmetic == ZB_ARITHMETIC_DEEPSPEED_CPU ? -1e-5f : 1,
+                                        .step_size = -1e-3f,
+                                        .root_correction2 = 1,
+                                        .vector_width = 16 });
 }
 static zb_status run_adam(const arrays *a)
 {
-    return run_adam_types(a, ZB_FP32, a->x[1], NULL);
+    return run_adam_types(a, ZB_ARITHMETIC_PLAIN, ZB_FP32, a->x[1], NULL);
+}
+static zb_status run_adam_torch(const arrays *a)
+{
+    return run_adam_types(a, ZB_ARITHMETIC_TORCH_2, ZB_FP32, a->x[1], NULL);
+}
+static zb_status run_adam_cpu(const arrays *a)
+{
+    return run_adam_types(a, ZB_ARITHMETIC_DEEPSPEED_CPU, ZB_FP32, a->x[1], NULL);
 }
 static zb_status run_adam_bf16(const arrays *a)
 {
-    return run_adam_types(a, ZB_BF16, a->half[1], a->half[0]);
+    return run_adam_types(a, ZB_ARITHMETIC_PLAIN, ZB_BF16, a->half[1], a->half[0]);
 }
 static zb_status run_sgd(const arrays *a)
 {
@@ -158,6 +208,58 @@ static zb_status run_sgd(const arrays *a)
                                       .weight_decay = 0.01f,
                                       .momentum = 0.5f,
                                       .one_minus_dampening = 1 });
+}
+static zb_status run_adagrad(const arrays *a)
+{
+    return zb_cpu_adagrad(&(zb_adagrad_args){ .p = a->x[0],
+                                              .grad = a->x[1],
+                                              .sum = a->x[3],
+                                              .numel = a->numel,
+                                              .grad_scale = 1,
+                                              .lr = 1e-3f,
+                                              .weight_decay = 0.01f,
+                                              .eps = 1e-8f });
+}
+static zb_status run_lion(const arrays *a)
+{
+    return zb_cpu_lion(&(zb_lion_args){ .p = a->x[0],
+                                        .grad = a->x[1],
+                                        .m = a->x[2],
+                                        .numel = a->numel,
+                                        .grad_scale = 1,
+                                        .lr = 1e-3f,
+                                        .decay = 0.99999f,
+                                        .beta1 = 0.9f,
+                                        .beta2 = 0.999f,
+                                        .one_minus_beta1 = 0.1f,
+                                        .one_minus_beta2 = 0.001f });
+}
+static zb_status run_lamb_moments(const arrays *a)
+{
+    int64_t accumulators[2 * ZB_SUM_SQUARES_WORDS] = { 0 };
+    return zb_cpu_lamb_moments(&(zb_lamb_moments_args){ .p = a->x[0],
+                                                        .grad = a->x[1],
+                                                        .m = a->x[2],
+                                                        .v = a->x[3],
+                                                        .numel = a->numel,
+                                                        .grad_scale = 1,
+                                                        .beta1 = 0.9f,
+                                                        .beta2 = 0.999f,
+                                                        .one_minus_beta1 = 0.1f,
+                                                        .one_minus_beta2 = 0.001f,
+                                                        .eps = 1e-8f,
+                                                        .weight_decay = 0.01f,
+                                                        .accumulators = accumulators });
+}
+static zb_status run_lamb_apply(const arrays *a)
+{
+    return zb_cpu_lamb_apply(&(zb_lamb_apply_args){ .p = a->x[0],
+                                                    .m = a->x[2],
+                                                    .v = a->x[3],
+                                                    .numel = a->numel,
+                                                    .factor = 1e-6f,
+                                                    .eps = 1e-8f,
+                                                    .weight_decay = 0.01f });
 }
 static zb_status run_mse_forward(const arrays *a)
 {
@@ -236,7 +338,13 @@ static const struct operation {
     { "cast fp16 to fp32", 6, run_from_fp16, run_stream_widen },
     { "adam", 28, run_adam, run_stream_adam },
     { "adam, bf16 in and out", 28, run_adam_bf16, run_stream_adam_bf16 },
-    { "sgd, momentum", 20, run_sgd, NULL },
+    { "adam, torch-2", 28, run_adam_torch, run_stream_adam },
+    { "adam, deepspeed-cpu", 28, run_adam_cpu, run_stream_adam },
+    { "sgd, momentum", 20, run_sgd, run_stream_one_moment },
+    { "adagrad", 20, run_adagrad, run_stream_one_moment },
+    { "lion", 20, run_lion, run_stream_one_moment },
+    { "lamb_moments", 24, run_lamb_moments, run_stream_lamb_moments },
+    { "lamb_apply", 16, run_lamb_apply, run_stream_lamb_apply },
     { "mse_forward", 8, run_mse_forward, NULL },
     { "linear_backward_bias", 4, run_bias, NULL },
     { "sum_squares", 4, run_sum_squares, NULL },
