@@ -17,6 +17,7 @@ typedef struct writer {
     draw *d;
     char *text;
     size_t room, used;
+    const char *arithmetic; /* of the optimizer */
 } writer;
 
 static void put(writer *w, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -86,14 +87,30 @@ static void put_averaging(writer *w)
     if (one_in(d, 6)) put(w, ", \"data_types\": {\"grad_accum_dtype\": \"fp32\"}");
 }
 
+/* Of several, since the tensors that DeepSpeed cuts matter to some. */
 static void put_optimizer(writer *w)
 {
     draw *d = w->d;
-    put(w,
-        ", \"optimizer\": {\"type\": \"%s\", \"params\": {\"lr\": %s, \"betas\": [0.9, 0.99], "
-        "\"weight_decay\": %s%s%s}}",
-        PICK(d, "Adam", "AdamW"), PICK(d, "0.01", "0.3"), PICK(d, "0", "0.01", "0.5"), "",
-        one_in(d, 3) ? ", \"adam_w_mode\": false" : "");
+    const char *rate = PICK(d, "0.01", "0.3"), *decay = PICK(d, "0", "0.01", "0.5");
+    const int kind = between(d, 0, 7);
+    put(w, ", \"optimizer\": {\"type\": \"%s\", \"params\": {\"lr\": %s, \"weight_decay\": %s",
+        kind == 0   ? "SGD"
+        : kind == 1 ? "Adagrad"
+        : kind == 2 ? "Lion"
+                    : PICK(d, "Adam", "AdamW"),
+        rate, decay);
+    if (kind == 0) {
+        put(w, "%s}}, \"zero_allow_untested_optimizer\": true", PICK(d, "", ", \"momentum\": 0.9"));
+        w->arithmetic = PICK(d, "torch-1.13", "torch-2", "plain");
+    } else if (kind == 1) {
+        put(w, "}}");
+        w->arithmetic = PICK(d, "torch-2", "plain", "deepspeed-cpu");
+    } else {
+        put(w, ", \"betas\": [0.9, 0.99]%s", kind > 2 && one_in(d, 3) ? ", \"adam_w_mode\": false" : "");
+        if (kind == 3) put(w, ", \"torch_adam\": true");
+        put(w, "}}");
+        w->arithmetic = kind == 3 ? PICK(d, "torch-1.13", "torch-2") : PICK(d, "plain", "deepspeed-cpu");
+    }
     if (one_in(d, 3))
         put(w,
             ", \"scheduler\": {\"type\": \"WarmupLR\", \"params\": {\"warmup_min_lr\": 0.002, "
@@ -103,7 +120,9 @@ static void put_optimizer(writer *w)
 
 static void put_quirks(writer *w)
 {
-    put(w, ", \"zerobit\": {\"semantics\": \"deepspeed-0.19.6\"");
+    put(w, ", \"zerobit\": {\"semantics\": \"deepspeed-0.19.6\", \"optimizer_arithmetic\": \"%s\"",
+        w->arithmetic);
+    if (one_in(w->d, 2)) put(w, ", \"optimizer_vector_width\": 16");
     const char *separator = ", \"quirks\": {";
     int any = 0;
     for (int q = 0; q < ZB_QUIRK_COUNT; q++) {
