@@ -21,8 +21,22 @@
 #define RIG_NONE_STAYS                                                                                       \
     "\"param_persistence_threshold\": 0, \"prefetch_bucket_size\": 0, \"max_reuse_distance\": 0"
 
+/* An arithmetic plan, and how it is carried out, as members of the config. */
+typedef struct rig_plan {
+    const char *name;
+    const char *semantics; /* NULL: standard */
+    const char *zero;      /* keys of zero_optimization, or NULL */
+    const char *rest;      /* keys of the config, or NULL */
+    unsigned stages;       /* set of stages at which it is allowed and differs from the plans before */
+} rig_plan;
+
+/* One for every transport, for every change of type on the way and for every rule of the boundary step. */
+extern const rig_plan rig_plans[];
+extern const int rig_plan_count;
+
 typedef struct rig_options {
     const char *model;
+    const rig_plan *plan; /* NULL: standard, fp32 */
     int stage;
     int accumulation;      /* 0: 1 */
     int overlap;           /* stages 2 and 3: two buckets, and a transfer stream at every stage */

@@ -136,6 +136,25 @@ static void check_source(void **state)
             }
 }
 
+static void check_plans(void **state)
+{
+    const source *s = *state;
+    for (int p = 0; p < rig_plan_count; p++)
+        for (int stage = 0; stage < ZB_STAGE_COUNT; stage++) {
+            if (!(rig_plans[p].stages >> stage & 1)) continue;
+            rig_options o = { .model = "unused",
+                              .plan = &rig_plans[p],
+                              .stage = stage,
+                              .overlap = p % 2,
+                              .lazy = p % 2,
+                              .accumulation = 2,
+                              .bucket = 8 };
+            int64_t n = 0;
+            while (fail_once(s, &o, n)) n++;
+            assert_true(n > 0);
+        }
+}
+
 /* Once more for the engine itself: what it says after a failure. */
 static void a_broken_engine_says_so(void **state)
 {
@@ -162,8 +181,11 @@ static void a_broken_engine_says_so(void **state)
 
 int main(void)
 {
-    struct CMUnitTest tests[COUNT(sources) + 1] = { cmocka_unit_test(a_broken_engine_says_so) };
+    struct CMUnitTest tests[2 * COUNT(sources) + 1] = { cmocka_unit_test(a_broken_engine_says_so) };
     for (size_t i = 0; i < COUNT(sources); i++)
         tests[i + 1] = (struct CMUnitTest){ sources[i].name, check_source, NULL, NULL, (void *)&sources[i] };
+    for (size_t i = 0; i < COUNT(sources); i++)
+        tests[i + 1 + COUNT(sources)] = (struct CMUnitTest){ sources[i].name, check_plans, NULL, NULL,
+                                                             (void *)&sources[i] };
     return cmocka_run_group_tests_name("engine_failure", tests, NULL, NULL);
 }

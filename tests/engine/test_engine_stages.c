@@ -146,33 +146,56 @@ static void accounts_are_the_formulas(void **state)
 
 /* Everything a step needs is there after zb_initialize, and the host's part after the first step at the
  * latest; the second crosses an epoch. */
+static void check_allocations(const rig_options *o)
+{
+    rig r;
+    accounts ignored;
+    rig_open(&r, o);
+    rig_start(&r);
+    rig_train(&r, 1);
+    zb_alloc_stats before = zb_alloc_get_stats();
+    rig_train(&r, 4);
+    assert_int_equal(zb_engine_observe(r.engine, &(zb_observer){ note_accounts, &ignored }), ZB_OK);
+    free(rig_weights(&r));
+    zb_alloc_stats after = zb_alloc_get_stats();
+    if (after.calls != before.calls)
+        fail_msg("%s: %llu allocations in a step", rig_name(o),
+                 (unsigned long long)(after.calls - before.calls));
+    rig_close(&r);
+}
+
 static void a_step_allocates_nothing(void **state)
 {
     (void)state;
     for (int m = 0; m < test_model_count; m++)
         for (int stage = 0; stage < ZB_STAGE_COUNT; stage++)
-            for (int overlap = 0; overlap < 2; overlap++) {
-                rig_options o = { .model = test_model_names[m],
-                                  .stage = stage,
-                                  .overlap = overlap,
-                                  .bucket = 20,
-                                  .accumulation = 2 };
-                rig r;
-                accounts ignored;
-                rig_open(&r, &o);
-                rig_start(&r);
-                rig_train(&r, 1);
-                zb_alloc_stats before = zb_alloc_get_stats();
-                rig_train(&r, 4);
-                assert_int_equal(zb_engine_observe(r.engine, &(zb_observer){ note_accounts, &ignored }),
-                                 ZB_OK);
-                free(rig_weights(&r));
-                zb_alloc_stats after = zb_alloc_get_stats();
-                if (after.calls != before.calls)
-                    fail_msg("%s: %llu allocations in a step", rig_name(&o),
-                             (unsigned long long)(after.calls - before.calls));
-                rig_close(&r);
-            }
+            for (int overlap = 0; overlap < 2; overlap++)
+                check_allocations(&(rig_options){ .model = test_model_names[m],
+                                                  .stage = stage,
+                                                  .overlap = overlap,
+                                                  .bucket = 20,
+                                                  .accumulation = 2 });
+}
+
+/* The same two for every plan, with the probe's eye on the order of streams. */
+static void every_plan_keeps_the_rules(void **state)
+{
+    (void)state;
+    static const char *const models[] = { "mlp", "unused" };
+    for (int p = 0; p < rig_plan_count; p++)
+        for (int stage = 0; stage < ZB_STAGE_COUNT; stage++)
+            for (size_t m = 0; m < COUNT(models) && (rig_plans[p].stages >> stage & 1); m++)
+                for (int overlap = 0; overlap < 2; overlap++) {
+                    rig_options o = { .model = models[m],
+                                      .plan = &rig_plans[p],
+                                      .stage = stage,
+                                      .accumulation = 2,
+                                      .overlap = overlap,
+                                      .lazy = overlap,
+                                      .bucket = 20 };
+                    check_accounts(&o);
+                    check_allocations(&o);
+                }
 }
 
 /* With overlap there is a second stream, and it is used and ordered; without there is one. The probe has
@@ -194,13 +217,14 @@ static void overlap_brings_a_transfer_stream(void **state)
 
 int main(void)
 {
-    struct CMUnitTest tests[COUNT(bits_cases) + 3] = {
+    struct CMUnitTest tests[COUNT(bits_cases) + 4] = {
         cmocka_unit_test(accounts_are_the_formulas),
         cmocka_unit_test(a_step_allocates_nothing),
+        cmocka_unit_test(every_plan_keeps_the_rules),
         cmocka_unit_test(overlap_brings_a_transfer_stream),
     };
     for (size_t i = 0; i < COUNT(bits_cases); i++)
-        tests[i + 3] = (struct CMUnitTest){ bits_cases[i].name, check_bits, NULL, NULL,
+        tests[i + 4] = (struct CMUnitTest){ bits_cases[i].name, check_bits, NULL, NULL,
                                             (void *)&bits_cases[i] };
     return cmocka_run_group_tests_name("engine_stages", tests, NULL, NULL);
 }

@@ -190,6 +190,55 @@ static void pairs_agree_with_accumulation(void **state)
         }
 }
 
+/* --- what only tunes --- */
+
+#define TUNES(text)                                                                                          \
+    {                                                                                                        \
+        .name = text, .zero = text                                                                           \
+    }
+#define TUNES_IN(type, text)                                                                                 \
+    {                                                                                                        \
+        .name = type " " text, .zero = text, .rest = "\"" type "\": {\"enabled\": true}"                     \
+    }
+#define KNOBS(X)                                                                                             \
+    X("\"reduce_scatter\": false"), X("\"contiguous_gradients\": false"),                                    \
+        X("\"use_multi_rank_bucket_allreduce\": false"), X("\"round_robin_gradients\": true"),               \
+        X("\"sub_group_size\": 7"), X("\"reduce_scatter\": false, \"round_robin_gradients\": true")
+#define IN_BF16(text) TUNES_IN("bf16", text)
+
+/* In standard semantics none of these changes a bit, at any stage, bucket size or overlap. */
+static const rig_plan plain_fp32 = { .name = "nothing tuned" },
+                      plain_bf16 = IN_BF16("\"stage3_prefetch_bucket_size\": 7");
+static const rig_plan fp32_knobs[] = { KNOBS(TUNES) }, bf16_knobs[] = { KNOBS(IN_BF16) };
+
+static void check_knobs(const char *model, int stage, const rig_plan *plain, const rig_plan *knobs,
+                        size_t count)
+{
+    float *want = NULL;
+    rig_options o = {
+        .model = model, .stage = stage, .plan = plain, .accumulation = 2, .gathering = RIG_ALL_STAY
+    };
+    run_and_compare(&o, 3, &want);
+    for (size_t k = 0; k < count; k++)
+        for (o.overlap = 0; o.overlap < 2; o.overlap++)
+            for (o.bucket = 0; o.bucket <= 24; o.bucket += 8) {
+                o.plan = &knobs[k];
+                run_and_compare(&o, 3, &want);
+            }
+    free(want);
+}
+
+static void knobs_change_no_bit(void **state)
+{
+    (void)state;
+    static const char *const models[] = { "conv", "unused", "tied and frozen" };
+    for (size_t m = 0; m < COUNT(models); m++)
+        for (int stage = 0; stage < ZB_STAGE_COUNT; stage++) {
+            check_knobs(models[m], stage, &plain_fp32, fp32_knobs, COUNT(fp32_knobs));
+            check_knobs(models[m], stage, &plain_bf16, bf16_knobs, COUNT(bf16_knobs));
+        }
+}
+
 /* --- against the oracle, which has its own gradients --- */
 
 static const struct oracle_case {
@@ -307,17 +356,40 @@ static void check_failure(void **state)
             }
 }
 
+/* Every plan, in two ranks that fail together. */
+static void check_plan_failure(void **state)
+{
+    const struct failure_case *c = *state;
+    for (int p = 0; p < rig_plan_count; p++)
+        for (int stage = 0; stage < ZB_STAGE_COUNT; stage++) {
+            rig_options o = {
+                .model = "unused", .plan = &rig_plans[p], .stage = stage, .overlap = p % 2, .bucket = 8
+            };
+            int fired = rig_plans[p].stages >> stage & 1;
+            for (int64_t n = 0; fired; n++) {
+                world w;
+                world_open(&w, &o, 2);
+                fired = c->run(&w, n);
+                world_close(&w);
+            }
+        }
+}
+
 int main(void)
 {
-    struct CMUnitTest tests[COUNT(failures) + COUNT(oracle_cases) + 2] = {
+    struct CMUnitTest tests[2 * COUNT(failures) + COUNT(oracle_cases) + 3] = {
+        cmocka_unit_test(knobs_change_no_bit),
         cmocka_unit_test(stages_agree_in_every_world),
         cmocka_unit_test(pairs_agree_with_accumulation),
     };
+    size_t n = 3;
     for (size_t i = 0; i < COUNT(failures); i++)
-        tests[i + 2] = (struct CMUnitTest){ failures[i].name, check_failure, NULL, NULL,
-                                            (void *)&failures[i] };
+        tests[n++] = (struct CMUnitTest){ failures[i].name, check_failure, NULL, NULL, (void *)&failures[i] };
+    for (size_t i = 0; i < COUNT(failures); i++)
+        tests[n++] = (struct CMUnitTest){ failures[i].name, check_plan_failure, NULL, NULL,
+                                          (void *)&failures[i] };
     for (size_t i = 0; i < COUNT(oracle_cases); i++)
-        tests[i + 2 + COUNT(failures)] = (struct CMUnitTest){ oracle_cases[i].name, check_oracle, NULL, NULL,
-                                                              (void *)&oracle_cases[i] };
+        tests[n++] = (struct CMUnitTest){ oracle_cases[i].name, check_oracle, NULL, NULL,
+                                          (void *)&oracle_cases[i] };
     return cmocka_run_group_tests_name("engine_worlds", tests, NULL, NULL);
 }
