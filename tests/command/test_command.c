@@ -661,6 +661,33 @@ static void a_signal_leaves_nothing(void **state)
     folder_remove(NULL);
 }
 
+/* The second one does not wait for the end of a step, which here takes long. */
+static void a_second_signal_leaves_nothing_either(void **state)
+{
+    (void)state;
+    char line[1024];
+    snprintf(line, sizeof line,
+             "exec %s train " CIFAR " --dtypes fp32 --world 2 --micro-batch 8192 --steps 3 --trace %s/t "
+             ">/dev/null 2>/dev/null",
+             ZB_COMMAND, folder);
+    pid_t child = fork();
+    if (child == 0) {
+        execl("/bin/sh", "sh", "-c", line, (char *)NULL);
+        _exit(127);
+    }
+    for (int i = 0; i < 100 && folder_entries() == 0; i++) nanosleep(&(struct timespec){ 0, 50000000 }, NULL);
+    assert_int_equal(folder_entries(), 1);
+    assert_int_equal(kill(child, SIGINT), 0);
+    nanosleep(&(struct timespec){ 0, 200000000 }, NULL);
+    int status;
+    assert_int_equal(waitpid(child, &status, WNOHANG), 0);
+    assert_int_equal(kill(child, SIGINT), 0);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFSIGNALED(status));
+    assert_int_equal(WTERMSIG(status), SIGINT);
+    assert_int_equal(folder_entries(), 0);
+}
+
 /* What a shell or nohup has switched off stays off. */
 static void an_ignored_signal_stays_ignored(void **state)
 {
@@ -708,6 +735,7 @@ int main(void)
         IN_FOLDER(closed_output_does_not_reach_a_file),
         IN_FOLDER(a_file_size_limit_is_an_error),
         IN_FOLDER(an_ignored_signal_stays_ignored),
+        IN_FOLDER(a_second_signal_leaves_nothing_either),
         IN_FOLDER(unwritable_output_is_an_error),
     };
     struct CMUnitTest tests[COUNT(refusals)];
