@@ -297,6 +297,7 @@ static zb_status inspect_memory(const inspect_settings *settings, zb_json_writer
                        "--model or --params is missing; see zerobit inspect memory --help");
     inputs in;
     ZB_TRY(inputs_open_config(&settings->input, &in));
+    in.config->zero_allow_untested_optimizer = 1; /* bytes can be told where DeepSpeed would not run */
     zb_status status = settings->params > 0 ? ZB_OK : zb_model_open(settings->memory_model, &in.model);
     if (status == ZB_OK) status = put_memory(json, settings, &in);
     inputs_close(&in);

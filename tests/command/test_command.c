@@ -417,6 +417,32 @@ static void inspect_prints_json(void **state)
     }
 }
 
+/* The stage that runs decides, not the config's own; and memory can be told of any. */
+static void stages_judge_the_optimizer(void **state)
+{
+    (void)state;
+    static const char *const optimizers[] = { "\"SGD\", \"params\": {\"lr\": 0.1}", "\"Lamb\"" };
+    for (size_t i = 0; i < COUNT(optimizers); i++) {
+        char text[256];
+        const int bytes = snprintf(text, sizeof text,
+                                   "{\"train_micro_batch_size_per_gpu\": 2, \"optimizer\": {\"type\": %s}}",
+                                   optimizers[i]);
+        write_whole(in_folder("untested.json"), (const unsigned char *)text, (size_t)bytes);
+        outcome o = run(
+            "verify @/untested.json --model mlp:5-7-3 --worlds 2 --steps 1 --stages 0 --json @/j");
+        assert_int_equal(o.exit, 0);
+        outcome_free(&o);
+        o = run("verify @/untested.json --model mlp:5-7-3 --worlds 2 --steps 1 --stages 0,2 --json @/j");
+        assert_int_equal(o.exit, 2);
+        assert_non_null(strstr(o.err, "at ZeRO stage 2, or zero_allow_untested_optimizer: true"));
+        outcome_free(&o);
+        o = run("inspect memory @/untested.json --model mlp:5-7-3 --world 2");
+        assert_int_equal(o.exit, 0);
+        assert_non_null(strstr(o.out, i == 0 ? "\"optimizer_states\":0" : "\"optimizer_states\":528"));
+        outcome_free(&o);
+    }
+}
+
 /* Each scheduler from the config's text on: sequences that DeepSpeed's own code gave. */
 static void inspect_lr_of_each_scheduler(void **state)
 {
@@ -726,6 +752,7 @@ int main(void)
         IN_FOLDER(inspect_prints_json),
         IN_FOLDER(inspect_quirks_lists_what_is_met),
         IN_FOLDER(inspect_lr_of_each_scheduler),
+        IN_FOLDER(stages_judge_the_optimizer),
         IN_FOLDER(inspect_loss_scale_by_stage),
         IN_FOLDER(inspect_partition_tiles),
         IN_FOLDER(info_tells_what_there_is),
