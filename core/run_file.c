@@ -471,6 +471,53 @@ static zb_status read_model(const zb_json_at *root, zb_replay_run *run)
     return read_list(&order, run->param_count, &run->gradient_order);
 }
 
+/* tools/capture's name of what zerobit calls plain: the CUDA kernels' formula, each operation rounded on its
+ * own. */
+static const char plain_arithmetic[] = "deepspeed-cuda-ieee";
+
+static zb_status read_arithmetic(const zb_json_at *optimizer, zb_optimizer_kind kind,
+                                 zb_optimizer_arithmetic *out)
+{
+    zb_json_at at = zb_json_member(optimizer, "arithmetic");
+    zb_json_at capability = zb_json_member(optimizer, "cpu_capability");
+    const char *text, *processor;
+    ZB_TRY(zb_json_string(&at, &text));
+    int found = strcmp(text, plain_arithmetic) == 0 ? (int)ZB_ARITHMETIC_PLAIN : -1;
+    for (int a = ZB_ARITHMETIC_PLAIN + 1; a < ZB_ARITHMETIC_COUNT && found < 0; a++)
+        if (strcmp(text, zb_optimizer_arithmetic_name((zb_optimizer_arithmetic)a)) == 0) found = a;
+    if (found < 0 || !zb_optimizer_has_arithmetic(kind, (zb_optimizer_arithmetic)found))
+        return zb_json_fail(&at, ZB_UNSUPPORTED, "an arithmetic that %s is known in here",
+                            zb_optimizer_kind_name(kind));
+    if (zb_json_given(&capability)) {
+        ZB_TRY(zb_json_string(&capability, &processor));
+        if (strcmp(processor, "AVX2") != 0)
+            return zb_json_fail(&capability, ZB_UNSUPPORTED,
+                                "AVX2, which torch.optim's arithmetic here is of");
+    }
+    *out = (zb_optimizer_arithmetic)found;
+    return ZB_OK;
+}
+
+/* The implementation that really ran, whatever the config means by itself. */
+static zb_status read_optimizer(const zb_json_at *root, zb_config *config)
+{
+    zb_json_at optimizer = zb_json_member(root, "optimizer"),
+               width_at = zb_json_member(&optimizer, "simd_width");
+    zb_optimizer_arithmetic arithmetic = ZB_ARITHMETIC_PLAIN;
+    int64_t width = 0;
+    if (!zb_json_given(&optimizer) || !config->optimizer_given) return ZB_OK;
+    ZB_TRY(zb_json_object(&optimizer));
+    ZB_TRY(read_arithmetic(&optimizer, config->optimizer.kind, &arithmetic));
+    if (zb_json_given(&width_at)) ZB_TRY(zb_json_int64(&width_at, 1, 16, &width));
+    config->optimizer.arithmetic = arithmetic;
+    if (width > 0) config->optimizer.vector_width = (int)width;
+    for (int g = 0; g < config->group_count; g++) {
+        config->groups[g].optimizer.arithmetic = arithmetic;
+        config->groups[g].optimizer.vector_width = config->optimizer.vector_width;
+    }
+    return ZB_OK;
+}
+
 static zb_status read_config(const zb_json_at *root, const char *path, zb_replay_run *run)
 {
     char label[512];
@@ -481,7 +528,7 @@ static zb_status read_config(const zb_json_at *root, const char *path, zb_replay
     if (zb_batch_resolve(&run->config->batch, run->world_size, &batch) != ZB_OK)
         return zb_fail_context("%s", label);
     run->accumulation_steps = batch.accumulation_steps;
-    return ZB_OK;
+    return read_optimizer(root, run->config);
 }
 
 static zb_status read_run(const zb_json_at *at, zb_run_values *values, zb_replay_run *run)
