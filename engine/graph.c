@@ -105,6 +105,9 @@ static zb_status order_gradients(zb_graph *g)
         if (param->use_count == 0) g->ready_order[g->ready_count++] = p;
         if (param->numel > g->max_param_numel) g->max_param_numel = param->numel;
     }
+    const zb_model_order *elsewhere = model->order;
+    if (elsewhere != NULL && elsewhere->ready.count > 0)
+        memcpy(g->ready_order, elsewhere->ready.items, (size_t)g->ready_count * sizeof *g->ready_order);
     return ZB_OK;
 }
 

@@ -221,12 +221,15 @@ static zb_status fill_zero(zb_engine *engine, void *data, size_t at, size_t nume
         &(zb_fill_bytes_args){ .data = zb_at(data, at, dtype), .bytes = numel * zb_dtype_bytes(dtype) });
 }
 
+static zb_status launch_full(zb_reducer *r);
+
 static zb_status open_buffer(zb_reducer *r, int param, zb_reducer_buffer **buffer_p)
 {
     const int index = r->plan.bucket_of[param];
     const zb_bucket *bucket = &r->plan.buckets[index];
     zb_reducer_buffer *buffer = &r->buffers[index % r->buffer_count];
     if (r->open_bucket != index) {
+        ZB_TRY(launch_full(r));
         ZB_ASSERT(r->open_bucket == -1);
         ZB_TRY(settle_buffer(r, buffer));
         r->open_bucket = index;
@@ -271,6 +274,16 @@ static zb_status launch(zb_reducer *r, zb_reducer_buffer *buffer, int index)
     return send_bucket(r, bucket, buffer->wire, works);
 }
 
+/* The open bucket, if nothing is missing in it. */
+static zb_status launch_full(zb_reducer *r)
+{
+    const int index = r->open_bucket;
+    if (index < 0 || r->missing > 0) return ZB_OK;
+    zb_reducer_buffer *buffer = &r->buffers[index % r->buffer_count];
+    ZB_TRY(launch(r, buffer, index));
+    return r->buffer_count > 1 ? ZB_OK : settle_buffer(r, buffer);
+}
+
 zb_status zb_reducer_put(zb_reducer *r, int param, const void *from, zb_dtype from_dtype)
 {
     zb_reducer_buffer *buffer;
@@ -280,13 +293,13 @@ zb_status zb_reducer_put(zb_reducer *r, int param, const void *from, zb_dtype fr
         if (piece.numel == 0) break; /* and so are those of all ranks after */
         ZB_TRY(put_piece(r, buffer, &piece, from, from_dtype));
     }
-    if (--r->missing > 0) return ZB_OK;
-    ZB_TRY(launch(r, buffer, r->open_bucket));
-    return r->buffer_count > 1 ? ZB_OK : settle_buffer(r, buffer);
+    r->missing--;
+    return r->rule.late ? ZB_OK : launch_full(r);
 }
 
 zb_status zb_reducer_finish(zb_reducer *r)
 {
+    if (r->buffer_count > 0) ZB_TRY(launch_full(r));
     ZB_ASSERT(r->open_bucket == -1);
     for (int i = 0; i < r->buffer_count; i++) ZB_TRY(settle_buffer(r, &r->buffers[i]));
     return ZB_OK;

@@ -3,9 +3,9 @@
  * averages stored, or added, where the optimizer will read them. What all stages share.
  *
  * Life of a buffer: opened for a bucket (waits for and settles what it carried before) -> filled, parameter
- * by parameter -> launched when the last one is in: divided and converted as the plan says, sent -> settled:
- * waited for, and taken in. There is one buffer, or two that take turns when communication overlaps with
- * computation.
+ * by parameter -> launched when the last one is in, or (`late`) when the next bucket is opened or at the end:
+ * divided and converted as the plan says, sent -> settled: waited for, and taken in. There is one buffer, or
+ * two that take turns when communication overlaps with computation.
  *
  * Where gradients lie in the flat space already and nothing has to be converted, that space is the buffer:
  * zb_reducer_run_in_place.

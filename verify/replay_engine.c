@@ -46,6 +46,7 @@ static zb_status create_model(const zb_replay_run *run, zb_model **model_p)
                                                          .name = run->param_names[p],
                                                          .shape = { 1, { (int64_t)run->param_numel[p] } },
                                                          .frozen = run->frozen[p] }));
+    if (run->order.layer_count > 0) ZB_TRY(zb_model_set_order(*model_p, &run->order));
     return zb_model_finish(*model_p);
 }
 

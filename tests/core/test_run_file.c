@@ -61,7 +61,7 @@ static int write_tensors(void **state)
     return zb_safetensors_write(TENSORS, tensors, COUNT(tensors)) == ZB_OK ? 0 : -1;
 }
 
-static void assert_list(zb_replay_list list, int first, int second)
+static void assert_list(zb_index_list list, int first, int second)
 {
     assert_int_equal(list.count, 2);
     assert_int_equal(list.items[0], first);
@@ -80,13 +80,13 @@ static void everything_is_read(void **state)
     assert_string_equal(run->param_names[1], "a.bias");
     assert_true(!run->frozen[0] && run->frozen[1] && !run->frozen[2]);
     assert_int_equal(run->trainable_numel, 5);
-    assert_int_equal(run->module_count, 2);
-    assert_int_equal(run->modules[0].count, 1);
-    assert_int_equal(run->modules[0].items[0], 2);
-    assert_list(run->modules[1], 0, 1);
-    assert_list(run->forward, 0, 1);
-    assert_list(run->backward, 1, 0);
-    assert_list(run->gradient_order, 2, 0);
+    assert_int_equal(run->order.layer_count, 2);
+    assert_int_equal(run->order.layers[0].count, 1);
+    assert_int_equal(run->order.layers[0].items[0], 2);
+    assert_list(run->order.layers[1], 0, 1);
+    assert_list(run->order.forward, 0, 1);
+    assert_list(run->order.backward, 1, 0);
+    assert_list(run->order.ready, 2, 0);
     assert_true(run->grads_are_local);
     assert_int_equal(run->config->optimizer.arithmetic, ZB_ARITHMETIC_DEEPSPEED_CPU);
     assert_int_equal(run->config->groups[0].optimizer.arithmetic, ZB_ARITHMETIC_DEEPSPEED_CPU);
