@@ -41,8 +41,8 @@ ZB_API void zb_engine_destroy(zb_engine *engine);
 
 /** The handles that deepspeed.initialize() returns beside the engine; they belong to it. */
 ZB_API zb_loader *zb_engine_loader(zb_engine *engine);               /* NULL without a data set */
-ZB_API const zb_schedule *zb_engine_lr_scheduler(const zb_engine *engine);
-ZB_API const zb_optimizer_config *zb_engine_optimizer(const zb_engine *engine);
+ZB_API const zb_schedules *zb_engine_lr_scheduler(const zb_engine *engine);
+ZB_API const zb_optimizer_config *zb_engine_optimizer(const zb_engine *engine); /* by parameter group */
 ZB_API const zb_plan *zb_engine_plan(const zb_engine *engine);
 ZB_API int zb_engine_stage(const zb_engine *engine);
 
