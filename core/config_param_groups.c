@@ -195,3 +195,8 @@ zb_status zb_config_assign_groups(const zb_config *config, const zb_model *model
                ? ZB_OK
                : check_used(config, model, group_of);
 }
+
+void zb_config_list_schedules(const zb_config *config, zb_schedule_config schedules[ZB_PARAM_GROUP_MAX])
+{
+    for (int g = 0; g < config->group_count; g++) schedules[g] = config->groups[g].schedule;
+}

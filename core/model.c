@@ -460,6 +460,7 @@ void zb_model_destroy(zb_model *model)
     if (model == NULL) return;
     zb_free(model->modules);
     zb_free(model->params);
+    zb_model_order_destroy(model->order);
     zb_free(model);
 }
 

@@ -51,4 +51,7 @@ zb_status zb_shape_check(const zb_shape *shape, int64_t extent_min, const char *
 /* The model that a JSON file describes. The caller owns *model_p. */
 zb_status zb_model_load_json(const char *path, zb_model **model_p);
 
+/* NULL is fine. */
+void zb_model_order_destroy(zb_model_order *order);
+
 #endif

@@ -3,12 +3,48 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <zerobit/memory.h>
 
 enum { NAME_ATTEMPTS = 1000 };
+
+/*
+ * The names of temporary files, where a signal handler can read them: in memory that is never freed, since
+ * the handler may run on another thread. A name that is just being given up is one of a file that is gone, so
+ * that removing it does nothing.
+ */
+static struct named {
+    atomic_int taken, whole; /* whole: `path` can be read */
+    char path[PATH_MAX];
+} named[ZB_OUTPUT_NAMED_MAX];
+
+static int name_keep(const char *path)
+{
+    for (int i = 0; i < ZB_OUTPUT_NAMED_MAX; i++) {
+        if (atomic_exchange(&named[i].taken, 1)) continue;
+        snprintf(named[i].path, sizeof named[i].path, "%s", path);
+        atomic_store(&named[i].whole, 1);
+        return i;
+    }
+    return -1;
+}
+
+static void name_forget(int index)
+{
+    if (index < 0) return;
+    atomic_store(&named[index].whole, 0);
+    atomic_store(&named[index].taken, 0);
+}
+
+void zb_output_files_remove(void)
+{
+    for (int i = 0; i < ZB_OUTPUT_NAMED_MAX; i++)
+        if (atomic_load(&named[i].whole)) unlink(named[i].path);
+}
 
 static zb_status cannot_be_written(const char *path, int reason)
 {
@@ -39,7 +75,10 @@ static zb_status open_temporary(zb_output_file *file)
         if (descriptor < 0 && errno == EEXIST) continue;
         if (descriptor < 0) break;
         file->stream = fdopen(descriptor, "wb");
-        if (file->stream != NULL) return ZB_OK;
+        if (file->stream != NULL) {
+            file->named = name_keep(file->temporary_path);
+            return ZB_OK;
+        }
         int reason = errno;
         close(descriptor);
         unlink(file->temporary_path);
@@ -51,7 +90,7 @@ static zb_status open_temporary(zb_output_file *file)
 
 zb_status zb_output_file_open(zb_output_file *file, const char *path, zb_output_existing existing)
 {
-    *file = (zb_output_file){ .existing = existing };
+    *file = (zb_output_file){ .existing = existing, .named = -1 };
     file->path = zb_strdup(path);
     zb_status status = file->path != NULL ? check_place(file) : ZB_NO_MEMORY;
     if (status == ZB_OK) status = open_temporary(file);
@@ -84,6 +123,7 @@ zb_status zb_output_file_finish(zb_output_file *file)
     if (status == ZB_OK && rename(file->temporary_path, file->path) != 0)
         status = cannot_be_written(file->path, errno);
     if (status != ZB_OK) unlink(file->temporary_path);
+    name_forget(file->named);
     zb_output_file_discard(file);
     return status;
 }
@@ -93,6 +133,7 @@ void zb_output_file_discard(zb_output_file *file)
     if (file->stream != NULL) {
         fclose(file->stream);
         unlink(file->temporary_path);
+        name_forget(file->named);
     }
     zb_free(file->temporary_path);
     zb_free(file->path);

@@ -90,13 +90,13 @@ static int looks_at(const zb_plan *plan, zb_tensors tensors)
 {
     const int norm_looks = (tensors == ZB_TENSORS_PARTITIONS && plan->norm == ZB_NORM_PARTITION_FP32) ||
                            (tensors == ZB_TENSORS_SUB_GROUPS && plan->norm == ZB_NORM_PARTITION_FP64);
-    return norm_looks || (plan->tensors == tensors && optimizer_looks_at_tensors(&plan->optimizer));
+    return norm_looks || (plan->tensors == tensors && optimizer_looks_at_tensors(&plan->groups[0]));
 }
 
 /* Optimizers and norms have been found equal. */
 static int tensors_equal(const zb_plan *a, const zb_plan *b)
 {
-    if (a->tensors != b->tensors && optimizer_looks_at_tensors(&a->optimizer)) return 0;
+    if (a->tensors != b->tensors && optimizer_looks_at_tensors(&a->groups[0])) return 0;
     if (looks_at(a, ZB_TENSORS_PARTITIONS) && !a->round_robin != !b->round_robin) return 0;
     return !looks_at(a, ZB_TENSORS_SUB_GROUPS) || a->sub_group_numel == b->sub_group_numel;
 }
@@ -123,8 +123,8 @@ int zb_plan_equal(const zb_plan *a, const zb_plan *b)
            !a->unscale_by_next_scale == !b->unscale_by_next_scale &&
            !a->report_norm_by_next_scale == !b->report_norm_by_next_scale && a->overflow == b->overflow &&
            a->norm == b->norm && a->clip == b->clip && a->clip_norm == b->clip_norm &&
-           !a->hidden_first_step == !b->hidden_first_step &&
-           zb_optimizer_config_equal(&a->optimizer, &b->optimizer) && tensors_equal(a, b);
+           !a->hidden_first_step == !b->hidden_first_step && zb_plan_optimizers_equal(a, b) &&
+           tensors_equal(a, b);
 }
 
 static void describe_scaler(const zb_loss_scaler_config *scaler, char *text, size_t text_bytes)
@@ -309,10 +309,6 @@ static zb_status check_accumulation(const choice *c)
 
 static zb_status check_choice(const choice *c)
 {
-    if (c->config->group_count > 1)
-        return zb_fail(ZB_UNSUPPORTED,
-                       "%s: zerobit.param_groups: has %d groups, want one: more are not supported yet",
-                       c->config->path, c->config->group_count);
     ZB_TRY(check_averaging(c));
     return check_accumulation(c);
 }
@@ -513,7 +509,7 @@ zb_status zb_plan_derive(const zb_config *config, int stage, zb_dtype dtype, int
         .clip = derive_clip(&c),
         .clip_norm = config->gradient_clipping,
     };
-    ZB_TRY(zb_plan_derive_optimizer(config, stage, &derived.optimizer));
+    ZB_TRY(zb_plan_derive_optimizer(config, stage, &derived));
     ZB_TRY(zb_scaler_derive(config, stage, dtype, &derived.scaler));
     derive_types(&c, &derived);
     derive_scaling(&c, &derived);

@@ -67,7 +67,7 @@ int zb_optimizer_has_tails(const zb_optimizer_config *optimizer)
 }
 
 /* Hyper-parameters of another optimizer than the one that runs make no difference. */
-int zb_optimizer_config_equal(const zb_optimizer_config *a, const zb_optimizer_config *b)
+static int optimizer_equal(const zb_optimizer_config *a, const zb_optimizer_config *b)
 {
     if (a->kind != b->kind || a->arithmetic != b->arithmetic || a->lr != b->lr ||
         a->weight_decay != b->weight_decay)
@@ -86,6 +86,14 @@ int zb_optimizer_config_equal(const zb_optimizer_config *a, const zb_optimizer_c
            (!tail || a->vector_width == b->vector_width);
 }
 
+int zb_plan_optimizers_equal(const zb_plan *a, const zb_plan *b)
+{
+    if (a->group_count != b->group_count) return 0;
+    for (int g = 0; g < a->group_count; g++)
+        if (!optimizer_equal(&a->groups[g], &b->groups[g])) return 0;
+    return 1;
+}
+
 /* DeepSpeed shards only optimizers that it knows, unless told that the user knows better. */
 static zb_status check_tested(const zb_config *config, int stage)
 {
@@ -99,7 +107,7 @@ static zb_status check_tested(const zb_config *config, int stage)
                    config->path, zb_optimizer_kind_name(kind), stage);
 }
 
-zb_status zb_plan_derive_optimizer(const zb_config *config, int stage, zb_optimizer_config *optimizer)
+zb_status zb_plan_derive_optimizer(const zb_config *config, int stage, zb_plan *plan)
 {
     if (!config->optimizer_given)
         return zb_fail(ZB_INVALID_CONFIG, "%s: optimizer: is missing, want an object with type and params",
@@ -111,8 +119,11 @@ zb_status zb_plan_derive_optimizer(const zb_config *config, int stage, zb_optimi
             "%s: optimizer.type: is Lamb, want another under deepspeed-0.19.6 semantics: the order in "
             "which its kernel adds squares is the GPU's own",
             config->path);
-    *optimizer = config->groups[0].optimizer;
-    /* Where a tensor ends is a matter of stages, which must not differ in a bit here: no tails. */
-    if (config->semantics == ZB_SEMANTICS_STANDARD) optimizer->vector_width = 1;
+    plan->group_count = config->group_count;
+    for (int g = 0; g < config->group_count; g++) {
+        plan->groups[g] = config->groups[g].optimizer;
+        /* Where a tensor ends is a matter of stages, which must not differ in a bit here: no tails. */
+        if (config->semantics == ZB_SEMANTICS_STANDARD) plan->groups[g].vector_width = 1;
+    }
     return ZB_OK;
 }

@@ -12,10 +12,10 @@ int zb_optimizer_is_of_torch(const zb_optimizer_config *optimizer);
 int zb_optimizer_has_tails(const zb_optimizer_config *optimizer);
 
 /** True when both take every weight to the same bits. */
-int zb_optimizer_config_equal(const zb_optimizer_config *a, const zb_optimizer_config *b);
+int zb_plan_optimizers_equal(const zb_plan *a, const zb_plan *b);
 
-/** The optimizer that the config means at a stage. ZB_INVALID_CONFIG without one, or where DeepSpeed refuses
- * it. */
-zb_status zb_plan_derive_optimizer(const zb_config *config, int stage, zb_optimizer_config *optimizer);
+/** The optimizer that the config means at a stage, for each parameter group. ZB_INVALID_CONFIG without one,
+ * or where DeepSpeed refuses it. */
+zb_status zb_plan_derive_optimizer(const zb_config *config, int stage, zb_plan *plan);
 
 #endif

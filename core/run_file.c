@@ -57,12 +57,13 @@ static void destroy_grads(zb_replay_run *run)
 static void destroy_model(zb_replay_run *run)
 {
     for (int p = 0; run->param_names != NULL && p < run->param_count; p++) zb_free(run->param_names[p]);
-    for (int m = 0; run->modules != NULL && m < run->module_count; m++) zb_free(run->modules[m].items);
+    for (int m = 0; run->order.layers != NULL && m < run->order.layer_count; m++)
+        zb_free(run->order.layers[m].items);
     zb_free(run->param_names);
-    zb_free(run->modules);
-    zb_free(run->forward.items);
-    zb_free(run->backward.items);
-    zb_free(run->gradient_order.items);
+    zb_free(run->order.layers);
+    zb_free(run->order.forward.items);
+    zb_free(run->order.backward.items);
+    zb_free(run->order.ready.items);
     zb_free(run->frozen);
     zb_free(run->param_numel);
 }
@@ -408,7 +409,7 @@ static zb_status read_names(const zb_json_at *root, zb_replay_run *run)
 }
 
 /* Optional; indices below `limit`. */
-static zb_status read_list(const zb_json_at *at, int limit, zb_replay_list *list)
+static zb_status read_list(const zb_json_at *at, int limit, zb_index_list *list)
 {
     size_t count = 0;
     if (!zb_json_given(at)) return ZB_OK;
@@ -427,7 +428,7 @@ static zb_status read_list(const zb_json_at *at, int limit, zb_replay_list *list
 static zb_status read_frozen(const zb_json_at *root, zb_replay_run *run)
 {
     zb_json_at frozen = zb_json_member(root, "frozen");
-    zb_replay_list list = { 0 };
+    zb_index_list list = { 0 };
     run->frozen = zb_alloc_array((size_t)run->param_count, sizeof *run->frozen);
     if (run->frozen == NULL) return ZB_NO_MEMORY;
     const zb_status status = read_list(&frozen, run->param_count, &list);
@@ -445,10 +446,10 @@ static zb_status read_modules(const zb_json_at *root, zb_replay_run *run)
     if (!zb_json_given(&modules)) return ZB_OK;
     ZB_TRY(zb_json_array(&modules, &count));
     if (count > INT_MAX) return zb_json_fail(&modules, ZB_INVALID_CONFIG, "at most %d modules", INT_MAX);
-    run->modules = zb_alloc_array(count, sizeof *run->modules);
-    if (run->modules == NULL) return ZB_NO_MEMORY;
-    run->module_count = (int)count;
-    zb_replay_list *list = run->modules;
+    run->order.layers = zb_alloc_array(count, sizeof *run->order.layers);
+    if (run->order.layers == NULL) return ZB_NO_MEMORY;
+    run->order.layer_count = (int)count;
+    zb_index_list *list = run->order.layers;
     for (zb_json_at module = zb_json_first(&modules); module.value != NULL; module = zb_json_next(&module)) {
         zb_json_at params = zb_json_member(&module, "params");
         size_t own;
@@ -466,9 +467,56 @@ static zb_status read_model(const zb_json_at *root, zb_replay_run *run)
     ZB_TRY(read_names(root, run));
     ZB_TRY(read_frozen(root, run));
     ZB_TRY(read_modules(root, run));
-    ZB_TRY(read_list(&forward, run->module_count, &run->forward));
-    ZB_TRY(read_list(&backward, run->module_count, &run->backward));
-    return read_list(&order, run->param_count, &run->gradient_order);
+    ZB_TRY(read_list(&forward, run->order.layer_count, &run->order.forward));
+    ZB_TRY(read_list(&backward, run->order.layer_count, &run->order.backward));
+    return read_list(&order, run->param_count, &run->order.ready);
+}
+
+/* tools/capture's name of what zerobit calls plain: the CUDA kernels' formula, each operation rounded on its
+ * own. */
+static const char plain_arithmetic[] = "deepspeed-cuda-ieee";
+
+static zb_status read_arithmetic(const zb_json_at *optimizer, zb_optimizer_kind kind,
+                                 zb_optimizer_arithmetic *out)
+{
+    zb_json_at at = zb_json_member(optimizer, "arithmetic");
+    zb_json_at capability = zb_json_member(optimizer, "cpu_capability");
+    const char *text, *processor;
+    ZB_TRY(zb_json_string(&at, &text));
+    int found = strcmp(text, plain_arithmetic) == 0 ? (int)ZB_ARITHMETIC_PLAIN : -1;
+    for (int a = ZB_ARITHMETIC_PLAIN + 1; a < ZB_ARITHMETIC_COUNT && found < 0; a++)
+        if (strcmp(text, zb_optimizer_arithmetic_name((zb_optimizer_arithmetic)a)) == 0) found = a;
+    if (found < 0 || !zb_optimizer_has_arithmetic(kind, (zb_optimizer_arithmetic)found))
+        return zb_json_fail(&at, ZB_UNSUPPORTED, "an arithmetic that %s is known in here",
+                            zb_optimizer_kind_name(kind));
+    if (zb_json_given(&capability)) {
+        ZB_TRY(zb_json_string(&capability, &processor));
+        if (strcmp(processor, "AVX2") != 0)
+            return zb_json_fail(&capability, ZB_UNSUPPORTED,
+                                "AVX2, which torch.optim's arithmetic here is of");
+    }
+    *out = (zb_optimizer_arithmetic)found;
+    return ZB_OK;
+}
+
+/* The implementation that really ran, whatever the config means by itself. */
+static zb_status read_optimizer(const zb_json_at *root, zb_config *config)
+{
+    zb_json_at optimizer = zb_json_member(root, "optimizer"),
+               width_at = zb_json_member(&optimizer, "simd_width");
+    zb_optimizer_arithmetic arithmetic = ZB_ARITHMETIC_PLAIN;
+    int64_t width = 0;
+    if (!zb_json_given(&optimizer) || !config->optimizer_given) return ZB_OK;
+    ZB_TRY(zb_json_object(&optimizer));
+    ZB_TRY(read_arithmetic(&optimizer, config->optimizer.kind, &arithmetic));
+    if (zb_json_given(&width_at)) ZB_TRY(zb_json_int64(&width_at, 1, 16, &width));
+    config->optimizer.arithmetic = arithmetic;
+    if (width > 0) config->optimizer.vector_width = (int)width;
+    for (int g = 0; g < config->group_count; g++) {
+        config->groups[g].optimizer.arithmetic = arithmetic;
+        config->groups[g].optimizer.vector_width = config->optimizer.vector_width;
+    }
+    return ZB_OK;
 }
 
 static zb_status read_config(const zb_json_at *root, const char *path, zb_replay_run *run)
@@ -481,7 +529,7 @@ static zb_status read_config(const zb_json_at *root, const char *path, zb_replay
     if (zb_batch_resolve(&run->config->batch, run->world_size, &batch) != ZB_OK)
         return zb_fail_context("%s", label);
     run->accumulation_steps = batch.accumulation_steps;
-    return ZB_OK;
+    return read_optimizer(root, run->config);
 }
 
 static zb_status read_run(const zb_json_at *at, zb_run_values *values, zb_replay_run *run)

@@ -276,3 +276,34 @@ double zb_schedule_beta2(const zb_schedule *schedule)
     ZB_ASSERT(zb_schedule_has_momentum(schedule));
     return schedule->beta2;
 }
+
+/* ---- all parameter groups ---------------------------------------------------------------------------- */
+
+zb_status zb_schedules_init(zb_schedules *schedules, const zb_schedule_config *configs, int group_count)
+{
+    zb_schedules made = { .group_count = group_count };
+    for (int g = 0; g < group_count; g++) ZB_TRY(zb_schedule_init(&made.group[g], &configs[g]));
+    *schedules = made;
+    return ZB_OK;
+}
+
+void zb_schedules_step(zb_schedules *schedules)
+{
+    for (int g = 0; g < schedules->group_count; g++) zb_schedule_step(&schedules->group[g]);
+}
+
+void zb_schedules_rates(const zb_schedules *schedules, double *rates)
+{
+    for (int g = 0; g < schedules->group_count; g++) rates[g] = zb_schedule_lr(&schedules->group[g]);
+}
+
+void zb_schedules_apply(const zb_schedules *schedules, zb_optimizer_config *groups)
+{
+    for (int g = 0; g < schedules->group_count; g++) {
+        const zb_schedule *schedule = &schedules->group[g];
+        groups[g].lr = zb_schedule_lr(schedule);
+        if (!zb_schedule_has_momentum(schedule)) continue;
+        groups[g].beta1 = zb_schedule_beta1(schedule);
+        groups[g].beta2 = zb_schedule_beta2(schedule);
+    }
+}

@@ -7,6 +7,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <string.h>
 
 #include "engine/state.h"
 
@@ -87,13 +88,10 @@ static zb_status update_weights(zb_engine *e, double scaled_norm)
 {
     const double loss_scale = e->plan.unscale_by_next_scale ? e->scaler.scale : e->scale_used;
     const float scale = grad_scale(&e->plan, scaled_norm, loss_scale);
-    zb_optimizer_config now = e->plan.optimizer;
-    now.lr = e->lr_used;
-    if (zb_schedule_has_momentum(&e->schedule)) {
-        now.beta1 = zb_schedule_beta1(&e->schedule);
-        now.beta2 = zb_schedule_beta2(&e->schedule);
-    }
-    ZB_TRY(zb_optimizer_step(&e->optimizer, e->compute, &e->shard, scale, &now));
+    zb_optimizer_config now[ZB_PARAM_GROUP_MAX];
+    memcpy(now, e->plan.groups, sizeof now);
+    zb_schedules_apply(&e->schedules, now);
+    ZB_TRY(zb_optimizer_step(&e->optimizer, e->compute, &e->shard, scale, now));
     return e->stage->ops->publish(e->stage);
 }
 
@@ -105,7 +103,7 @@ static zb_status apply(zb_engine *e, double scaled_norm)
     if (e->overflow)
         e->counters.skipped_steps++;
     else
-        zb_schedule_step(&e->schedule);
+        zb_schedules_step(&e->schedules);
     return ZB_OK;
 }
 
@@ -115,7 +113,7 @@ zb_status zb_boundary_step(zb_engine *e)
     int is_measured;
     ZB_TRY(e->stage->ops->reduce(e->stage));
     ZB_TRY(look(e, &scaled_norm, &is_measured));
-    e->lr_used = zb_schedule_lr(&e->schedule);
+    zb_schedules_rates(&e->schedules, e->lr_used);
     e->scale_used = e->scaler.scale;
     ZB_TRY(zb_loss_scaler_update(&e->scaler, e->overflow));
     if (is_measured)
@@ -131,7 +129,7 @@ zb_status zb_boundary_hidden_step(zb_engine *e)
 {
     ZB_ASSERT(e->optimizer.owns_master);
     for (int i = 0; i < e->shard.segment_count; i++) e->shard.segments[i].param = NULL;
-    zb_status status = zb_optimizer_step(&e->optimizer, e->compute, &e->shard, 1.0f, &e->plan.optimizer);
+    zb_status status = zb_optimizer_step(&e->optimizer, e->compute, &e->shard, 1.0f, e->plan.groups);
     for (int i = 0; i < e->shard.segment_count; i++) {
         zb_segment *s = &e->shard.segments[i];
         if (s->numel > 0) s->param = e->stage->ops->place(e->stage, s->group, s->shard_offset).param;

@@ -49,6 +49,7 @@ zb_bucket_rule zb_bucket_rule_of(const zb_config *config, const zb_plan *plan, c
                             .limit_numel = as_stage_0 ? STAGE_0_LIMIT : config->zero.reduce_bucket_numel,
                             .whole_groups = bf16_optimizer,
                             .owns_all = stage == 0 || bf16_optimizer,
+                            .late = plan->semantics == ZB_SEMANTICS_DEEPSPEED_0_19_6 && !as_stage_0,
                             .in_vain = plan->averaging.absent && !sends_nothing(config, plan),
                             .to_flat = stage < 2 && plan->local_dtype == plan->grad_dtype };
     rule.in_place = is_in_place(plan, layout, rule.transport);

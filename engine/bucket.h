@@ -47,13 +47,14 @@ typedef struct zb_bucket_rule {
     int in_place; /* the buffer is the flat space itself: a bucket is one range of it, and none spans groups
                    */
     int owns_all; /* this rank takes every average, not only those of its shard                          */
-    int in_vain;  /* averages are dropped: the optimizer reads what each rank has added up                */
-    int to_flat;  /* averages go to the flat space; else to the shard                                    */
+    int late; /* a full bucket waits for the parameter that has no room in it, or for the end. As DeepSpeed */
+    int in_vain; /* averages are dropped: the optimizer reads what each rank has added up                */
+    int to_flat; /* averages go to the flat space; else to the shard                                    */
 } zb_bucket_rule;
 zb_bucket_rule zb_bucket_rule_of(const zb_config *config, const zb_plan *plan, const zb_layout *layout);
 
-/* Elements [first, first + numel) of a parameter lie in the buffer from `at` on; zeros follow them. In a REDUCE_SCATTER
- * those of the last ranks may be empty. */
+/* Elements [first, first + numel) of a parameter lie in the buffer from `at` on; zeros follow them. In a
+ * REDUCE_SCATTER those of the last ranks may be empty. */
 typedef struct zb_bucket_piece {
     size_t first, numel, at, padding;
 } zb_bucket_piece;

@@ -12,7 +12,6 @@
 
 #include "core/model_parts.h"
 #include "engine/boundary.h"
-#include "engine/call_order.h"
 #include "engine/external.h"
 #include "engine/state.h"
 #include "kernels/kernels.h"
@@ -210,16 +209,31 @@ static zb_status create_optimizer(zb_engine *e)
     return zb_optimizer_create(&e->plan, e->compute, &e->shard, exchange, &e->optimizer);
 }
 
+static zb_status create_schedules(zb_engine *e)
+{
+    zb_schedule_config schedules[ZB_PARAM_GROUP_MAX];
+    zb_config_list_schedules(e->config, schedules);
+    return zb_schedules_init(&e->schedules, schedules, e->plan.group_count);
+}
+
+static zb_status create_layout(zb_engine *e, int stage)
+{
+    zb_layout_options options = zb_layout_options_of(&e->plan, e->model, stage);
+    int *group_of = zb_alloc_array((size_t)e->model->param_count, sizeof *group_of);
+    if (group_of == NULL) return ZB_NO_MEMORY;
+    zb_status status = zb_config_assign_groups(e->config, e->model, group_of);
+    options.group_of = group_of;
+    if (status == ZB_OK) status = zb_layout_create(&options, &e->layout);
+    zb_free(group_of);
+    return status;
+}
+
 static zb_status set_up(zb_engine *e, const zb_engine_options *options, int stage)
 {
     if (zb_model_output_module(e->model) == ZB_MODEL_INPUT && e->model->loss != ZB_LOSS_ELSEWHERE)
         return zb_fail(ZB_INVALID_ARGUMENT, "model %s has no module with an output", e->model->name);
-    if (options->call_order != NULL) ZB_TRY(zb_call_order_check(options->call_order, e->model));
     ZB_TRY(zb_graph_create(e->model, &e->graph));
-    e->call_order = options->call_order;
-    if (e->call_order != NULL) zb_call_order_apply(e->call_order, &e->graph);
-    const zb_layout_options layout = zb_layout_options_of(&e->plan, e->model, stage);
-    ZB_TRY(zb_layout_create(&layout, &e->layout));
+    ZB_TRY(create_layout(e, stage));
     if (e->layout.numel == 0)
         return zb_fail(ZB_INVALID_ARGUMENT, "model %s has no trainable element: nothing to optimize",
                        e->model->name);
@@ -234,7 +248,7 @@ static zb_status set_up(zb_engine *e, const zb_engine_options *options, int stag
     if (e->plan.hidden_first_step) ZB_TRY(zb_boundary_hidden_step(e));
     ZB_TRY(zb_norm_create(e, &e->norm));
     ZB_TRY(zb_loss_scaler_init(&e->scaler, &e->plan.scaler));
-    ZB_TRY(zb_schedule_init(&e->schedule, &e->config->groups[0].schedule));
+    ZB_TRY(create_schedules(e));
     note_traffic(e);
     return ZB_OK;
 }
@@ -293,13 +307,13 @@ zb_loader *zb_engine_loader(zb_engine *e)
 {
     return e->loader;
 }
-const zb_schedule *zb_engine_lr_scheduler(const zb_engine *e)
+const zb_schedules *zb_engine_lr_scheduler(const zb_engine *e)
 {
-    return &e->schedule;
+    return &e->schedules;
 }
 const zb_optimizer_config *zb_engine_optimizer(const zb_engine *e)
 {
-    return &e->plan.optimizer;
+    return e->plan.groups;
 }
 const zb_plan *zb_engine_plan(const zb_engine *e)
 {

@@ -72,7 +72,7 @@ static zb_status visit_buffers(const zb_graph *graph, zb_dtype dtype, size_t row
         if (model->params[p].requires_grad && model->params[p].use_count > 1)
             visit(&v, ZB_MEM_WORKSPACE, model->params[p].numel, tensor,
                   element(e->tied_grad, sizeof *e->tied_grad, p));
-    visit(&v, ZB_MEM_WORKSPACE, rows * graph->max_activation_numel, tensor, &e->activation_scratch);
+    visit(&v, ZB_MEM_WORKSPACE, rows * graph->shared_grad_numel, tensor, &e->activation_scratch);
     visit(&v, ZB_MEM_WORKSPACE, graph->conv_workspace_numel, sizeof(float), &e->conv_workspace);
     return v.status;
 }

@@ -3,7 +3,6 @@
 
 #include <string.h>
 
-#include "engine/call_order.h"
 #include "engine/state.h"
 
 zb_status zb_external_check(const zb_engine *e, const float *const *values)
@@ -32,84 +31,92 @@ static zb_status put_gradient(zb_engine *e, zb_external_kind kind, const float *
     return ZB_OK;
 }
 
-typedef struct external {
-    zb_engine *engine;
-    zb_external_kind kind;
-    const float *const *values;
-    float factor;
-    int next; /* of the graph's ready_order */
-} external;
-
-/* At a module, or at an entry of the call order; at the end, with or without one. */
-static int is_complete(const zb_engine *e, int param, int at)
+static zb_status make_ready(zb_engine *e, zb_external_kind kind, const float *const *values, float factor,
+                            int param)
 {
-    if (e->call_order != NULL) return zb_call_order_completes(e->call_order, param) <= at;
-    return zb_graph_first_use(&e->graph, param) == at;
+    void *to;
+    ZB_TRY(e->stage->ops->grad_target(e->stage, param, &to));
+    if (to == NULL) to = e->executor.param_scratch;
+    ZB_TRY(put_gradient(e, kind, values[param], factor, e->model->params[param].numel, to));
+    return e->stage->ops->grad_ready(e->stage, param, to);
 }
 
-/* The gradients that are complete where backward is now, in their order. */
-static zb_status make_ready(external *x, int at)
+static int holds(const zb_index_list *list, int index)
 {
-    zb_engine *e = x->engine;
-    for (; x->next < e->graph.ready_count; x->next++) {
-        const int param = e->graph.ready_order[x->next];
-        void *to;
-        if (!is_complete(e, param, at)) return ZB_OK;
-        ZB_TRY(e->stage->ops->grad_target(e->stage, param, &to));
-        if (to == NULL) to = e->executor.param_scratch;
-        ZB_TRY(put_gradient(e, x->kind, x->values[param], x->factor, e->model->params[param].numel, to));
-        ZB_TRY(e->stage->ops->grad_ready(e->stage, param, to));
+    for (int i = 0; i < list->count; i++)
+        if (list->items[i] == index) return 1;
+    return 0;
+}
+
+/* Of an order elsewhere: whether backward has entered a layer that has the parameter, being at its entry
+ * `at`. */
+static int has_entered(const zb_model_order *order, int param, int at)
+{
+    for (int i = 0; i <= at; i++)
+        if (holds(&order->layers[order->backward.items[i]], param)) return 1;
+    return 0;
+}
+
+/* Backward is at `at`: a module, or an entry of an order elsewhere; -1: behind the last one. */
+static int is_complete(const zb_engine *e, int param, int at)
+{
+    if (at < 0) return 1;
+    return e->model->order != NULL ? has_entered(e->model->order, param, at)
+                                   : zb_graph_first_use(&e->graph, param) == at;
+}
+
+static zb_status make_complete_ready(zb_engine *e, zb_external_kind kind, const float *const *values,
+                                     float factor, int at, int *next)
+{
+    for (; *next < e->graph.ready_count && is_complete(e, e->graph.ready_order[*next], at); ++*next)
+        ZB_TRY(make_ready(e, kind, values, factor, e->graph.ready_order[*next]));
+    return ZB_OK;
+}
+
+/* --- the way through a model --- */
+
+static zb_status pass_forward(zb_engine *e)
+{
+    const zb_stage_ops *ops = e->stage->ops;
+    const zb_model_order *order = e->model->order;
+    const int count = order != NULL ? order->forward.count : e->model->module_count;
+    for (int i = order != NULL ? 1 : 0; i < count; i++) {
+        if (order == NULL && e->model->modules[i].kind == ZB_MODULE_PARAMETER) continue;
+        const int module = order != NULL ? order->forward.items[i] : i;
+        ZB_TRY(ops->before_forward(e->stage, module));
+        ZB_TRY(ops->after_forward(e->stage, module));
     }
     return ZB_OK;
 }
 
-static zb_status call_own_modules(external *x)
+static zb_status pass_backward(zb_engine *e, zb_external_kind kind, const float *const *values, float factor)
 {
-    const zb_engine *e = x->engine;
-    const zb_model *model = e->model;
     const zb_stage_ops *ops = e->stage->ops;
-    for (int m = 0; m < model->module_count; m++) {
-        if (model->modules[m].kind == ZB_MODULE_PARAMETER) continue;
-        ZB_TRY(ops->before_forward(e->stage, m));
-        ZB_TRY(ops->after_forward(e->stage, m));
+    const zb_model_order *order = e->model->order;
+    const int count = order != NULL ? order->backward.count : e->model->module_count;
+    int next = 0;
+    if (order != NULL) ZB_TRY(make_complete_ready(e, kind, values, factor, 0, &next));
+    for (int i = order != NULL ? 1 : 0; i < count; i++) {
+        const int at = order != NULL ? i : count - 1 - i,
+                  module = order != NULL ? order->backward.items[i] : at;
+        if (order == NULL && !e->graph.needs_grad[module]) continue;
+        ZB_TRY(ops->before_backward(e->stage, module));
+        ZB_TRY(make_complete_ready(e, kind, values, factor, at, &next));
+        ZB_TRY(ops->after_backward(e->stage, module));
     }
-    ZB_TRY(ops->end_forward(e->stage));
-    ZB_TRY(ops->begin_backward(e->stage));
-    for (int m = model->module_count - 1; m >= 0; m--) {
-        if (!e->graph.needs_grad[m]) continue;
-        ZB_TRY(ops->before_backward(e->stage, m));
-        ZB_TRY(make_ready(x, m));
-        ZB_TRY(ops->after_backward(e->stage, m));
-    }
-    return make_ready(x, -1);
-}
-
-static zb_status call_in_order(external *x)
-{
-    const zb_engine *e = x->engine;
-    const zb_stage_ops *ops = e->stage->ops;
-    const zb_index_list *forward = &e->call_order->forward, *backward = &e->call_order->backward;
-    for (int i = 1; i < forward->count; i++) {
-        ZB_TRY(ops->before_forward(e->stage, forward->items[i]));
-        ZB_TRY(ops->after_forward(e->stage, forward->items[i]));
-    }
-    ZB_TRY(ops->end_forward(e->stage));
-    ZB_TRY(ops->begin_backward(e->stage));
-    for (int i = 1; i < backward->count; i++) {
-        ZB_TRY(ops->before_backward(e->stage, backward->items[i]));
-        ZB_TRY(make_ready(x, i));
-        ZB_TRY(ops->after_backward(e->stage, backward->items[i]));
-    }
-    return make_ready(x, backward->count);
+    ZB_TRY(make_complete_ready(e, kind, values, factor, -1, &next));
+    ZB_ASSERT(next == e->graph.ready_count);
+    return ZB_OK;
 }
 
 zb_status zb_external_run(zb_engine *e, zb_external_kind kind, const float *const *values, float seed,
                           float divisor)
 {
     const zb_stage_ops *ops = e->stage->ops;
-    external x = { .engine = e, .kind = kind, .values = values, .factor = seed / divisor };
     ZB_TRY(ops->begin_forward(e->stage));
-    ZB_TRY(e->call_order != NULL ? call_in_order(&x) : call_own_modules(&x));
-    ZB_ASSERT(x.next == e->graph.ready_count);
+    ZB_TRY(pass_forward(e));
+    ZB_TRY(ops->end_forward(e->stage));
+    ZB_TRY(ops->begin_backward(e->stage));
+    ZB_TRY(pass_backward(e, kind, values, seed / divisor));
     return ops->end_backward(e->stage);
 }

@@ -1,6 +1,7 @@
 /* What a stage holds and sends, by formula: printed by `zerobit inspect memory`, and what every verified
  * run's ledger is held to. */
 #include <string.h>
+#include <zerobit/memory.h>
 
 #include "engine/executor.h"
 #include "engine/gather.h"
@@ -11,25 +12,43 @@
 
 typedef struct formula {
     zb_graph graph;
+    int *group_of; /* [param_count] */
     zb_layout layout;
     zb_gather_trace trace; /* stage 3's, like the next */
     zb_gather_plan gather;
     zb_stage_facts facts;
 } formula;
 
+static void formula_close(formula *f)
+{
+    zb_gather_plan_destroy(&f->gather);
+    zb_gather_trace_destroy(&f->trace);
+    zb_layout_destroy(&f->layout);
+    zb_free(f->group_of);
+    zb_graph_destroy(&f->graph);
+}
+
+static zb_status fill(const zb_config *config, const zb_model *model, const zb_plan *plan, int stage,
+                      formula *f)
+{
+    zb_layout_options options = zb_layout_options_of(plan, model, stage);
+    f->group_of = zb_alloc_array((size_t)model->param_count, sizeof *f->group_of);
+    if (f->group_of == NULL) return ZB_NO_MEMORY;
+    ZB_TRY(zb_config_assign_groups(config, model, f->group_of));
+    options.group_of = f->group_of;
+    ZB_TRY(zb_layout_create(&options, &f->layout));
+    if (stage != 3) return ZB_OK;
+    f->facts.gather = &f->gather;
+    return zb_gather_derive(config, plan, &f->graph, &f->layout, &f->trace, &f->gather);
+}
+
 static zb_status formula_open(const zb_config *config, const zb_model *model, const zb_plan *plan, int stage,
                               formula *f)
 {
     *f = (formula){ .facts = { .config = config, .plan = plan, .graph = &f->graph, .layout = &f->layout } };
     ZB_TRY(zb_graph_create(model, &f->graph));
-    const zb_layout_options options = zb_layout_options_of(plan, model, stage);
-    zb_status status = zb_layout_create(&options, &f->layout);
-    if (status == ZB_OK && stage == 3) {
-        f->facts.gather = &f->gather;
-        status = zb_gather_derive(config, plan, NULL, &f->graph, &f->layout, &f->trace, &f->gather);
-        if (status != ZB_OK) zb_layout_destroy(&f->layout);
-    }
-    if (status != ZB_OK) zb_graph_destroy(&f->graph);
+    const zb_status status = fill(config, model, plan, stage, f);
+    if (status != ZB_OK) formula_close(f);
     return status;
 }
 
@@ -37,14 +56,6 @@ static zb_status formula_open(const zb_config *config, const zb_model *model, co
 static uint64_t optimizer_norm_bytes(const formula *f)
 {
     return zb_optimizer_workspace_bytes(f->facts.plan, (uint64_t)f->layout.optimizer_tensors.count);
-}
-
-static void formula_close(formula *f)
-{
-    zb_gather_plan_destroy(&f->gather);
-    zb_gather_trace_destroy(&f->trace);
-    zb_layout_destroy(&f->layout);
-    zb_graph_destroy(&f->graph);
 }
 
 zb_status zb_memory_formula(const zb_config *config, const zb_model *model, const zb_plan *plan, int stage,

@@ -36,9 +36,8 @@ static zb_status discard(const zb_gather *g, size_t place, size_t numel)
 
 /* --- set-up --- */
 
-zb_status zb_gather_derive(const zb_config *config, const zb_plan *plan, const zb_call_order *order,
-                           const zb_graph *graph, const zb_layout *layout, zb_gather_trace *trace,
-                           zb_gather_plan *gather_plan)
+zb_status zb_gather_derive(const zb_config *config, const zb_plan *plan, const zb_graph *graph,
+                           const zb_layout *layout, zb_gather_trace *trace, zb_gather_plan *gather_plan)
 {
     const zb_zero_config *zero = &config->zero;
     const int as_deepspeed = plan->semantics == ZB_SEMANTICS_DEEPSPEED_0_19_6;
@@ -52,10 +51,7 @@ zb_status zb_gather_derive(const zb_config *config, const zb_plan *plan, const z
                                     .sequential = zero->allgather_sequential,
                                     .record_first = plan->quirks.first_iteration_recorded,
                                     .silent_alone = as_deepspeed };
-    if (order != NULL)
-        ZB_TRY(zb_gather_trace_of_calls(order, graph->model, as_deepspeed, trace));
-    else
-        ZB_TRY(zb_gather_trace_create(graph, &rules, trace));
+    ZB_TRY(zb_gather_trace_create(graph, &rules, trace));
     zb_status status = zb_gather_plan_create(trace, layout, &knobs, plan->accumulation_steps,
                                              plan->overflow == ZB_OVERFLOW_SKIP, gather_plan);
     if (status != ZB_OK) zb_gather_trace_destroy(trace);
@@ -88,8 +84,8 @@ static zb_status allocate(zb_engine *engine, zb_gather *g)
 zb_status zb_gather_create(zb_engine *engine, zb_gather *g)
 {
     *g = (zb_gather){ .engine = engine, .pass = ZB_NO_PASS };
-    ZB_TRY(zb_gather_derive(engine->config, &engine->plan, engine->call_order, &engine->graph,
-                            &engine->layout, &g->trace, &g->plan));
+    ZB_TRY(zb_gather_derive(engine->config, &engine->plan, &engine->graph, &engine->layout, &g->trace,
+                            &g->plan));
     ZB_TRY(allocate(engine, g));
     for (int p = 0; p < engine->model->param_count; p++) {
         zb_slice slice = zb_layout_slice(&engine->layout, p, engine->comm->rank);

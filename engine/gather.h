@@ -57,11 +57,9 @@ zb_status zb_gather_one(zb_gather *gather, int param, const void **full_p);
 zb_status zb_gather_release(zb_gather *gather);
 zb_held zb_gather_held(const zb_gather *gather, int param);
 
-/* The plan that a config means; `order` as in zb_engine_options. The caller owns trace and plan; after a
- * failure there is nothing to destroy. */
-zb_status zb_gather_derive(const zb_config *config, const zb_plan *plan, const zb_call_order *order,
-                           const zb_graph *graph, const zb_layout *layout, zb_gather_trace *trace,
-                           zb_gather_plan *gather_plan);
+/* The plan that a config means; the caller owns both. After a failure there is nothing to destroy. */
+zb_status zb_gather_derive(const zb_config *config, const zb_plan *plan, const zb_graph *graph,
+                           const zb_layout *layout, zb_gather_trace *trace, zb_gather_plan *gather_plan);
 /* By formula: PARAM and GATHER, and what an optimizer step sends. */
 void zb_gather_memory(const zb_stage_facts *facts, uint64_t bytes[ZB_MEM_COUNT]);
 void zb_gather_traffic(const zb_stage_facts *facts, zb_traffic traffic[ZB_COLLECTIVE_COUNT]);

@@ -145,62 +145,26 @@ static void make_events(builder *b)
     if (!b->rules->as_deepspeed) add_event(b, ZB_GATHER_ROOT, ZB_HOOK_LEAVE_BACKWARD);
 }
 
-static zb_status allocate(zb_gather_trace *trace, size_t units, size_t events, size_t params)
-{
-    *trace = (zb_gather_trace){ 0 };
-    trace->units = zb_alloc_array(units, sizeof *trace->units);
-    trace->events = zb_alloc_array(events, sizeof *trace->events);
-    trace->unit_of = zb_alloc_array(units, sizeof *trace->unit_of);
-    trace->params = zb_alloc_array(params, sizeof *trace->params);
-    if (trace->units != NULL && trace->events != NULL && trace->unit_of != NULL && trace->params != NULL)
-        return ZB_OK;
-    zb_gather_trace_destroy(trace);
-    return ZB_NO_MEMORY;
-}
+/* --- an order that is known from elsewhere --- */
 
-zb_status zb_gather_trace_create(const zb_graph *graph, const zb_gather_rules *rules, zb_gather_trace *trace)
+/* Every layer that is called is a unit, with parameters or without. */
+static void make_layers(builder *b, const zb_model_order *order)
 {
-    const zb_model *model = graph->model;
-    const size_t units = (size_t)model->module_count + 1;
-    /* A module has two parameters in either direction; so has the root of each, at most. */
-    ZB_TRY(allocate(trace, units, 4 * units, 8 * units));
-    builder b = { .graph = graph, .model = model, .rules = rules, .trace = trace };
-    make_units(&b, is_fine_grained(&b));
-    make_events(&b);
-    return ZB_OK;
-}
-
-/* --- modules that someone else calls --- */
-
-static int has_trainable(const builder *b, const zb_index_list *module)
-{
-    for (int i = 0; i < module->count; i++)
-        if (b->model->params[module->items[i]].requires_grad) return 1;
-    return 0;
-}
-
-/* For all that is known: a module called before it has something to train. */
-static int input_needs_grad(const builder *b, const zb_call_order *order, int module)
-{
-    for (int i = 1; i < order->forward.count && order->forward.items[i] != module; i++)
-        if (has_trainable(b, &order->modules[order->forward.items[i]])) return 1;
-    return 0;
-}
-
-static void make_called_units(builder *b, const zb_call_order *order)
-{
-    b->trace->unit_count = order->module_count;
-    for (int m = 0; m < order->module_count; m++) {
-        zb_gather_unit *unit = &b->trace->units[m];
-        for (int i = 0; i < order->modules[m].count; i++)
-            add_param(b, &unit->forward, order->modules[m].items[i]);
+    for (int l = 0; l < order->layer_count; l++) {
+        zb_gather_unit *unit = &b->trace->units[l];
+        b->trace->unit_of[l] = l;
+        for (int i = 0; i < order->layers[l].count; i++)
+            add_param(b, &unit->forward, order->layers[l].items[i]);
         unit->backward = unit->forward;
-        b->trace->unit_of[m] = m;
     }
+    b->trace->unit_count = order->layer_count;
 }
 
-static void make_called_events(builder *b, const zb_call_order *order)
+/* DeepSpeed learns of the end of a layer's backward by the gradient of its input. The first one that is
+ * called has the model's input, which needs none. */
+static void follow_order(builder *b, const zb_model_order *order)
 {
+    const int first = order->forward.count > 1 ? order->forward.items[1] : ZB_GATHER_NO_UNIT;
     add_event(b, ZB_GATHER_ROOT, ZB_HOOK_ENTER_FORWARD);
     for (int i = 1; i < order->forward.count; i++) {
         add_event(b, order->forward.items[i], ZB_HOOK_ENTER_FORWARD);
@@ -209,25 +173,54 @@ static void make_called_events(builder *b, const zb_call_order *order)
     add_event(b, ZB_GATHER_ROOT, ZB_HOOK_LEAVE_FORWARD);
     add_event(b, ZB_GATHER_ROOT, ZB_HOOK_ENTER_BACKWARD);
     for (int i = 1; i < order->backward.count; i++) {
-        const int module = order->backward.items[i];
-        add_event(b, module, ZB_HOOK_ENTER_BACKWARD);
-        if (!b->rules->as_deepspeed || input_needs_grad(b, order, module))
-            add_event(b, module, ZB_HOOK_LEAVE_BACKWARD);
+        const int layer = order->backward.items[i];
+        add_event(b, layer, ZB_HOOK_ENTER_BACKWARD);
+        if (!b->rules->as_deepspeed || layer != first) add_event(b, layer, ZB_HOOK_LEAVE_BACKWARD);
     }
     if (!b->rules->as_deepspeed) add_event(b, ZB_GATHER_ROOT, ZB_HOOK_LEAVE_BACKWARD);
 }
 
-zb_status zb_gather_trace_of_calls(const zb_call_order *order, const zb_model *model, int as_deepspeed,
-                                   zb_gather_trace *trace)
+/* What the arrays need room for. */
+typedef struct trace_size {
+    size_t units, events, params;
+} trace_size;
+
+/* A module has two parameters in either direction; so has the root of each, at most. */
+static trace_size size_of_model(const zb_model *model)
 {
-    size_t params = 1;
-    for (int m = 0; m < order->module_count; m++) params += (size_t)order->modules[m].count;
-    ZB_TRY(allocate(trace, (size_t)order->module_count,
-                    2 * (size_t)(order->forward.count + order->backward.count), params));
-    const zb_gather_rules rules = { .as_deepspeed = as_deepspeed };
-    builder b = { .model = model, .rules = &rules, .trace = trace };
-    make_called_units(&b, order);
-    make_called_events(&b, order);
+    const size_t units = (size_t)model->module_count + 1;
+    return (trace_size){ .units = units, .events = 4 * units, .params = 8 * units };
+}
+
+static trace_size size_of_order(const zb_model_order *order)
+{
+    trace_size size = { .units = (size_t)order->layer_count,
+                        .events = 2 * ((size_t)order->forward.count + (size_t)order->backward.count) };
+    for (int l = 0; l < order->layer_count; l++) size.params += (size_t)order->layers[l].count;
+    return size;
+}
+
+zb_status zb_gather_trace_create(const zb_graph *graph, const zb_gather_rules *rules, zb_gather_trace *trace)
+{
+    const zb_model *model = graph->model;
+    const trace_size size = model->order != NULL ? size_of_order(model->order) : size_of_model(model);
+    *trace = (zb_gather_trace){ 0 };
+    trace->units = zb_alloc_array(size.units, sizeof *trace->units);
+    trace->events = zb_alloc_array(size.events, sizeof *trace->events);
+    trace->unit_of = zb_alloc_array(size.units, sizeof *trace->unit_of);
+    trace->params = zb_alloc_array(size.params, sizeof *trace->params);
+    if (trace->units == NULL || trace->events == NULL || trace->unit_of == NULL || trace->params == NULL) {
+        zb_gather_trace_destroy(trace);
+        return ZB_NO_MEMORY;
+    }
+    builder b = { .graph = graph, .model = model, .rules = rules, .trace = trace };
+    if (model->order != NULL) {
+        make_layers(&b, model->order);
+        follow_order(&b, model->order);
+        return ZB_OK;
+    }
+    make_units(&b, is_fine_grained(&b));
+    make_events(&b);
     return ZB_OK;
 }
 

@@ -10,7 +10,6 @@
 #define ZEROBIT_ENGINE_GATHER_TRACE_H
 
 #include <stdint.h>
-#include <zerobit/engine.h>
 #include <zerobit/status.h>
 
 #include "engine/graph.h"
@@ -60,10 +59,6 @@ typedef struct zb_gather_rules {
 
 /* The units of a model: the root, and every module that uses a parameter. */
 zb_status zb_gather_trace_create(const zb_graph *graph, const zb_gather_rules *rules, zb_gather_trace *trace);
-/* The same for modules that someone else calls. That an input needs a gradient is not told; it does when a
- * module called before has a trainable parameter. */
-zb_status zb_gather_trace_of_calls(const zb_call_order *order, const zb_model *model, int as_deepspeed,
-                                   zb_gather_trace *trace);
 void zb_gather_trace_destroy(zb_gather_trace *trace);
 
 static inline const zb_gather_list *zb_gather_event_list(const zb_gather_trace *trace,

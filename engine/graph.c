@@ -63,7 +63,8 @@ static void describe_activations(zb_graph *g)
         g->needs_grad[i] = is_trainable(g->model, m->weight) || is_trainable(g->model, m->bias) ||
                            input_needs_grad(g, m);
         size_t numel = zb_shape_numel(&m->out);
-        if (numel > g->max_activation_numel) g->max_activation_numel = numel;
+        if (g->needs_grad[i] && numel > g->shared_grad_numel && consumer_count(g->model, i) > 1)
+            g->shared_grad_numel = numel;
         if (m->kind == ZB_MODULE_FLATTEN)
             g->shares_grad[i] = m->inputs[0] != ZB_MODEL_INPUT && consumer_count(g->model, m->inputs[0]) == 1;
         else
@@ -104,6 +105,9 @@ static zb_status order_gradients(zb_graph *g)
         if (param->use_count == 0) g->ready_order[g->ready_count++] = p;
         if (param->numel > g->max_param_numel) g->max_param_numel = param->numel;
     }
+    const zb_model_order *elsewhere = model->order;
+    if (elsewhere != NULL && elsewhere->ready.count > 0)
+        memcpy(g->ready_order, elsewhere->ready.items, (size_t)g->ready_count * sizeof *g->ready_order);
     return ZB_OK;
 }
 

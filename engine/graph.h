@@ -24,7 +24,8 @@ typedef struct zb_graph {
     int *trainable;              /* the same ones in parameter order */
     int ready_count;             /* of both                          */
     size_t max_param_numel;      /* of a trainable parameter                        */
-    size_t max_activation_numel; /* per sample                                      */
+    size_t shared_grad_numel;    /* largest activation per sample whose gradient has several contributions; 0:
+                                    none */
     size_t conv_workspace_numel; /* largest of any convolution                      */
 } zb_graph;
 

@@ -88,7 +88,7 @@ static zb_status show_scalars(const view *v)
     ZB_TRY(show_values(v, ZB_Q_NORM, ZB_FP64, 1, &e->grad_norm));
     ZB_TRY(show_values(v, ZB_Q_OVERFLOW, ZB_INT64, 1, &overflow));
     ZB_TRY(show_values(v, ZB_Q_LOSS_SCALE, ZB_FP64, 1, &e->scale_used));
-    return show_values(v, ZB_Q_LR, ZB_FP64, 1, &e->lr_used);
+    return show_values(v, ZB_Q_LR, ZB_FP64, (size_t)e->plan.group_count, e->lr_used);
 }
 
 static zb_status show_accounts(const view *v)

@@ -14,26 +14,33 @@ enum { SEGMENT_WORDS = 2 * ZB_SUM_SQUARES_WORDS };
 
 /* --- state --- */
 
-static int has_exp_avg(const zb_optimizer_config *config)
+static zb_optimizer_kind kind_of(const zb_plan *plan)
 {
-    if (config->kind == ZB_OPTIMIZER_SGD) return config->momentum != 0.0;
-    return config->kind != ZB_OPTIMIZER_ADAGRAD;
+    return plan->groups[0].kind;
 }
 
-static int has_exp_avg_sq(const zb_optimizer_config *config)
+/* One array serves all groups: SGD's is there when any of them has momentum. */
+static int has_exp_avg(const zb_plan *plan)
 {
-    return config->kind != ZB_OPTIMIZER_SGD && config->kind != ZB_OPTIMIZER_LION;
+    int momentum = 0;
+    for (int g = 0; g < plan->group_count; g++) momentum |= plan->groups[g].momentum != 0.0;
+    return kind_of(plan) == ZB_OPTIMIZER_SGD ? momentum : kind_of(plan) != ZB_OPTIMIZER_ADAGRAD;
+}
+
+static int has_exp_avg_sq(const zb_plan *plan)
+{
+    return kind_of(plan) != ZB_OPTIMIZER_SGD && kind_of(plan) != ZB_OPTIMIZER_LION;
 }
 
 int zb_optimizer_takes_norms(const zb_plan *plan)
 {
-    return plan->optimizer.kind == ZB_OPTIMIZER_LAMB;
+    return kind_of(plan) == ZB_OPTIMIZER_LAMB;
 }
 
 uint64_t zb_optimizer_bytes(const zb_plan *plan, uint64_t numel)
 {
     int masters = plan->param_dtype != ZB_FP32;
-    int arrays = has_exp_avg(&plan->optimizer) + has_exp_avg_sq(&plan->optimizer) + masters;
+    int arrays = has_exp_avg(plan) + has_exp_avg_sq(plan) + masters;
     return sizeof(float) * numel * (uint64_t)arrays;
 }
 
@@ -76,13 +83,13 @@ zb_status zb_optimizer_create(const zb_plan *plan, zb_stream *stream, const zb_s
                               zb_optimizer_exchange exchange, zb_optimizer *optimizer)
 {
     zb_optimizer *o = optimizer;
-    *o = (zb_optimizer){ .kind = plan->optimizer.kind,
+    *o = (zb_optimizer){ .kind = kind_of(plan),
                          .param_dtype = plan->param_dtype,
                          .grad_dtype = plan->grad_dtype,
                          .numel = shard->numel,
                          .exchange = exchange };
-    if (has_exp_avg(&plan->optimizer)) ZB_TRY(create_array(o, stream->device, &o->exp_avg));
-    if (has_exp_avg_sq(&plan->optimizer)) ZB_TRY(create_array(o, stream->device, &o->exp_avg_sq));
+    if (has_exp_avg(plan)) ZB_TRY(create_array(o, stream->device, &o->exp_avg));
+    if (has_exp_avg_sq(plan)) ZB_TRY(create_array(o, stream->device, &o->exp_avg_sq));
     if (zb_optimizer_takes_norms(plan)) ZB_TRY(create_sums(o, stream->device, (size_t)shard->segment_count));
     return plan->param_dtype == ZB_FP32 ? ZB_OK : create_masters(o, stream, shard);
 }

@@ -23,7 +23,6 @@ struct zb_engine {
     zb_comm *comm;
     zb_plan plan;
 
-    const zb_call_order *call_order; /* NULL: the model's own */
     zb_graph graph;
     zb_layout layout;
     zb_stream *compute;
@@ -34,7 +33,7 @@ struct zb_engine {
     zb_shard shard;
     zb_optimizer optimizer;
     zb_norm norm;
-    zb_schedule schedule;
+    zb_schedules schedules;
     zb_loader *loader;
 
     int64_t micro_index; /* of the micro-batch under way, 0 .. accumulation_steps - 1 */
@@ -43,7 +42,7 @@ struct zb_engine {
     zb_loss_scaler scaler;
     /* Of the last boundary step. */
     double grad_norm; /* unscaled */
-    double lr_used;
+    double lr_used[ZB_PARAM_GROUP_MAX];
     double scale_used;
     int overflow;
     float *staging; /* host, 2 * ZB_STAGING_NUMEL: what observers, loading and saving pass through */

@@ -16,12 +16,12 @@ float zb_ref_grad_scale(double norm, double clip_norm, double loss_scale)
     return (float)(1.0 / divisor);
 }
 
-void zb_ref_optimizer_begin(zb_ref_optimizer *o, const zb_optimizer_config *now)
+/* Tensors of one step share the powers; other betas, or a step left out, make them anew. */
+static void take_powers(zb_ref_optimizer *o, float beta1, float beta2)
 {
-    o->now = *now;
-    o->step++;
-    const float beta1 = (float)now->beta1, beta2 = (float)now->beta2;
-    if (o->step > 1 && beta1 == o->power_of1 && beta2 == o->power_of2) {
+    const int same = beta1 == o->power_of1 && beta2 == o->power_of2;
+    if (same && o->step == o->power_step) return;
+    if (same && o->step == o->power_step + 1) {
         o->power1 = o->power1 * beta1;
         o->power2 = o->power2 * beta2;
     } else {
@@ -30,6 +30,19 @@ void zb_ref_optimizer_begin(zb_ref_optimizer *o, const zb_optimizer_config *now)
     }
     o->power_of1 = beta1;
     o->power_of2 = beta2;
+    o->power_step = o->step;
+}
+
+void zb_ref_optimizer_take(zb_ref_optimizer *o, const zb_optimizer_config *now)
+{
+    o->now = *now;
+    take_powers(o, (float)now->beta1, (float)now->beta2);
+}
+
+void zb_ref_optimizer_begin(zb_ref_optimizer *o, const zb_optimizer_config *now)
+{
+    o->step++;
+    zb_ref_optimizer_take(o, now);
 }
 
 /* --- Adam and AdamW --- */

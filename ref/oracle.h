@@ -203,8 +203,11 @@ typedef struct zb_ref_optimizer {
     int64_t step;            /* likewise, from 1 */
     /* DeepSpeedCPUAdam's beta^step in fp32, multiplied up from step to step as long as the betas stay. */
     float power1, power2, power_of1, power_of2;
+    int64_t power_step;
 } zb_ref_optimizer;
+/* A step begins, with the hyper-parameters of one parameter group; within it, those of another. */
 void zb_ref_optimizer_begin(zb_ref_optimizer *optimizer, const zb_optimizer_config *now);
+void zb_ref_optimizer_take(zb_ref_optimizer *optimizer, const zb_optimizer_config *now);
 /*
  * Update one tensor in place. exp_avg: the first moment of Adam, Lion and LAMB, or SGD's momentum buffer;
  * exp_avg_sq: the second moment of Adam and LAMB, or Adagrad's sum of squares; either may be NULL where the
@@ -231,10 +234,10 @@ double zb_ref_reported_norm(const zb_plan *plan, double norm, double loss_scale)
 
 typedef struct zb_ref_state {
     zb_plan plan;
-    const zb_model *model; /* borrowed */
-    zb_schedule schedule;  /* its rate is what the next step uses */
-    zb_loss_scaler scaler; /* its scale is what the next step uses */
-    zb_ref_tensors master; /* fp32: what the optimizer writes */
+    const zb_model *model;  /* borrowed */
+    zb_schedules schedules; /* their rates are what the next step uses */
+    zb_loss_scaler scaler;  /* its scale is what the next step uses */
+    zb_ref_tensors master;  /* fp32: what the optimizer writes */
     zb_ref_tensors exp_avg, exp_avg_sq;
     zb_ref_sums sums;
     zb_ref_shard *shards;       /* [world_size]: what the optimizer takes for one tensor */
@@ -245,13 +248,13 @@ typedef struct zb_ref_state {
     zb_ref_optimizer optimizer; /* its step counts those that it took, a hidden first one included */
     /* Of the last step. */
     double loss_scale; /* that its gradients were made with */
-    double lr;
+    double lr[ZB_PARAM_GROUP_MAX];
     int64_t overflow;
     int has_norm; /* 0: no step has had one yet; a skipped step may leave the one before */
     double norm;  /* as reported: without the loss scale */
 } zb_ref_state;
-/* group_of: as in zb_ref_shards_create; needed during the call only. */
-zb_status zb_ref_state_create(const zb_plan *plan, const zb_schedule_config *schedule, const zb_model *model,
+/* schedules: [plan->group_count]. group_of: as in zb_ref_shards_create; needed during the call only. */
+zb_status zb_ref_state_create(const zb_plan *plan, const zb_schedule_config *schedules, const zb_model *model,
                               const int *group_of, zb_ref_state *state);
 void zb_ref_state_destroy(zb_ref_state *state);
 /* Once, when the masters have been filled with the initial weights. */

@@ -56,15 +56,18 @@ static zb_status check_choices(const zb_plan *plan)
         if (choices[i].found < 0 || choices[i].found > choices[i].last)
             return zb_fail(ZB_UNSUPPORTED, "oracle: plan.%s is %d, want 0 to %d", choices[i].name,
                            choices[i].found, choices[i].last);
-    if (!zb_optimizer_has_arithmetic(plan->optimizer.kind, plan->optimizer.arithmetic))
+    if (!zb_optimizer_has_arithmetic(plan->groups[0].kind, plan->groups[0].arithmetic))
         return zb_fail(ZB_UNSUPPORTED,
-                       "oracle: plan.optimizer.kind is %d and arithmetic %d, which do not go together",
-                       (int)plan->optimizer.kind, (int)plan->optimizer.arithmetic);
+                       "oracle: plan.groups[0].kind is %d and arithmetic %d, which do not go together",
+                       (int)plan->groups[0].kind, (int)plan->groups[0].arithmetic);
     return ZB_OK;
 }
 
 static zb_status check_sizes(const zb_plan *plan)
 {
+    if (plan->group_count < 1 || plan->group_count > ZB_PARAM_GROUP_MAX)
+        return zb_fail(ZB_INVALID_ARGUMENT, "oracle: plan.group_count is %d, want 1 to %d", plan->group_count,
+                       ZB_PARAM_GROUP_MAX);
     if (plan->world_size < 1)
         return zb_fail(ZB_INVALID_ARGUMENT, "oracle: plan.world_size is %d, want >= 1", plan->world_size);
     if (plan->micro_batch_size < 1)
@@ -155,7 +158,7 @@ static size_t rows_max(const zb_plan *plan, const zb_dataset *dataset)
 static zb_status fill(zb_ref *ref, const zb_ref_options *options)
 {
     const zb_plan *plan = options->plan;
-    ZB_TRY(zb_ref_state_create(plan, options->schedule, ref->model, NULL, &ref->state));
+    ZB_TRY(zb_ref_state_create(plan, options->schedules, ref->model, options->group_of, &ref->state));
     ZB_TRY(create_loaders(ref, options));
     ZB_TRY(zb_ref_pass_create(ref->model, plan->param_dtype, rows_max(plan, options->dataset), &ref->pass));
     ZB_TRY(create_tensors(ref));
@@ -268,10 +271,10 @@ zb_status zb_ref_observe_initial(zb_ref *ref, const zb_observer *observer)
 static zb_status show_moments(const zb_ref *ref, const zb_observer *observer, int64_t step)
 {
     const zb_ref_state *state = &ref->state;
-    const zb_optimizer_config *optimizer = &state->plan.optimizer;
-    const zb_optimizer_kind kind = optimizer->kind;
-    const int has_exp_avg = kind == ZB_OPTIMIZER_SGD ? optimizer->momentum != 0.0
-                                                     : kind != ZB_OPTIMIZER_ADAGRAD;
+    const zb_optimizer_kind kind = state->plan.groups[0].kind;
+    int momentum = 0; /* in any group */
+    for (int g = 0; g < state->plan.group_count; g++) momentum |= state->plan.groups[g].momentum != 0.0;
+    const int has_exp_avg = kind == ZB_OPTIMIZER_SGD ? momentum : kind != ZB_OPTIMIZER_ADAGRAD;
     const int has_exp_avg_sq = kind != ZB_OPTIMIZER_SGD && kind != ZB_OPTIMIZER_LION;
     if (has_exp_avg)
         ZB_TRY(show_tensors(ref, observer, ZB_Q_EXP_AVG, ZB_FP32, step, TRAINABLE_PARAMS, &state->exp_avg));
@@ -289,7 +292,8 @@ static zb_status show_step(const zb_ref *ref, const zb_observer *observer)
     ZB_TRY(show_scalar(observer, ZB_Q_NORM, ZB_FP64, step, &state->norm));
     ZB_TRY(show_scalar(observer, ZB_Q_OVERFLOW, ZB_INT64, step, &state->overflow));
     ZB_TRY(show_scalar(observer, ZB_Q_LOSS_SCALE, ZB_FP64, step, &state->loss_scale));
-    ZB_TRY(show_scalar(observer, ZB_Q_LR, ZB_FP64, step, &state->lr));
+    ZB_TRY(show_values(observer, ZB_Q_LR, ZB_FP64, step, NO_MICRO, ZB_EVERY_RANK, (size_t)plan->group_count,
+                       state->lr));
     ZB_TRY(show_tensors(ref, observer, ZB_Q_MASTER, ZB_FP32, step, ALL_PARAMS, &state->master));
     ZB_TRY(show_moments(ref, observer, step));
     ZB_TRY(show_tensors(ref, observer, ZB_Q_PARAM, plan->param_dtype, step, ALL_PARAMS, &ref->values));

@@ -4,6 +4,7 @@
  */
 #include <zerobit/replay.h>
 
+#include <stdio.h>
 #include <string.h>
 #include <zerobit/memory.h>
 
@@ -17,20 +18,44 @@ typedef struct replay {
     /* What `state` hands out. */
     zb_replay_piece *pieces; /* [param_count], as there are pieces and tensors at most */
     size_t *tensor_numel;
-    double lr;
+    double lr[ZB_PARAM_GROUP_MAX];
 } replay;
 
 /* --- create, destroy --- */
 
+static zb_status name_param(const zb_replay_run *run, int p, zb_param *param)
+{
+    const int length = snprintf(param->name, sizeof param->name, "%s", run->param_names[p]);
+    if (length < (int)sizeof param->name) return ZB_OK;
+    return zb_fail(ZB_INVALID_CONFIG,
+                   "run %s: the name of parameter %d has %d characters, want fewer than %d", run->name, p,
+                   length, (int)sizeof param->name);
+}
+
 static zb_status create_model(const zb_replay_run *run, zb_model *model)
 {
+    snprintf(model->name, sizeof model->name, "%s", run->name); /* for messages */
     model->params = zb_alloc_array((size_t)run->param_count, sizeof *model->params);
     if (model->params == NULL) return ZB_NO_MEMORY;
     model->param_count = run->param_count;
     model->param_numel = run->numel;
-    for (int p = 0; p < run->param_count; p++)
+    for (int p = 0; p < run->param_count; p++) {
         model->params[p] = (zb_param){ .numel = run->param_numel[p], .requires_grad = !run->frozen[p] };
+        ZB_TRY(name_param(run, p, &model->params[p]));
+    }
     return ZB_OK;
+}
+
+static zb_status create_state(replay *r, const zb_plan *plan)
+{
+    zb_schedule_config schedules[ZB_PARAM_GROUP_MAX];
+    int *group_of = zb_alloc_array((size_t)r->model.param_count, sizeof *group_of);
+    if (group_of == NULL) return ZB_NO_MEMORY;
+    zb_config_list_schedules(r->run->config, schedules);
+    zb_status status = zb_config_assign_groups(r->run->config, &r->model, group_of);
+    if (status == ZB_OK) status = zb_ref_state_create(plan, schedules, &r->model, group_of, &r->state);
+    zb_free(group_of);
+    return status;
 }
 
 static zb_status fill(replay *r)
@@ -42,7 +67,7 @@ static zb_status fill(replay *r)
     ZB_TRY(create_model(run, &r->model));
     if ((r->pieces = zb_alloc_array(params, sizeof *r->pieces)) == NULL) return ZB_NO_MEMORY;
     if ((r->tensor_numel = zb_alloc_array(params, sizeof *r->tensor_numel)) == NULL) return ZB_NO_MEMORY;
-    ZB_TRY(zb_ref_state_create(&plan, &run->config->groups[0].schedule, &r->model, NULL, &r->state));
+    ZB_TRY(create_state(r, &plan));
     ZB_TRY(zb_ref_tensors_create(&r->model, &r->gradient));
 
     for (size_t i = 0; i < run->numel; i++)
@@ -118,7 +143,7 @@ static void state(void *self, int rank, zb_replay_state *out)
     const zb_ref_state *held = &r->state;
     const zb_ref_shard *shard = &held->shards[rank];
     list_pieces(r, shard);
-    r->lr = zb_schedule_lr(&held->schedule);
+    zb_schedules_rates(&held->schedules, r->lr);
     *out = (zb_replay_state){
         .tensor_numel = r->tensor_numel,
         .tensor_count = shard->tensor_count,
@@ -128,8 +153,8 @@ static void state(void *self, int rank, zb_replay_state *out)
         .norm = held->norm,
         .has_scale = zb_replay_tells_scale(&held->plan),
         .scale = held->scaler.scale,
-        .lr = &r->lr,
-        .lr_count = 1,
+        .lr = r->lr,
+        .lr_count = (size_t)held->plan.group_count,
         .skipped = held->skipped,
     };
 }

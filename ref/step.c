@@ -25,9 +25,9 @@ static size_t scratch_numel(const zb_ref_state *s)
     return numel;
 }
 
-static zb_status fill(zb_ref_state *s, const zb_schedule_config *schedule, const int *group_of)
+static zb_status fill(zb_ref_state *s, const zb_schedule_config *schedules, const int *group_of)
 {
-    ZB_TRY(zb_schedule_init(&s->schedule, schedule));
+    ZB_TRY(zb_schedules_init(&s->schedules, schedules, s->plan.group_count));
     ZB_TRY(zb_loss_scaler_init(&s->scaler, &s->plan.scaler));
     zb_ref_tensors *const tensors[] = { &s->master, &s->exp_avg, &s->exp_avg_sq };
     for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++)
@@ -46,11 +46,11 @@ static zb_status fill(zb_ref_state *s, const zb_schedule_config *schedule, const
     return ZB_OK;
 }
 
-zb_status zb_ref_state_create(const zb_plan *plan, const zb_schedule_config *schedule, const zb_model *model,
+zb_status zb_ref_state_create(const zb_plan *plan, const zb_schedule_config *schedules, const zb_model *model,
                               const int *group_of, zb_ref_state *state)
 {
     zb_ref_state made = { .plan = *plan, .model = model };
-    const zb_status status = fill(&made, schedule, group_of);
+    const zb_status status = fill(&made, schedules, group_of);
     if (status == ZB_OK)
         *state = made;
     else
@@ -73,8 +73,10 @@ void zb_ref_state_destroy(zb_ref_state *s)
 
 /* --- the optimizer --- */
 
-static void update_tensor(zb_ref_state *s, const zb_ref_shard *shard, size_t t, float grad_scale)
+static void update_tensor(zb_ref_state *s, const zb_ref_shard *shard, size_t t,
+                          const zb_optimizer_config *now, float grad_scale)
 {
+    zb_ref_optimizer_take(&s->optimizer, &now[shard->tensors[t].group]);
     zb_ref_tensors *const from[ARRAYS] = { &s->master, &s->sums.reduced, &s->exp_avg, &s->exp_avg_sq };
     for (int i = 0; i < ARRAYS; i++) zb_ref_shard_gather(shard, t, from[i], s->tensor[i]);
     zb_ref_update(&s->optimizer, grad_scale, shard->tensors[t].numel, s->tensor[WEIGHTS], s->tensor[GRADIENT],
@@ -90,18 +92,19 @@ static int ranks_that_differ(const zb_plan *plan)
     return is_cut ? plan->world_size : 1;
 }
 
+/* now: the hyper-parameters of this step, by group. */
 static void update(zb_ref_state *s, const zb_optimizer_config *now, float grad_scale)
 {
     zb_ref_optimizer_begin(&s->optimizer, now);
     for (int rank = 0; rank < ranks_that_differ(&s->plan); rank++)
         for (size_t t = 0; t < s->shards[rank].tensor_count; t++)
-            update_tensor(s, &s->shards[rank], t, grad_scale);
+            update_tensor(s, &s->shards[rank], t, now, grad_scale);
 }
 
 /* The gradients are still zero, and the schedule has not set a rate yet. */
 void zb_ref_state_begin(zb_ref_state *s)
 {
-    if (s->plan.hidden_first_step) update(s, &s->plan.optimizer, 1.0f);
+    if (s->plan.hidden_first_step) update(s, s->plan.groups, 1.0f);
 }
 
 /* --- a step --- */
@@ -142,20 +145,17 @@ static void apply(zb_ref_state *s, double norm)
 {
     const zb_plan *plan = &s->plan;
     const double by = plan->unscale_by_next_scale ? s->scaler.scale : s->loss_scale;
-    zb_optimizer_config now = plan->optimizer;
-    now.lr = s->lr;
-    if (zb_schedule_has_momentum(&s->schedule)) {
-        now.beta1 = zb_schedule_beta1(&s->schedule);
-        now.beta2 = zb_schedule_beta2(&s->schedule);
-    }
-    update(s, &now, zb_ref_plan_grad_scale(plan, norm, by));
+    zb_optimizer_config now[ZB_PARAM_GROUP_MAX];
+    for (int g = 0; g < plan->group_count; g++) now[g] = plan->groups[g];
+    zb_schedules_apply(&s->schedules, now);
+    update(s, now, zb_ref_plan_grad_scale(plan, norm, by));
 }
 
 zb_status zb_ref_state_step(zb_ref_state *s)
 {
     const zb_plan *plan = &s->plan;
     s->loss_scale = s->scaler.scale;
-    s->lr = zb_schedule_lr(&s->schedule);
+    zb_schedules_rates(&s->schedules, s->lr);
     s->overflow = overflows(s);
     ZB_TRY(zb_loss_scaler_update(&s->scaler, (int)s->overflow));
     s->steps++;
@@ -169,6 +169,6 @@ zb_status zb_ref_state_step(zb_ref_state *s)
     if (plan->overflow == ZB_OVERFLOW_STOP && !(norm > 0.0 && isfinite(norm)))
         return zb_fail(ZB_LOSS_SCALE, "gradient norm is %g, want a number above 0: training ends here", norm);
     apply(s, norm);
-    if (!s->overflow) zb_schedule_step(&s->schedule);
+    if (!s->overflow) zb_schedules_step(&s->schedules);
     return ZB_OK;
 }

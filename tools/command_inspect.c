@@ -50,18 +50,30 @@ static zb_status inspect_batch(const inspect_settings *settings, zb_json_writer 
     return ZB_OK;
 }
 
+/* With more than one parameter group, a list with the rate of each. */
+static void put_rates(zb_json_writer *json, const zb_schedules *schedules)
+{
+    double rates[ZB_PARAM_GROUP_MAX];
+    zb_schedules_rates(schedules, rates);
+    if (schedules->group_count > 1) zb_json_begin_array(json, NULL);
+    for (int g = 0; g < schedules->group_count; g++) zb_json_put_double(json, NULL, rates[g]);
+    if (schedules->group_count > 1) zb_json_end_array(json);
+}
+
 static zb_status inspect_lr(const inspect_settings *settings, zb_json_writer *json)
 {
     inputs in;
-    zb_schedule schedule;
+    zb_schedule_config configs[ZB_PARAM_GROUP_MAX];
+    zb_schedules schedules;
     ZB_TRY(inputs_open_config(&settings->input, &in));
-    zb_status status = zb_schedule_init(&schedule, &in.config->groups[0].schedule);
+    zb_config_list_schedules(in.config, configs);
+    zb_status status = zb_schedules_init(&schedules, configs, in.config->group_count);
     inputs_close(&in);
     if (status != ZB_OK) return status;
     zb_json_begin_array(json, NULL);
     for (int64_t step = 0; step < settings->steps; step++) {
-        zb_json_put_double(json, NULL, zb_schedule_lr(&schedule));
-        zb_schedule_step(&schedule);
+        put_rates(json, &schedules);
+        zb_schedules_step(&schedules);
     }
     zb_json_end_array(json);
     return ZB_OK;
@@ -151,7 +163,8 @@ static void put_rank(zb_json_writer *json, const zb_model *model, int rank, cons
     zb_json_end_object(json);
 }
 
-static zb_status put_partition(zb_json_writer *json, const inspect_settings *settings, const inputs *in)
+static zb_status put_partition(zb_json_writer *json, const inspect_settings *settings, const inputs *in,
+                               const int *group_of)
 {
     int world_size = (int)settings->world_size;
     int stage = stage_of(settings, in);
@@ -168,6 +181,7 @@ static zb_status put_partition(zb_json_writer *json, const inspect_settings *set
                                      .stage = stage,
                                      .world_size = world_size,
                                      .rank = rank,
+                                     .group_of = group_of,
                                      .round_robin = in->config->zero.round_robin_gradients },
             &partition));
         if (rank == 0) {
@@ -183,12 +197,23 @@ static zb_status put_partition(zb_json_writer *json, const inspect_settings *set
     return ZB_OK;
 }
 
+static zb_status put_grouped_partition(zb_json_writer *json, const inspect_settings *settings,
+                                       const inputs *in)
+{
+    int *group_of = zb_alloc_array((size_t)in->model->param_count, sizeof *group_of);
+    if (group_of == NULL) return ZB_NO_MEMORY;
+    zb_status status = zb_config_assign_groups(in->config, in->model, group_of);
+    if (status == ZB_OK) status = put_partition(json, settings, in, group_of);
+    zb_free(group_of);
+    return status;
+}
+
 static zb_status inspect_partition(const inspect_settings *settings, zb_json_writer *json)
 {
     inputs in;
     ZB_TRY(inputs_open_config(&settings->input, &in));
     zb_status status = zb_model_open(settings->input.model, &in.model);
-    if (status == ZB_OK) status = put_partition(json, settings, &in);
+    if (status == ZB_OK) status = put_grouped_partition(json, settings, &in);
     inputs_close(&in);
     return status;
 }
@@ -297,6 +322,7 @@ static zb_status inspect_memory(const inspect_settings *settings, zb_json_writer
                        "--model or --params is missing; see zerobit inspect memory --help");
     inputs in;
     ZB_TRY(inputs_open_config(&settings->input, &in));
+    in.config->zero_allow_untested_optimizer = 1; /* bytes can be told where DeepSpeed would not run */
     zb_status status = settings->params > 0 ? ZB_OK : zb_model_open(settings->memory_model, &in.model);
     if (status == ZB_OK) status = put_memory(json, settings, &in);
     inputs_close(&in);

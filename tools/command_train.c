@@ -81,7 +81,7 @@ static zb_status step_rank(void *user, zb_comm *comm)
     train_rank *rank = &run->ranks[comm->rank];
     rank->loss_sum = 0;
     rank->loss_count = 0;
-    if (comm->rank == 0) run->lr = zb_schedule_lr(zb_engine_lr_scheduler(rank->engine));
+    if (comm->rank == 0) run->lr = zb_schedule_lr(&zb_engine_lr_scheduler(rank->engine)->group[0]);
     zb_observer observer = { observe_rank, rank };
     ZB_TRY(zb_engine_train_step(rank->engine, &observer));
     return run->trace != NULL ? zb_engine_observe(rank->engine, &observer) : ZB_OK;

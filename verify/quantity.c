@@ -17,7 +17,7 @@ const zb_quantity_facts *zb_quantity_get(zb_quantity quantity)
         [ZB_Q_NORM] = { ZB_FP64, ZB_SCOPE_WORLD, 0, 1, 0 },
         [ZB_Q_OVERFLOW] = { ZB_INT64, ZB_SCOPE_WORLD, 0, 1, 0 },
         [ZB_Q_LOSS_SCALE] = { ZB_FP64, ZB_SCOPE_WORLD, 0, 1, 0 },
-        [ZB_Q_LR] = { ZB_FP64, ZB_SCOPE_WORLD, 0, 1, 0 },
+        [ZB_Q_LR] = { ZB_FP64, ZB_SCOPE_WORLD, 0, 0, 0 },
         [ZB_Q_MASTER] = { ZB_FP32, ZB_SCOPE_PARAM, 0, 0, 0 },
         [ZB_Q_EXP_AVG] = { ZB_FP32, ZB_SCOPE_PARAM, 0, 0, 0 },
         [ZB_Q_EXP_AVG_SQ] = { ZB_FP32, ZB_SCOPE_PARAM, 0, 0, 0 },

@@ -16,7 +16,7 @@ typedef struct zb_quantity_facts {
     zb_dtype dtype; /* FP32 stands for FP16 and BF16 too where may_be_16_bit */
     zb_scope scope;
     int of_micro_batch; /* shown once per micro-batch */
-    size_t numel;       /* 0: as many as the parameter, or the micro-batch, has */
+    size_t numel;       /* 0: as many as the parameter, the micro-batch, or the list of groups has */
     int may_be_16_bit;
 } zb_quantity_facts;
 

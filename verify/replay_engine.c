@@ -23,7 +23,7 @@ typedef struct rank_player {
     size_t *tensor_numel; /* [tensor_count] */
     size_t tensor_count;
     const float **gradients; /* [param_count]: of the micro-batch under way */
-    double lr;
+    double lr[ZB_PARAM_GROUP_MAX];
 } rank_player;
 
 typedef struct world_player {
@@ -46,6 +46,7 @@ static zb_status create_model(const zb_replay_run *run, zb_model **model_p)
                                                          .name = run->param_names[p],
                                                          .shape = { 1, { (int64_t)run->param_numel[p] } },
                                                          .frozen = run->frozen[p] }));
+    if (run->order.layer_count > 0) ZB_TRY(zb_model_set_order(*model_p, &run->order));
     return zb_model_finish(*model_p);
 }
 
@@ -268,7 +269,7 @@ static void state(void *self, int rank, zb_replay_state *out)
     world_player *w = self;
     rank_player *r = &w->ranks[rank];
     const zb_counters counters = zb_engine_counters(r->engine);
-    r->lr = zb_schedule_lr(zb_engine_lr_scheduler(r->engine));
+    zb_schedules_rates(zb_engine_lr_scheduler(r->engine), r->lr);
     *out = (zb_replay_state){
         .tensor_numel = r->tensor_numel,
         .tensor_count = r->tensor_count,
@@ -278,8 +279,8 @@ static void state(void *self, int rank, zb_replay_state *out)
         .norm = zb_engine_global_grad_norm(r->engine),
         .has_scale = zb_replay_tells_scale(&w->plan),
         .scale = zb_engine_loss_scale(r->engine),
-        .lr = &r->lr,
-        .lr_count = 1,
+        .lr = r->lr,
+        .lr_count = (size_t)w->plan.group_count,
         .skipped = counters.skipped_steps,
         .calls = r->calls,
         .call_count = r->call_count,

@@ -28,27 +28,10 @@ struct zb_trace_writer {
 
 /* --- the header --- */
 
-static void put_plan(zb_json_writer *json, const zb_plan *plan)
+/* A parameter group's. */
+static void put_optimizer(zb_json_writer *json, const zb_optimizer_config *optimizer)
 {
-    const zb_optimizer_config *optimizer = &plan->optimizer;
-    char text[ZB_PLAN_TEXT_BYTES];
-    zb_plan_describe(plan, text, sizeof text);
-    zb_json_begin_object(json, "plan");
-    zb_json_put_string(json, "text", text);
-    zb_json_put_string(json, "semantics", zb_semantics_name(plan->semantics));
-    zb_json_put_int(json, "world_size", plan->world_size);
-    zb_json_put_int(json, "micro_batch_size", plan->micro_batch_size);
-    zb_json_put_int(json, "accumulation_steps", plan->accumulation_steps);
-    zb_json_put_string(json, "param_dtype", zb_dtype_name(plan->param_dtype));
-    zb_json_put_string(json, "local_dtype", zb_dtype_name(plan->local_dtype));
-    zb_json_put_string(json, "bucket_dtype", zb_dtype_name(plan->bucket_dtype));
-    zb_json_put_string(json, "grad_dtype", zb_dtype_name(plan->grad_dtype));
-    zb_json_put_string(json, "comm_dtype", zb_dtype_name(plan->comm_dtype));
-    zb_json_put_int(json, "reduce_when", plan->reduce_when);
-    zb_json_put_int(json, "order", plan->order);
-    zb_json_put_int(json, "norm", plan->norm);
-    zb_json_put_double(json, "clip_norm", plan->clip_norm);
-    zb_json_begin_object(json, "optimizer");
+    zb_json_begin_object(json, NULL);
     zb_json_put_int(json, "kind", optimizer->kind);
     zb_json_put_int(json, "arithmetic", optimizer->arithmetic);
     zb_json_put_double(json, "lr", optimizer->lr);
@@ -67,6 +50,30 @@ static void put_plan(zb_json_writer *json, const zb_plan *plan)
     zb_json_put_double(json, "max_coeff", optimizer->max_coeff);
     zb_json_put_int(json, "vector_width", optimizer->vector_width);
     zb_json_end_object(json);
+}
+
+static void put_plan(zb_json_writer *json, const zb_plan *plan)
+{
+    char text[ZB_PLAN_TEXT_BYTES];
+    zb_plan_describe(plan, text, sizeof text);
+    zb_json_begin_object(json, "plan");
+    zb_json_put_string(json, "text", text);
+    zb_json_put_string(json, "semantics", zb_semantics_name(plan->semantics));
+    zb_json_put_int(json, "world_size", plan->world_size);
+    zb_json_put_int(json, "micro_batch_size", plan->micro_batch_size);
+    zb_json_put_int(json, "accumulation_steps", plan->accumulation_steps);
+    zb_json_put_string(json, "param_dtype", zb_dtype_name(plan->param_dtype));
+    zb_json_put_string(json, "local_dtype", zb_dtype_name(plan->local_dtype));
+    zb_json_put_string(json, "bucket_dtype", zb_dtype_name(plan->bucket_dtype));
+    zb_json_put_string(json, "grad_dtype", zb_dtype_name(plan->grad_dtype));
+    zb_json_put_string(json, "comm_dtype", zb_dtype_name(plan->comm_dtype));
+    zb_json_put_int(json, "reduce_when", plan->reduce_when);
+    zb_json_put_int(json, "order", plan->order);
+    zb_json_put_int(json, "norm", plan->norm);
+    zb_json_put_double(json, "clip_norm", plan->clip_norm);
+    zb_json_begin_array(json, "groups");
+    for (int g = 0; g < plan->group_count; g++) put_optimizer(json, &plan->groups[g]);
+    zb_json_end_array(json);
     zb_json_end_object(json);
 }
 

@@ -237,12 +237,14 @@ static void report(const group *g, const zb_verify_case *current)
     if (options->progress != NULL) options->progress(options->user, current, *g->done, g->total);
 }
 
-static zb_status group_create(group *g)
+static zb_status create_oracle(group *g, const int *group_of)
 {
     const zb_verify_options *options = g->options;
+    zb_schedule_config schedules[ZB_PARAM_GROUP_MAX];
     const zb_plan *plan = &g->runners[0].result->plan;
     zb_ref_options ref_options = { .plan = plan,
-                                   .schedule = &options->config->groups[0].schedule,
+                                   .schedules = schedules,
+                                   .group_of = group_of,
                                    .model = options->model,
                                    .weights = options->weights,
                                    .dataset = options->dataset,
@@ -250,7 +252,20 @@ static zb_status group_create(group *g)
                                    .shuffle = 1,
                                    .drop_last = options->config->dataloader_drop_last,
                                    .reshuffle = plan->reshuffle };
-    ZB_TRY(zb_ref_create(&ref_options, &g->ref));
+    zb_config_list_schedules(options->config, schedules);
+    return zb_ref_create(&ref_options, &g->ref);
+}
+
+static zb_status group_create(group *g)
+{
+    const zb_verify_options *options = g->options;
+    const zb_plan *plan = &g->runners[0].result->plan;
+    int *group_of = zb_alloc_array((size_t)options->model->param_count, sizeof *group_of);
+    if (group_of == NULL) return ZB_NO_MEMORY;
+    zb_status status = zb_config_assign_groups(options->config, options->model, group_of);
+    if (status == ZB_OK) status = create_oracle(g, group_of);
+    zb_free(group_of);
+    ZB_TRY(status);
     ZB_TRY(zb_reference_create(options->model, plan, &g->reference));
     for (int i = 0; i < g->runner_count; i++) ZB_TRY(runner_create(&g->runners[i], g->reference));
     return ZB_OK;

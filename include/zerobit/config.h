@@ -52,8 +52,6 @@ typedef struct zb_zero_config {
     int round_robin_gradients; /* stages 1, 2: parameters 0, W, 2 W, ... come first in the flat buffer, then 1, W + 1, ... */
 } zb_zero_config;
 
-enum { ZB_PARAM_GROUP_MAX = 16 };
-
 /** Parameters that share hyper-parameters and a learning rate. */
 typedef struct zb_param_group {
     char **patterns; /* owned; as fnmatch(3) reads them, against whole parameter names */
@@ -107,6 +105,8 @@ ZB_API zb_status zb_batch_resolve(const zb_batch_triangle *given, int world_size
  * group has, or a group that has none.
  */
 ZB_API zb_status zb_config_assign_groups(const zb_config *config, const zb_model *model, int *group_of);
+/** The groups' schedules, in one array. */
+ZB_API void zb_config_list_schedules(const zb_config *config, zb_schedule_config schedules[ZB_PARAM_GROUP_MAX]);
 
 /**
  * The loss scaling that this config means at a stage and precision. For a precision other than the config's own, the

@@ -22,21 +22,8 @@ extern "C" {
 
 typedef struct zb_engine zb_engine;
 
-typedef struct zb_index_list { const int *items; int count; } zb_index_list;
-/**
- * How someone else's forward and backward call their modules, where gradients come from outside (ZB_LOSS_ELSEWHERE). Stage 3
- * gathers by it. Module 0 is the model itself, and is called first in both directions.
- */
-typedef struct zb_call_order {
-    const zb_index_list *modules; /* [module_count] the parameters that are each module's own */
-    int module_count;
-    zb_index_list forward;   /* modules as they are called; each but module 0 ends before the next one begins */
-    zb_index_list backward;  /* modules as the gradients of their outputs come */
-    zb_index_list gradients; /* parameters as their gradients become ready: every trainable one once; empty: from the last to the first */
-} zb_call_order;
-
 typedef struct zb_engine_options {
-    const zb_config *config;   /* these six are borrowed and must outlive the engine, as must the call order */
+    const zb_config *config;   /* these six are borrowed and must outlive the engine */
     const zb_model *model;
     const zb_weights *weights; /* read during zb_initialize only. NULL: made from init_seed */
     const zb_dataset *dataset; /* NULL: no loader */
@@ -46,7 +33,6 @@ typedef struct zb_engine_options {
     int dtype;                 /* a zb_dtype, or -1: the config's */
     uint64_t init_seed;
     uint64_t sampler_seed;     /* DeepSpeed: 0 */
-    const zb_call_order *call_order; /* NULL: the model's own */
 } zb_engine_options;
 
 /** Set up; collective. On success the caller owns *engine_p. Everything a step needs is allocated here. */
@@ -55,8 +41,8 @@ ZB_API void zb_engine_destroy(zb_engine *engine);
 
 /** The handles that deepspeed.initialize() returns beside the engine; they belong to it. */
 ZB_API zb_loader *zb_engine_loader(zb_engine *engine);               /* NULL without a data set */
-ZB_API const zb_schedule *zb_engine_lr_scheduler(const zb_engine *engine);
-ZB_API const zb_optimizer_config *zb_engine_optimizer(const zb_engine *engine);
+ZB_API const zb_schedules *zb_engine_lr_scheduler(const zb_engine *engine);
+ZB_API const zb_optimizer_config *zb_engine_optimizer(const zb_engine *engine); /* by parameter group */
 ZB_API const zb_plan *zb_engine_plan(const zb_engine *engine);
 ZB_API int zb_engine_stage(const zb_engine *engine);
 
@@ -78,7 +64,7 @@ typedef enum zb_external_kind {
 /**
  * Forward and backward in one, with the rank's local gradients from outside: values[param] has the parameter's numel, in host
  * memory; frozen parameters are not looked at. Gradients become ready as backward would make them ready, those of a list of
- * parameters (ZB_LOSS_ELSEWHERE) as the call order says. zb_engine_step follows.
+ * parameters (ZB_LOSS_ELSEWHERE) from the last to the first. zb_engine_step follows.
  */
 ZB_API zb_status zb_engine_external_micro_batch(zb_engine *engine, zb_external_kind kind, const float *const *values);
 /** At the accumulation boundary: reduce, norm, clip, optimizer, publish, scheduler. Otherwise only counts. */

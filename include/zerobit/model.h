@@ -64,6 +64,17 @@ typedef struct zb_param {
     int use_count;     /* modules that use it in forward: 0 unused, > 1 tied */
 } zb_param;
 
+typedef struct zb_index_list { int *items; int count; } zb_index_list;
+
+/** ZB_LOSS_ELSEWHERE: how that forward and backward go through their layers, of which only the parameters are known here. */
+typedef struct zb_model_order {
+    zb_index_list *layers; /* [layer_count] the parameters that each has itself; layer 0 is the model, around all others */
+    int layer_count;
+    zb_index_list forward;  /* layers as they are called: 0, then others; each leaves before the next one enters */
+    zb_index_list backward; /* layers as the gradients of their outputs arrive: 0, then others */
+    zb_index_list ready;    /* trainable parameters with elements, as their gradients get complete; empty: from the last to the first */
+} zb_model_order;
+
 typedef struct zb_model {
     char name[ZB_NAME_BYTES];
     zb_shape input; /* of one sample */
@@ -73,6 +84,7 @@ typedef struct zb_model {
     zb_param *params; /* unique tensors, in state_dict order */
     int param_count;
     size_t param_numel; /* elements over all params */
+    zb_model_order *order; /* owned; NULL: not known, which is as if there were one layer with all parameters */
 } zb_model;
 
 /* --- building from C: create, add modules in call order, finish --- */
@@ -98,6 +110,8 @@ ZB_API zb_status zb_model_create(const char *name, const zb_shape *input, zb_los
 ZB_API zb_status zb_model_add(zb_model *model, const zb_module_spec *spec);
 /** Checks the whole: at least one module with output, cross entropy over a flat output, no dangling output. ZB_LOSS_ELSEWHERE: a parameter. */
 ZB_API zb_status zb_model_finish(zb_model *model);
+/** Copied. After the last parameter of a list of parameters; ZB_INVALID_ARGUMENT names what is no layer or parameter. */
+ZB_API zb_status zb_model_set_order(zb_model *model, const zb_model_order *order);
 ZB_API void zb_model_destroy(zb_model *model);
 
 /* --- built in, and from JSON --- */

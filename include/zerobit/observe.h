@@ -22,7 +22,7 @@ extern "C" {
     X(NORM, "gradient norm", FP64)       /* 1, before clipping                                          */ \
     X(OVERFLOW, "overflow", INT64)       /* 1: 0 or 1                                                   */ \
     X(LOSS_SCALE, "loss scale", FP64)    /* 1: in force at this step                                    */ \
-    X(LR, "learning rate", FP64)         /* 1: used by this step                                        */ \
+    X(LR, "learning rate", FP64)         /* per parameter group: used by this step                      */ \
     X(MASTER, "fp32 weight", FP32)       /* per parameter: after the step                               */ \
     X(EXP_AVG, "first moment", FP32)     /* per parameter; SGD: the momentum buffer; Adagrad: none      */ \
     X(EXP_AVG_SQ, "second moment", FP32) /* per parameter; Adam, LAMB; Adagrad: the sum of squares      */ \

@@ -117,6 +117,9 @@ typedef struct zb_optimizer_config {
     int vector_width;           /* Adam, DEEPSPEED_CPU: the last numel mod vector_width elements of a tensor are its tail; 1: none */
 } zb_optimizer_config;
 
+/* Parameter groups: parameters that share hyper-parameters and a learning rate. */
+enum { ZB_PARAM_GROUP_MAX = 16 };
+
 typedef struct zb_plan {
     zb_semantics semantics;
     zb_quirks quirks; /* that were on when the plan was derived: its own fields say what came of them, but for those that act elsewhere */
@@ -150,7 +153,8 @@ typedef struct zb_plan {
     zb_clip_method clip;
     double clip_norm; /* 0: no clipping */
     int hidden_first_step; /* the optimizer takes a step with zero gradients, at its own rate, when it is made */
-    zb_optimizer_config optimizer;
+    zb_optimizer_config groups[ZB_PARAM_GROUP_MAX]; /* hyper-parameters by parameter group; kind and arithmetic are those of all */
+    int group_count;
 } zb_plan;
 
 /** True when the two plans demand equal bits at every step. With one micro-batch per step, when to reduce makes no difference. */

@@ -20,7 +20,8 @@ typedef struct zb_ref zb_ref;
 
 typedef struct zb_ref_options {
     const zb_plan *plan;            /* copied */
-    const zb_schedule_config *schedule; /* copied */
+    const zb_schedule_config *schedules; /* [plan->group_count], copied */
+    const int *group_of; /* [model->param_count] the parameter group of each, from 0; NULL: all in one. Read during the call only */
     const zb_model *model;          /* borrowed, like the next two */
     const zb_weights *weights;      /* initial values */
     const zb_dataset *dataset;

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <zerobit/config.h>
+#include <zerobit/model.h>
 #include <zerobit/status.h>
 
 #ifdef __cplusplus
@@ -43,9 +44,6 @@ typedef struct zb_replay_rank {
     zb_replay_entry *entries; /* [entry_count] */
 } zb_replay_rank;
 
-/** Some of a run's parameters, or of its modules, by index. */
-typedef struct zb_replay_list { int *items; int count; } zb_replay_list;
-
 typedef struct zb_replay_run {
     char *name;
     int world_size;
@@ -55,11 +53,7 @@ typedef struct zb_replay_run {
     char **param_names;  /* [param_count]; "p0", "p1", ... when the file has none */
     int *frozen;         /* [param_count] */
     size_t trainable_numel;
-    /* What is known of the model beside its parameters; all empty when nothing is. */
-    zb_replay_list *modules; /* [module_count] the parameters of each, the root first */
-    int module_count;
-    zb_replay_list forward, backward; /* modules, in the order of their calls; by when their outputs' gradients came */
-    zb_replay_list gradient_order;    /* parameters, in the order in which their gradients were ready */
+    zb_model_order order; /* of the model's modules; all empty when nothing is known of them */
     zb_config *config;   /* read with deepspeed-0.19.6 semantics */
     int64_t accumulation_steps;
     float *init;          /* [numel], parameters behind one another, before any rounding to 16 bits */

@@ -9,6 +9,7 @@
 #define ZEROBIT_SCHEDULE_H
 
 #include <stdint.h>
+#include <zerobit/plan.h>
 #include <zerobit/status.h>
 
 #ifdef __cplusplus
@@ -71,6 +72,20 @@ ZB_API double zb_schedule_lr(const zb_schedule *schedule);
 ZB_API int zb_schedule_has_momentum(const zb_schedule *schedule);
 ZB_API double zb_schedule_beta1(const zb_schedule *schedule);
 ZB_API double zb_schedule_beta2(const zb_schedule *schedule);
+
+/** The schedules of all parameter groups, stepped together. */
+typedef struct zb_schedules {
+    zb_schedule group[ZB_PARAM_GROUP_MAX];
+    int group_count;
+} zb_schedules;
+
+/** configs: [group_count]. As zb_schedule_init. */
+ZB_API zb_status zb_schedules_init(zb_schedules *schedules, const zb_schedule_config *configs, int group_count);
+ZB_API void zb_schedules_step(zb_schedules *schedules);
+/** The groups' rates for the next optimizer step: rates[group_count]. */
+ZB_API void zb_schedules_rates(const zb_schedules *schedules, double *rates);
+/** Put what the next optimizer step uses into the groups' hyper-parameters: lr, and betas where the schedule has momentum. */
+ZB_API void zb_schedules_apply(const zb_schedules *schedules, zb_optimizer_config *groups);
 
 #ifdef __cplusplus
 }

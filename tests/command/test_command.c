@@ -417,6 +417,32 @@ static void inspect_prints_json(void **state)
     }
 }
 
+/* The stage that runs decides, not the config's own; and memory can be told of any. */
+static void stages_judge_the_optimizer(void **state)
+{
+    (void)state;
+    static const char *const optimizers[] = { "\"SGD\", \"params\": {\"lr\": 0.1}", "\"Lamb\"" };
+    for (size_t i = 0; i < COUNT(optimizers); i++) {
+        char text[256];
+        const int bytes = snprintf(text, sizeof text,
+                                   "{\"train_micro_batch_size_per_gpu\": 2, \"optimizer\": {\"type\": %s}}",
+                                   optimizers[i]);
+        write_whole(in_folder("untested.json"), (const unsigned char *)text, (size_t)bytes);
+        outcome o = run(
+            "verify @/untested.json --model mlp:5-7-3 --worlds 2 --steps 1 --stages 0 --json @/j");
+        assert_int_equal(o.exit, 0);
+        outcome_free(&o);
+        o = run("verify @/untested.json --model mlp:5-7-3 --worlds 2 --steps 1 --stages 0,2 --json @/j");
+        assert_int_equal(o.exit, 2);
+        assert_non_null(strstr(o.err, "at ZeRO stage 2, or zero_allow_untested_optimizer: true"));
+        outcome_free(&o);
+        o = run("inspect memory @/untested.json --model mlp:5-7-3 --world 2");
+        assert_int_equal(o.exit, 0);
+        assert_non_null(strstr(o.out, i == 0 ? "\"optimizer_states\":0" : "\"optimizer_states\":528"));
+        outcome_free(&o);
+    }
+}
+
 /* Each scheduler from the config's text on: sequences that DeepSpeed's own code gave. */
 static void inspect_lr_of_each_scheduler(void **state)
 {
@@ -661,6 +687,38 @@ static void a_signal_leaves_nothing(void **state)
     folder_remove(NULL);
 }
 
+/* The second one does not wait for the end of a step, which here takes long. */
+static void a_second_signal_leaves_nothing_either(void **state)
+{
+    (void)state;
+    char line[1024];
+    snprintf(line, sizeof line,
+             "exec %s train " CIFAR " --dtypes fp32 --world 2 --micro-batch 16384 --steps 3 --trace %s/t "
+             ">/dev/null 2>/dev/null",
+             ZB_COMMAND, folder);
+    pid_t child = fork();
+    if (child == 0) {
+        execl("/bin/sh", "sh", "-c", line, (char *)NULL);
+        _exit(127);
+    }
+    /* The trace, once it stays: whether it can be written is tried out before, with a file that goes again.
+     */
+    for (int i = 0, stays = 0; i < 400 && stays < 20; i++) {
+        nanosleep(&(struct timespec){ 0, 50000000 }, NULL);
+        stays = folder_entries() == 1 ? stays + 1 : 0;
+    }
+    assert_int_equal(folder_entries(), 1);
+    assert_int_equal(kill(child, SIGINT), 0);
+    nanosleep(&(struct timespec){ 0, 200000000 }, NULL);
+    int status;
+    assert_int_equal(waitpid(child, &status, WNOHANG), 0);
+    assert_int_equal(kill(child, SIGINT), 0);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFSIGNALED(status));
+    assert_int_equal(WTERMSIG(status), SIGINT);
+    assert_int_equal(folder_entries(), 0);
+}
+
 /* What a shell or nohup has switched off stays off. */
 static void an_ignored_signal_stays_ignored(void **state)
 {
@@ -699,6 +757,7 @@ int main(void)
         IN_FOLDER(inspect_prints_json),
         IN_FOLDER(inspect_quirks_lists_what_is_met),
         IN_FOLDER(inspect_lr_of_each_scheduler),
+        IN_FOLDER(stages_judge_the_optimizer),
         IN_FOLDER(inspect_loss_scale_by_stage),
         IN_FOLDER(inspect_partition_tiles),
         IN_FOLDER(info_tells_what_there_is),
@@ -708,6 +767,7 @@ int main(void)
         IN_FOLDER(closed_output_does_not_reach_a_file),
         IN_FOLDER(a_file_size_limit_is_an_error),
         IN_FOLDER(an_ignored_signal_stays_ignored),
+        IN_FOLDER(a_second_signal_leaves_nothing_either),
         IN_FOLDER(unwritable_output_is_an_error),
     };
     struct CMUnitTest tests[COUNT(refusals)];

@@ -353,8 +353,8 @@ static void tails(void **state)
             rows[i].semantics);
         zb_config *config = parse(text);
         assert_int_equal(zb_plan_derive(config, 1, ZB_FP32, 1, &plan), ZB_OK);
-        assert_int_equal(plan.optimizer.arithmetic, ZB_ARITHMETIC_DEEPSPEED_CPU);
-        assert_int_equal(plan.optimizer.vector_width, rows[i].width);
+        assert_int_equal(plan.groups[0].arithmetic, ZB_ARITHMETIC_DEEPSPEED_CPU);
+        assert_int_equal(plan.groups[0].vector_width, rows[i].width);
         zb_config_destroy(config);
     }
 }
@@ -377,31 +377,31 @@ static void equality(void **state)
     enum { KINDS = ZB_OPTIMIZER_KIND_COUNT };
     enum { A = 1 << ZB_OPTIMIZER_ADAM, S = 1 << ZB_OPTIMIZER_SGD, G = 1 << ZB_OPTIMIZER_ADAGRAD };
     enum { I = 1 << ZB_OPTIMIZER_LION, B = 1 << ZB_OPTIMIZER_LAMB };
-    zb_plan base = { .optimizer = { .vector_width = 8 } }, other;
+    zb_plan base = { .groups = { { .vector_width = 8 } }, .group_count = 1 }, other;
     const struct {
         const char *name;
         void *field;
         int is_double, matters;
     } rows[] = {
-        { "lr", &other.optimizer.lr, 1, A | S | G | I | B },
-        { "weight_decay", &other.optimizer.weight_decay, 1, A | S | G | I | B },
-        { "arithmetic", &other.optimizer.arithmetic, 0, A | S | G | I | B },
-        { "beta1", &other.optimizer.beta1, 1, A | I | B },
-        { "beta2", &other.optimizer.beta2, 1, A | I | B },
-        { "eps", &other.optimizer.eps, 1, A | G | B },
-        { "bias_correction", &other.optimizer.bias_correction, 0, A | B },
-        { "decay_mode", &other.optimizer.decay_mode, 0, A },
-        { "momentum", &other.optimizer.momentum, 1, S },
-        { "dampening", &other.optimizer.dampening, 1, S },
-        { "nesterov", &other.optimizer.nesterov, 0, S },
-        { "lr_decay", &other.optimizer.lr_decay, 1, G },
-        { "eps_inside_sqrt", &other.optimizer.eps_inside_sqrt, 0, B },
-        { "min_coeff", &other.optimizer.min_coeff, 1, B },
-        { "max_coeff", &other.optimizer.max_coeff, 1, B },
-        { "vector_width", &other.optimizer.vector_width, 0, 0 },
+        { "lr", &other.groups[0].lr, 1, A | S | G | I | B },
+        { "weight_decay", &other.groups[0].weight_decay, 1, A | S | G | I | B },
+        { "arithmetic", &other.groups[0].arithmetic, 0, A | S | G | I | B },
+        { "beta1", &other.groups[0].beta1, 1, A | I | B },
+        { "beta2", &other.groups[0].beta2, 1, A | I | B },
+        { "eps", &other.groups[0].eps, 1, A | G | B },
+        { "bias_correction", &other.groups[0].bias_correction, 0, A | B },
+        { "decay_mode", &other.groups[0].decay_mode, 0, A },
+        { "momentum", &other.groups[0].momentum, 1, S },
+        { "dampening", &other.groups[0].dampening, 1, S },
+        { "nesterov", &other.groups[0].nesterov, 0, S },
+        { "lr_decay", &other.groups[0].lr_decay, 1, G },
+        { "eps_inside_sqrt", &other.groups[0].eps_inside_sqrt, 0, B },
+        { "min_coeff", &other.groups[0].min_coeff, 1, B },
+        { "max_coeff", &other.groups[0].max_coeff, 1, B },
+        { "vector_width", &other.groups[0].vector_width, 0, 0 },
     };
     for (int kind = 0; kind < KINDS; kind++) {
-        base.optimizer.kind = (zb_optimizer_kind)kind;
+        base.groups[0].kind = (zb_optimizer_kind)kind;
         for (size_t i = 0; i < COUNT(rows); i++) {
             other = base;
             if (rows[i].is_double)
@@ -412,12 +412,12 @@ static void equality(void **state)
                 fail_msg("%s of %s", rows[i].name, zb_optimizer_kind_name((zb_optimizer_kind)kind));
         }
         other = base;
-        other.optimizer.kind = (zb_optimizer_kind)((kind + 1) % KINDS);
+        other.groups[0].kind = (zb_optimizer_kind)((kind + 1) % KINDS);
         assert_false(zb_plan_equal(&base, &other));
     }
-    base.optimizer = (zb_optimizer_config){ .arithmetic = ZB_ARITHMETIC_DEEPSPEED_CPU, .vector_width = 8 };
+    base.groups[0] = (zb_optimizer_config){ .arithmetic = ZB_ARITHMETIC_DEEPSPEED_CPU, .vector_width = 8 };
     other = base;
-    other.optimizer.vector_width = 16;
+    other.groups[0].vector_width = 16;
     assert_false(zb_plan_equal(&base, &other));
 }
 

@@ -499,6 +499,65 @@ static void forward_elsewhere_is_a_list_of_parameters(void **state)
     zb_model_destroy(model);
 }
 
+static zb_model *list_of_three(void)
+{
+    static const char *const names[] = { "p0", "p1", "p2" };
+    zb_model *model = NULL;
+    assert_int_equal(zb_model_create("list", NULL, ZB_LOSS_ELSEWHERE, &model), ZB_OK);
+    for (int p = 0; p < 3; p++) {
+        const zb_module_spec spec = { .kind = ZB_MODULE_PARAMETER,
+                                      .name = names[p],
+                                      .shape = { .dims = 1, .extent = { p == 1 ? 0 : 2 } } };
+        assert_int_equal(zb_model_add(model, &spec), ZB_OK);
+    }
+    return model;
+}
+
+#define LIST(...)                                                                                            \
+    {                                                                                                        \
+        (int[]){ __VA_ARGS__ }, (int)(sizeof((int[]){ __VA_ARGS__ }) / sizeof(int))                          \
+    }
+
+static void an_order_elsewhere_is_checked_and_copied(void **state)
+{
+    (void)state;
+    zb_index_list layers[] = { { NULL, 0 }, LIST(0, 1), LIST(2) };
+    const struct {
+        zb_model_order order;
+        const char *words; /* NULL: taken */
+    } orders[] = {
+        { { layers, 3, LIST(0, 1, 2), LIST(0, 2, 1), LIST(2, 0) }, NULL },
+        { { layers, 3, LIST(0), LIST(0), { NULL, 0 } }, NULL },
+        { { layers, 3, LIST(1, 2), LIST(0), LIST(2, 0) }, "its forward order does not begin with layer 0" },
+        { { layers, 3, LIST(0), { NULL, 0 }, LIST(2, 0) }, "its backward order does not begin with layer 0" },
+        { { layers, 3, LIST(0, 3), LIST(0), LIST(2, 0) }, "entry 1 of its forward order is 3, want 0 to 2" },
+        { { layers, 2, LIST(0), LIST(0, -1), LIST(2, 0) }, "entry 1 of its backward order is -1" },
+        { { layers, 3, LIST(0), LIST(0), LIST(2, 1) }, "has parameter p0 0 times, want 1" },
+        { { layers, 3, LIST(0), LIST(0), LIST(2, 0, 1) }, "has parameter p1 1 times, want 0" },
+        { { layers, 3, LIST(0), LIST(0), LIST(2, 0, 2) }, "has parameter p2 2 times, want 1" },
+        { { layers, 3, LIST(0), LIST(0), LIST(3) }, "entry 0 of its gradient order is 3" },
+    };
+    for (size_t i = 0; i < COUNT(orders); i++) {
+        zb_model *model = list_of_three();
+        const zb_status status = zb_model_set_order(model, &orders[i].order);
+        if (orders[i].words == NULL) {
+            assert_int_equal(status, ZB_OK);
+            assert_int_equal(model->order->layer_count, 3);
+            assert_int_equal(model->order->layers[1].items[1], 1);
+            assert_ptr_not_equal(model->order->layers[1].items, layers[1].items);
+            assert_int_equal(model->order->forward.count, orders[i].order.forward.count);
+        } else {
+            assert_int_equal(status, ZB_INVALID_ARGUMENT);
+            if (strstr(zb_error_message(), orders[i].words) == NULL) fail_msg("%s", zb_error_message());
+            assert_null(model->order);
+        }
+        zb_model_destroy(model);
+    }
+    zb_model *own = new_model((zb_shape)VECTOR(4), ZB_LOSS_MSE);
+    assert_int_equal(zb_model_set_order(own, &orders[0].order), ZB_INVALID_ARGUMENT);
+    zb_model_destroy(own);
+}
+
 static void tied_weight_is_one_parameter_used_twice(void **state)
 {
     (void)state;
@@ -773,6 +832,7 @@ int main(void)
         cmocka_unit_test(residual_block_resolves_its_inputs),
         cmocka_unit_test(a_parameter_behind_the_output_is_not_the_output),
         cmocka_unit_test(forward_elsewhere_is_a_list_of_parameters),
+        cmocka_unit_test(an_order_elsewhere_is_checked_and_copied),
         cmocka_unit_test(tied_weight_is_one_parameter_used_twice),
         cmocka_unit_test(longest_name_fits),
         cmocka_unit_test(kinds_have_names),

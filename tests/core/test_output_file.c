@@ -60,6 +60,28 @@ static void until_finish_the_old_file_stands(void **state)
     assert_int_equal(folder_entries(), 1);
 }
 
+/* What a signal handler does: of more files than it can know of, all that it knows of. */
+static void temporary_files_are_removed_at_once(void **state)
+{
+    (void)state;
+    zb_output_file files[ZB_OUTPUT_NAMED_MAX + 1];
+    for (int round = 0; round < 2; round++) { /* names are given back */
+        for (int i = 0; i <= ZB_OUTPUT_NAMED_MAX; i++) {
+            char name[16];
+            snprintf(name, sizeof name, "f%d", i);
+            assert_int_equal(zb_output_file_open(&files[i], in_folder(name), ZB_OUTPUT_REPLACE), ZB_OK);
+            assert_int_equal(zb_output_file_write(&files[i], "x", 1), ZB_OK);
+        }
+        if (round == 0) /* finished and discarded ones are not theirs to remove */
+            for (int i = 0; i <= ZB_OUTPUT_NAMED_MAX; i++)
+                if (i % 2 == 0) assert_int_equal(zb_output_file_finish(&files[i]), ZB_OK);
+        zb_output_files_remove();
+        assert_int_equal(folder_entries(), ZB_OUTPUT_NAMED_MAX / 2 + 1 + round);
+        for (int i = 0; i <= ZB_OUTPUT_NAMED_MAX; i++) zb_output_file_discard(&files[i]);
+    }
+    assert_int_equal(folder_entries(), ZB_OUTPUT_NAMED_MAX / 2 + 1);
+}
+
 /* Somebody else's file under the temporary name is passed by. */
 static void a_stranger_under_the_temporary_name_is_left_alone(void **state)
 {
@@ -204,6 +226,7 @@ int main(void)
         IN_FOLDER(a_finished_file_is_whole_and_obeys_the_umask),
         IN_FOLDER(until_finish_the_old_file_stands),
         IN_FOLDER(a_stranger_under_the_temporary_name_is_left_alone),
+        IN_FOLDER(temporary_files_are_removed_at_once),
         IN_FOLDER(a_full_disk_leaves_the_old_file),
         IN_FOLDER(every_allocation_may_fail),
     };

@@ -95,7 +95,7 @@ static void standard_plan_of_each_stage(void **state)
         zb_plan_describe(&plans[stage], text, sizeof text);
         assert_string_equal(text, want[stage]);
         assert_true(plans[stage].clip_norm == 0.25);
-        assert_true(plans[stage].optimizer.lr == 0.01);
+        assert_true(plans[stage].groups[0].lr == 0.01);
         assert_int_equal(plans[stage].grad_dtype, ZB_FP32);
         assert_int_equal(plans[stage].comm_dtype, ZB_FP32);
         assert_int_equal(plans[stage].scaler.kind, ZB_SCALER_NONE);
@@ -399,11 +399,12 @@ static void every_field_counts(void **state)
 {
     (void)state;
     zb_plan adam = { .world_size = 2, .micro_batch_size = 3, .accumulation_steps = 4, .clip_norm = 1.0 };
-    adam.optimizer = (zb_optimizer_config){
+    adam.group_count = 1;
+    adam.groups[0] = (zb_optimizer_config){
         .kind = ZB_OPTIMIZER_ADAM, .lr = 0.1, .beta1 = 0.9, .beta2 = 0.99
     };
     zb_plan sgd = adam;
-    sgd.optimizer.kind = ZB_OPTIMIZER_SGD;
+    sgd.groups[0].kind = ZB_OPTIMIZER_SGD;
     assert_true(zb_plan_equal(&adam, &adam));
     assert_false(zb_plan_equal(&adam, &sgd));
 
@@ -450,7 +451,7 @@ static void every_field_counts(void **state)
     DIFFERS(adam, unscale_by_next_scale, 1);
     DIFFERS(adam, report_norm_by_next_scale, 1);
     DIFFERS(adam, clip, ZB_CLIP_COEFFICIENT);
-    DIFFERS(adam, optimizer.beta1, 0.2);
+    DIFFERS(adam, groups[0].beta1, 0.2);
 
     /* Only what the scaler's kind looks at. */
     DIFFERS(adam, scaler.kind, ZB_SCALER_STATIC);
@@ -465,8 +466,8 @@ static void every_field_counts(void **state)
     SAME(partitions, sub_group_numel, 1);
     DIFFERS(sub_groups, sub_group_numel, 1);
     SAME(sub_groups, round_robin, 1);
-    vectors.optimizer.arithmetic = ZB_ARITHMETIC_DEEPSPEED_CPU;
-    vectors.optimizer.vector_width = 8;
+    vectors.groups[0].arithmetic = ZB_ARITHMETIC_DEEPSPEED_CPU;
+    vectors.groups[0].vector_width = 8;
     DIFFERS(vectors, tensors, ZB_TENSORS_GROUPS);
     vectors.tensors = ZB_TENSORS_PARTITIONS;
     DIFFERS(vectors, round_robin, 1);

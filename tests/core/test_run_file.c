@@ -25,6 +25,7 @@ static const char captured_text[] =
     "\"forward\": [0, 1], \"backward\": [1, 0], \"gradient_order\": [2, 0],\n"
     "\"config\": {\"train_batch_size\": 1, \"zero_optimization\": {\"stage\": 1},\n"
     "  \"optimizer\": {\"type\": \"Adam\", \"params\": {\"lr\": 0.5}}},\n"
+    "\"optimizer\": {\"class\": \"FusedAdam\", \"arithmetic\": \"deepspeed-cpu\", \"simd_width\": 16},\n"
     "\"init\": [[\"3f800000\", \"40000000\"], [\"40400000\"], \"run_file.safetensors#init\"],\n"
     "\"local_grads\": [[[[\"run_file.safetensors#two\", null, [\"3f800000\", \"3f800000\", "
     "\"3f800000\"]]]]],\n"
@@ -60,7 +61,7 @@ static int write_tensors(void **state)
     return zb_safetensors_write(TENSORS, tensors, COUNT(tensors)) == ZB_OK ? 0 : -1;
 }
 
-static void assert_list(zb_replay_list list, int first, int second)
+static void assert_list(zb_index_list list, int first, int second)
 {
     assert_int_equal(list.count, 2);
     assert_int_equal(list.items[0], first);
@@ -79,14 +80,17 @@ static void everything_is_read(void **state)
     assert_string_equal(run->param_names[1], "a.bias");
     assert_true(!run->frozen[0] && run->frozen[1] && !run->frozen[2]);
     assert_int_equal(run->trainable_numel, 5);
-    assert_int_equal(run->module_count, 2);
-    assert_int_equal(run->modules[0].count, 1);
-    assert_int_equal(run->modules[0].items[0], 2);
-    assert_list(run->modules[1], 0, 1);
-    assert_list(run->forward, 0, 1);
-    assert_list(run->backward, 1, 0);
-    assert_list(run->gradient_order, 2, 0);
+    assert_int_equal(run->order.layer_count, 2);
+    assert_int_equal(run->order.layers[0].count, 1);
+    assert_int_equal(run->order.layers[0].items[0], 2);
+    assert_list(run->order.layers[1], 0, 1);
+    assert_list(run->order.forward, 0, 1);
+    assert_list(run->order.backward, 1, 0);
+    assert_list(run->order.ready, 2, 0);
     assert_true(run->grads_are_local);
+    assert_int_equal(run->config->optimizer.arithmetic, ZB_ARITHMETIC_DEEPSPEED_CPU);
+    assert_int_equal(run->config->groups[0].optimizer.arithmetic, ZB_ARITHMETIC_DEEPSPEED_CPU);
+    assert_int_equal(run->config->groups[0].optimizer.vector_width, 16);
     assert_memory_equal(run->init, init, sizeof init);
     assert_memory_equal(run->grads[0][0], gradient, sizeof gradient);
 
@@ -135,6 +139,10 @@ static const struct refusal {
     { "run_file.safetensors#two", "run_file.json#two", ZB_CORRUPT, "run_file.json" },
     { "abcdef\",", "abcdeg\",", ZB_INVALID_CONFIG, "hp[0].sha256: is" },
     { "{\"sha256\": \"0", "{\"sha256\": \"", ZB_INVALID_CONFIG, "want 64 lower-case hexadecimal digits" },
+    { "\"deepspeed-cpu\"", "\"plain\"", ZB_UNSUPPORTED, "want an arithmetic that Adam is known in" },
+    { "\"deepspeed-cpu\"", "\"torch-2\", \"cpu_capability\": \"DEFAULT\"", ZB_UNSUPPORTED,
+      "[0].optimizer.cpu_capability: is \"DEFAULT\", want AVX2" },
+    { "\"simd_width\": 16", "\"simd_width\": 0", ZB_INVALID_CONFIG, "[0].optimizer.simd_width: is 0" },
     { "{\"ranks\": [0, 2]}", "{}", ZB_INVALID_CONFIG, "comm[1][4].ranks: is missing" },
     { "\"numel\": 6", "\"numel\": -6", ZB_INVALID_CONFIG, "hp[0].numel: is -6" },
 };

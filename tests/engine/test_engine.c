@@ -322,7 +322,7 @@ static void without_a_data_set_there_is_no_loader(void **state)
     assert_int_equal(zb_engine_train_step(r.engine, NULL), ZB_INVALID_ARGUMENT);
     assert_message_has("no loader");
     assert_int_equal(zb_engine_optimizer(r.engine)->kind, ZB_OPTIMIZER_SGD);
-    assert_true(zb_schedule_lr(zb_engine_lr_scheduler(r.engine)) == 0.1);
+    assert_true(zb_schedule_lr(&zb_engine_lr_scheduler(r.engine)->group[0]) == 0.1);
     for (const char *what = "fbs"; *what != '\0'; what++) assert_int_equal(call(r.engine, *what), ZB_OK);
     rig_close(&r);
 }

@@ -18,65 +18,37 @@ static const struct graph_case {
     const char *needs_grad[LIST_MAX];  /* modules whose bit is set, in order */
     const char *shares_grad[LIST_MAX]; /* likewise                         */
     const char *reads_weight[LIST_MAX];
-    size_t max_param, max_activation;
+    size_t max_param, shared_grad;
 } cases[] = {
     { "mlp",
       { "b.bias", "b.weight", "a.bias", "a.weight" },
       { "a", "r", "b" },
       { NULL },
       { "b" },
-      .max_param = 35,
-      .max_activation = 7 },
+      .max_param = 35 },
     { "conv",
       { "fc.bias", "fc.weight", "conv2.bias", "conv2.weight", "conv1.bias", "conv1.weight" },
       { "conv1", "relu1", "pool1", "conv2", "flat", "fc" },
       { "flat" },
       { "conv2", "fc" },
-      .max_param = 64,
-      .max_activation = 108 },
+      .max_param = 64 },
     /* a's weight is used by a, b and c: complete only when a, the first in forward, has given its part */
     { "tied",
       { "d.bias", "d.weight", "b.bias", "a.bias", "a.weight" },
       { "a", "r", "b", "c", "d" },
       { NULL },
       { "b", "c", "d" },
-      .max_param = 16,
-      .max_activation = 4 },
-    { "frozen prefix",
-      { "b.bias", "b.weight" },
-      { "b" },
-      { NULL },
-      { NULL },
-      .max_param = 15,
-      .max_activation = 5 },
+      .max_param = 16 },
+    { "frozen prefix", { "b.bias", "b.weight" }, { "b" }, { NULL }, { NULL }, .max_param = 15 },
     { "frozen in the middle",
       { "c.bias", "c.weight", "a.bias", "a.weight" },
       { "a", "b", "c" },
       { NULL },
       { "b", "c" },
-      .max_param = 20,
-      .max_activation = 6 },
-    { "tied and frozen",
-      { "c.weight", "b.bias" },
-      { "b", "c" },
-      { NULL },
-      { "c" },
-      .max_param = 8,
-      .max_activation = 4 },
-    { "unused",
-      { "a.bias", "a.weight", "last", "first" },
-      { "a" },
-      { NULL },
-      { NULL },
-      .max_param = 9,
-      .max_activation = 3 },
-    { "only an unused parameter trains",
-      { "only" },
-      { NULL },
-      { NULL },
-      { NULL },
-      .max_param = 1,
-      .max_activation = 3 },
+      .max_param = 20 },
+    { "tied and frozen", { "c.weight", "b.bias" }, { "b", "c" }, { NULL }, { "c" }, .max_param = 8 },
+    { "unused", { "a.bias", "a.weight", "last", "first" }, { "a" }, { NULL }, { NULL }, .max_param = 9 },
+    { "only an unused parameter trains", { "only" }, { NULL }, { NULL }, { NULL }, .max_param = 1 },
     /* conv feeds two flattens: neither may write into its gradient */
     { "branches",
       { "right.bias", "right.weight", "left.bias", "left.weight", "conv.bias", "conv.weight" },
@@ -84,14 +56,13 @@ static const struct graph_case {
       { NULL },
       { "left", "right" },
       .max_param = 192,
-      .max_activation = 32 },
+      .shared_grad = 32 },
     { "output is flattened",
       { "conv.bias", "conv.weight" },
       { "conv", "flat1", "flat2" },
       { "flat1", "flat2" },
       { NULL },
-      .max_param = 8,
-      .max_activation = 8 },
+      .max_param = 8 },
 };
 
 /* The modules for which `is_set` holds are exactly those of the list. */
@@ -125,7 +96,7 @@ static void check_graph(void **state)
         reads[m] = graph.needs_grad[m] && zb_graph_backward_reads_weight(&graph, m);
     assert_set(model, "backward_reads_weight", reads, c->reads_weight);
     assert_int_equal(graph.max_param_numel, c->max_param);
-    assert_int_equal(graph.max_activation_numel, c->max_activation);
+    assert_int_equal(graph.shared_grad_numel, c->shared_grad);
     zb_graph_destroy(&graph);
     zb_model_destroy(model);
 }

@@ -100,7 +100,9 @@ static const zb_shard shard = { .segments = &segment, .segment_count = 1, .numel
 
 static zb_status create(const zb_optimizer_config *config, zb_dtype dtype, zb_optimizer *optimizer)
 {
-    const zb_plan plan = { .param_dtype = dtype, .grad_dtype = dtype, .optimizer = *config };
+    const zb_plan plan = {
+        .param_dtype = dtype, .grad_dtype = dtype, .groups = { *config }, .group_count = 1
+    };
     return zb_optimizer_create(&plan, &stream, &shard, (zb_optimizer_exchange){ 0 }, optimizer);
 }
 
@@ -280,7 +282,9 @@ static void segments_that_touch_are_one(void **state)
     zb_segment segments[] = { SEGMENT16(0, 0, 1), SEGMENT16(0, 1, 1), SEGMENT16(1, 2, 0),
                               SEGMENT16(1, 3, 2) };
     const zb_shard cut = { .segments = segments, .segment_count = 4, .numel = 5 };
-    const zb_plan plan = { .param_dtype = ZB_FP16, .grad_dtype = ZB_FP16, .optimizer = adam };
+    const zb_plan plan = {
+        .param_dtype = ZB_FP16, .grad_dtype = ZB_FP16, .groups = { adam }, .group_count = 1
+    };
     zb_optimizer_config now[2] = { adam, adam };
     zb_optimizer optimizer;
     now[1].lr = 0.5;
@@ -308,7 +312,7 @@ static void cpu_adam_shares_its_powers(void **state)
     zb_optimizer_config config = adam;
     config.arithmetic = ZB_ARITHMETIC_DEEPSPEED_CPU;
     config.vector_width = 16;
-    const zb_plan plan = { .optimizer = config };
+    const zb_plan plan = { .groups = { config }, .group_count = 1 };
     zb_optimizer optimizer;
     float power1 = 1, power2 = 1;
     assert_int_equal(zb_optimizer_create(&plan, &stream, &cut, (zb_optimizer_exchange){ 0 }, &optimizer),
@@ -384,7 +388,9 @@ static void lamb_takes_norms_of_segments(void **state)
                                          .bias_correction = 1,
                                          .max_coeff = 10,
                                          .eps_inside_sqrt = 1 };
-    const zb_plan plan = { .param_dtype = ZB_BF16, .grad_dtype = ZB_BF16, .optimizer = config };
+    const zb_plan plan = {
+        .param_dtype = ZB_BF16, .grad_dtype = ZB_BF16, .groups = { config }, .group_count = 1
+    };
     zb_optimizer optimizer;
     sums[ONE] = 9, sums[WORDS + ONE] = 4, sums[2 * WORDS + ONE] = 9, sums[3 * WORDS + ONE] = 4;
     next_sums = sums;
@@ -470,7 +476,9 @@ static void check_state_in(const struct state_case *c, zb_dtype dtype)
     const uint64_t live = zb_alloc_get_stats().live;
     static const int64_t no_sums[2 * ZB_SUM_SQUARES_WORDS];
     zb_optimizer optimizer;
-    const zb_plan plan = { .param_dtype = dtype, .grad_dtype = dtype, .optimizer = c->config };
+    const zb_plan plan = {
+        .param_dtype = dtype, .grad_dtype = dtype, .groups = { c->config }, .group_count = 1
+    };
     const int arrays = c->first + c->second + (dtype != ZB_FP32);               /* and the masters */
     const int allocations = arrays + (zb_optimizer_takes_norms(&plan) ? 2 : 0); /* here and there */
     next_sums = no_sums;

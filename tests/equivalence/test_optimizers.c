@@ -50,7 +50,7 @@ static void vectors(void **state)
     use_level(state);
     for (size_t i = 0; i < OPTIMIZER_VECTOR_COUNT; i++) {
         const optimizer_vector *c = &optimizer_vectors[i];
-        const zb_plan plan = { .optimizer = c->config };
+        const zb_plan plan = { .groups = { c->config }, .group_count = 1 };
         float p[VECTOR_NUMEL_MAX], grad[VECTOR_NUMEL_MAX];
         zb_segment whole = { .numel = c->numel, .param = p, .grad = grad };
         rig r;
@@ -170,7 +170,9 @@ static void check(rng *r, zb_optimizer_kind kind, zb_optimizer_arithmetic arithm
 {
     run x = { .numel = numel };
     const zb_optimizer_config config = random_config(r, kind, arithmetic);
-    const zb_plan plan = { .param_dtype = param_dtype, .grad_dtype = grad_dtype, .optimizer = config };
+    const zb_plan plan = {
+        .param_dtype = param_dtype, .grad_dtype = grad_dtype, .groups = { config }, .group_count = 1
+    };
     /* Groups have the same betas: to DeepSpeedCPUAdam's powers others would be a change within the step. */
     for (int g = 0; g < GROUPS; g++) x.now[g] = config;
     x.now[1].lr = 0.02, x.now[1].weight_decay = 0.3;

@@ -119,7 +119,7 @@ static zb_status train(run *r, zb_engine *engine, int rank)
     }
     out->skipped = zb_engine_counters(engine).skipped_steps;
     out->digest = 0xcbf29ce484222325u;
-    const double next_rate = zb_schedule_lr(zb_engine_lr_scheduler(engine));
+    const double next_rate = zb_schedule_lr(&zb_engine_lr_scheduler(engine)->group[0]);
     digest(&out->digest, &next_rate, sizeof next_rate);
     return zb_engine_observe(engine, &(zb_observer){ note_last, out });
 }

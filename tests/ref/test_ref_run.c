@@ -150,7 +150,8 @@ static const zb_plan sgd_plan = {
     .accumulation_steps = 1,
     .averaging = { .inside = 1 },
     .loss_is_scaled = 1,
-    .optimizer = { .kind = ZB_OPTIMIZER_SGD },
+    .groups = { { .kind = ZB_OPTIMIZER_SGD } },
+    .group_count = 1,
 };
 
 static const zb_plan adam_plan = {
@@ -160,13 +161,14 @@ static const zb_plan adam_plan = {
     .averaging = { .inside = 1 },
     .loss_is_scaled = 1,
     .clip_norm = 1.0,
-    .optimizer = { .kind = ZB_OPTIMIZER_ADAM,
-                   .beta1 = 0.9,
-                   .beta2 = 0.999,
-                   .eps = 1e-8,
-                   .bias_correction = 1,
-                   .decay_mode = ZB_DECAY_DECOUPLED,
-                   .weight_decay = 0.01 },
+    .group_count = 1,
+    .groups = { { .kind = ZB_OPTIMIZER_ADAM,
+                  .beta1 = 0.9,
+                  .beta2 = 0.999,
+                  .eps = 1e-8,
+                  .bias_correction = 1,
+                  .decay_mode = ZB_DECAY_DECOUPLED,
+                  .weight_decay = 0.01 } },
 };
 
 typedef struct setting {
@@ -182,7 +184,7 @@ typedef struct setting {
 static zb_status create(const setting *s, zb_ref **ref)
 {
     return zb_ref_create(&(zb_ref_options){ .plan = &s->plan,
-                                            .schedule = &s->schedule,
+                                            .schedules = &s->schedule,
                                             .model = s->model,
                                             .weights = &s->weights,
                                             .dataset = s->dataset,
@@ -484,8 +486,8 @@ static void check_skipped_step(void **state)
     s.plan.scaler = (zb_loss_scaler_config){
         .kind = ZB_SCALER_DYNAMIC, .initial_scale = 0x1p15, .min_scale = 1.0, .window = 100, .hysteresis = 1
     };
-    s.plan.optimizer.momentum = 0.5;
-    s.plan.optimizer.dampening = 0.75;
+    s.plan.groups[0].momentum = 0.5;
+    s.plan.groups[0].dampening = 0.75;
     s.schedule = (zb_schedule_config){ .kind = ZB_SCHEDULE_WARMUP_LR,
                                        .base_lr = 1.0,
                                        .warmup_min_lr = 0.25,
@@ -571,8 +573,8 @@ static void check_deepspeed_by_hand(void **state)
     s.plan.hidden_first_step = 1;
     s.plan.tensors = ZB_TENSORS_GROUPS;
     s.plan.norm = ZB_NORM_FLAT;
-    s.plan.optimizer.lr = 0.25;
-    s.plan.optimizer.weight_decay = 0.5;
+    s.plan.groups[0].lr = 0.25;
+    s.plan.groups[0].weight_decay = 0.5;
     s.weights.values[0][0] = 0.5f;
     s.weights.values[1][0] = 0.0f;
     record r = { .fail_at = -1 };
@@ -782,12 +784,12 @@ static void check_order_of_observations(void **state)
     record_free(&r);
 
     /* SGD shows its buffer as the first moment, and none without momentum. */
-    s.plan.optimizer = (zb_optimizer_config){ .kind = ZB_OPTIMIZER_SGD, .momentum = 0.5 };
+    s.plan.groups[0] = (zb_optimizer_config){ .kind = ZB_OPTIMIZER_SGD, .momentum = 0.5 };
     run(&s, 1, &r);
     assert_non_null(find(&r, ZB_Q_EXP_AVG, 0, -1, ZB_EVERY_RANK, 0));
     assert_null(find(&r, ZB_Q_EXP_AVG_SQ, 0, -1, ZB_EVERY_RANK, 0));
     record_free(&r);
-    s.plan.optimizer.momentum = 0.0;
+    s.plan.groups[0].momentum = 0.0;
     run(&s, 1, &r);
     assert_null(find(&r, ZB_Q_EXP_AVG, 0, -1, ZB_EVERY_RANK, 0));
     record_free(&r);
@@ -939,12 +941,12 @@ static void break_seed_dtype(setting *s)
 }
 static void break_optimizer(setting *s)
 {
-    s->plan.optimizer.kind = (zb_optimizer_kind)7;
+    s->plan.groups[0].kind = (zb_optimizer_kind)7;
 }
 static void break_arithmetic(setting *s)
 {
-    s->plan.optimizer.kind = ZB_OPTIMIZER_ADAM;
-    s->plan.optimizer.arithmetic = ZB_ARITHMETIC_COUNT;
+    s->plan.groups[0].kind = ZB_OPTIMIZER_ADAM;
+    s->plan.groups[0].arithmetic = ZB_ARITHMETIC_COUNT;
 }
 static void break_scaler(setting *s)
 {
@@ -1001,7 +1003,7 @@ static const struct refusal {
     { "plan.tensors is ", ZB_UNSUPPORTED, break_tensors },
     { "plan.clip is 7", ZB_UNSUPPORTED, break_clip },
     { "plan.seed_dtype is fp64", ZB_UNSUPPORTED, break_seed_dtype },
-    { "plan.optimizer.kind is 7", ZB_UNSUPPORTED, break_optimizer },
+    { "plan.groups[0].kind is 7", ZB_UNSUPPORTED, break_optimizer },
     { "kind is 0 and arithmetic 4", ZB_UNSUPPORTED, break_arithmetic },
     { "scale is -2", ZB_INVALID_CONFIG, break_scaler },
     { "plan.world_size is 0", ZB_INVALID_ARGUMENT, break_world },

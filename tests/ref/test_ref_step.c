@@ -339,7 +339,8 @@ static const zb_plan step_plan = {
     .accumulation_steps = 1,
     .loss_is_scaled = 1,
     .scaler = { .kind = ZB_SCALER_STATIC, .initial_scale = 1.0 },
-    .optimizer = { .kind = ZB_OPTIMIZER_SGD },
+    .groups = { { .kind = ZB_OPTIMIZER_SGD } },
+    .group_count = 1,
 };
 
 /* Doubles in the second step: from 8 to 16. */
@@ -503,7 +504,7 @@ static void check_step(void **state)
             fail_msg("step %d: weight %a", i, (double)s.master.data[0]);
         if (s.norm != c->steps[i].norm) fail_msg("step %d: norm %a", i, s.norm);
         assert_true(s.loss_scale == c->steps[i].loss_scale);
-        if (s.lr != c->steps[i].lr) fail_msg("step %d: rate %a", i, s.lr);
+        if (s.lr[0] != c->steps[i].lr) fail_msg("step %d: rate %a", i, s.lr[0]);
         assert_int_equal(s.overflow, c->steps[i].overflow);
         assert_int_equal(s.skipped, c->steps[i].skipped);
         assert_int_equal(s.optimizer.step, c->steps[i].optimizer_steps);
@@ -566,7 +567,8 @@ static void check_hidden_first_step(void **state)
     zb_plan plan = step_plan;
     plan.hidden_first_step = 1;
     plan.tensors = ZB_TENSORS_GROUPS;
-    plan.optimizer = (zb_optimizer_config){ .kind = ZB_OPTIMIZER_ADAM,
+    plan.group_count = 1;
+    plan.groups[0] = (zb_optimizer_config){ .kind = ZB_OPTIMIZER_ADAM,
                                             .lr = 0.1,
                                             .beta1 = 0.9,
                                             .beta2 = 0.999,
@@ -648,7 +650,8 @@ static void check_tensors_make_no_difference(void **state)
         plan.tensors = (zb_tensors)tensors;
         plan.round_robin = 1;
         plan.sub_group_numel = 3;
-        plan.optimizer = (zb_optimizer_config){
+        plan.group_count = 1;
+        plan.groups[0] = (zb_optimizer_config){
             .kind = ZB_OPTIMIZER_ADAM, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .bias_correction = 1
         };
         bare_model memory;

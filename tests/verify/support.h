@@ -41,7 +41,8 @@ static zb_plan small_plan(int world_size)
     return (zb_plan){ .world_size = world_size,
                       .micro_batch_size = 2,
                       .accumulation_steps = 1,
-                      .optimizer = { .lr = 0.1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8 } };
+                      .groups = { { .lr = 0.1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8 } },
+                      .group_count = 1 };
 }
 
 static zb_trace_header small_header(int stage, int world_size)
