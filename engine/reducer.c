@@ -221,26 +221,7 @@ static zb_status fill_zero(zb_engine *engine, void *data, size_t at, size_t nume
         &(zb_fill_bytes_args){ .data = zb_at(data, at, dtype), .bytes = numel * zb_dtype_bytes(dtype) });
 }
 
-static zb_status launch(zb_reducer *r)
-{
-    zb_reducer_buffer *buffer = &r->buffers[r->open_bucket % r->buffer_count];
-    const zb_bucket *bucket = &r->plan.buckets[r->open_bucket];
-    zb_work *works = r->buffer_count > 1 ? buffer->works : NULL;
-    ZB_ASSERT(r->missing == 0);
-    buffer->bucket = r->open_bucket;
-    r->open_bucket = -1;
-    if (bucket->transport != ZB_TRANSPORT_NONE)
-        ZB_TRY(prepare(r->engine, buffer->data, buffer->wire, bucket->numel));
-    ZB_TRY(send_bucket(r, bucket, buffer->wire, works));
-    return r->buffer_count > 1 ? ZB_OK : settle_buffer(r, buffer);
-}
-
-/* DeepSpeed learns that a bucket is full from the gradient that does not fit any more. So at stage 3 the next
- * module's parameters are gathered before the bucket is sent. */
-static int launches_late(const zb_reducer *r)
-{
-    return r->engine->plan.semantics == ZB_SEMANTICS_DEEPSPEED_0_19_6;
-}
+static zb_status launch_full(zb_reducer *r);
 
 static zb_status open_buffer(zb_reducer *r, int param, zb_reducer_buffer **buffer_p)
 {
@@ -248,7 +229,8 @@ static zb_status open_buffer(zb_reducer *r, int param, zb_reducer_buffer **buffe
     const zb_bucket *bucket = &r->plan.buckets[index];
     zb_reducer_buffer *buffer = &r->buffers[index % r->buffer_count];
     if (r->open_bucket != index) {
-        if (r->open_bucket != -1) ZB_TRY(launch(r));
+        ZB_TRY(launch_full(r));
+        ZB_ASSERT(r->open_bucket == -1);
         ZB_TRY(settle_buffer(r, buffer));
         r->open_bucket = index;
         r->missing = bucket->param_count;
@@ -281,6 +263,27 @@ static zb_status put_piece(zb_reducer *r, const zb_reducer_buffer *buffer, const
     return fill_zero(engine, buffer->data, piece->at + piece->numel, piece->padding);
 }
 
+static zb_status launch(zb_reducer *r, zb_reducer_buffer *buffer, int index)
+{
+    const zb_bucket *bucket = &r->plan.buckets[index];
+    zb_work *works = r->buffer_count > 1 ? buffer->works : NULL;
+    r->open_bucket = -1;
+    buffer->bucket = index;
+    if (bucket->transport != ZB_TRANSPORT_NONE)
+        ZB_TRY(prepare(r->engine, buffer->data, buffer->wire, bucket->numel));
+    return send_bucket(r, bucket, buffer->wire, works);
+}
+
+/* The open bucket, if nothing is missing in it. */
+static zb_status launch_full(zb_reducer *r)
+{
+    const int index = r->open_bucket;
+    if (index < 0 || r->missing > 0) return ZB_OK;
+    zb_reducer_buffer *buffer = &r->buffers[index % r->buffer_count];
+    ZB_TRY(launch(r, buffer, index));
+    return r->buffer_count > 1 ? ZB_OK : settle_buffer(r, buffer);
+}
+
 zb_status zb_reducer_put(zb_reducer *r, int param, const void *from, zb_dtype from_dtype)
 {
     zb_reducer_buffer *buffer;
@@ -290,12 +293,14 @@ zb_status zb_reducer_put(zb_reducer *r, int param, const void *from, zb_dtype fr
         if (piece.numel == 0) break; /* and so are those of all ranks after */
         ZB_TRY(put_piece(r, buffer, &piece, from, from_dtype));
     }
-    return --r->missing > 0 || launches_late(r) ? ZB_OK : launch(r);
+    r->missing--;
+    return r->rule.late ? ZB_OK : launch_full(r);
 }
 
 zb_status zb_reducer_finish(zb_reducer *r)
 {
-    if (r->open_bucket != -1) ZB_TRY(launch(r));
+    if (r->buffer_count > 0) ZB_TRY(launch_full(r));
+    ZB_ASSERT(r->open_bucket == -1);
     for (int i = 0; i < r->buffer_count; i++) ZB_TRY(settle_buffer(r, &r->buffers[i]));
     return ZB_OK;
 }

@@ -3,9 +3,9 @@
  * averages stored, or added, where the optimizer will read them. What all stages share.
  *
  * Life of a buffer: opened for a bucket (waits for and settles what it carried before) -> filled, parameter
- * by parameter -> launched when the last one is in (under DeepSpeed's semantics when the next bucket is opened, or
- * at the end): divided and converted as the plan says, sent -> settled: waited for, and taken in. There is one buffer, or two that take turns when communication overlaps with
- * computation.
+ * by parameter -> launched when the last one is in, or (`late`) when the next bucket is opened or at the end:
+ * divided and converted as the plan says, sent -> settled: waited for, and taken in. There is one buffer, or
+ * two that take turns when communication overlaps with computation.
  *
  * Where gradients lie in the flat space already and nothing has to be converted, that space is the buffer:
  * zb_reducer_run_in_place.
@@ -50,8 +50,8 @@ void zb_reducer_destroy(zb_reducer *reducer);
 /* Where a kernel may write the parameter's gradient straight into its bucket, in param_dtype; NULL: it is cut
  * or converted on its way. */
 zb_status zb_reducer_target(zb_reducer *reducer, int param, void **target_p);
-/* The gradient is complete, at that target or elsewhere. Gradients come in the order, so that one bucket at most
- * is open. */
+/* The gradient is complete, at that target or elsewhere; launches the bucket when it was the last. Gradients
+ * come in the order, so that one bucket at most is open. */
 zb_status zb_reducer_put(zb_reducer *reducer, int param, const void *from, zb_dtype from_dtype);
 /* Settles whatever still travels. */
 zb_status zb_reducer_finish(zb_reducer *reducer);
