@@ -33,6 +33,7 @@ typedef struct runner {
     zb_compare *compare;
     zb_device **devices; /* [world_size], like engines */
     zb_engine **engines;
+    const int *group_of;   /* [param_count] the parameter group of each */
     uint64_t *owned_numel; /* [world_size] */
     int *has_ended;        /* [world_size]: the rank's engine has ended training */
     zb_step_past past;
@@ -161,6 +162,7 @@ static zb_status runner_note_owners(runner *r)
                                                             .stage = result->stage,
                                                             .world_size = result->world_size,
                                                             .rank = rank,
+                                                            .group_of = r->group_of,
                                                             .round_robin = result->plan.round_robin },
                                    &partition));
         r->owned_numel[rank] = partition.rank_numel - partition.padding;
@@ -214,6 +216,7 @@ typedef struct group {
     const zb_verify_options *options;
     zb_ref *ref;
     zb_reference *reference;
+    int *group_of; /* [param_count] the parameter group of each */
     runner runners[ZB_STAGE_COUNT];
     int runner_count;
     int64_t *done, total; /* for the progress report */
@@ -237,37 +240,37 @@ static void report(const group *g, const zb_verify_case *current)
     if (options->progress != NULL) options->progress(options->user, current, *g->done, g->total);
 }
 
-static zb_status create_oracle(group *g, const int *group_of)
+static zb_status create_oracle(group *g)
 {
     const zb_verify_options *options = g->options;
-    zb_schedule_config schedules[ZB_PARAM_GROUP_MAX];
     const zb_plan *plan = &g->runners[0].result->plan;
-    zb_ref_options ref_options = { .plan = plan,
-                                   .schedules = schedules,
-                                   .group_of = group_of,
-                                   .model = options->model,
-                                   .weights = options->weights,
-                                   .dataset = options->dataset,
-                                   .sampler_seed = options->sampler_seed,
-                                   .shuffle = 1,
-                                   .drop_last = options->config->dataloader_drop_last,
-                                   .reshuffle = plan->reshuffle };
+    zb_schedule_config schedules[ZB_PARAM_GROUP_MAX];
     zb_config_list_schedules(options->config, schedules);
-    return zb_ref_create(&ref_options, &g->ref);
+    return zb_ref_create(&(zb_ref_options){ .plan = plan,
+                                            .schedules = schedules,
+                                            .group_of = g->group_of,
+                                            .model = options->model,
+                                            .weights = options->weights,
+                                            .dataset = options->dataset,
+                                            .sampler_seed = options->sampler_seed,
+                                            .shuffle = 1,
+                                            .drop_last = options->config->dataloader_drop_last,
+                                            .reshuffle = plan->reshuffle },
+                         &g->ref);
 }
 
 static zb_status group_create(group *g)
 {
     const zb_verify_options *options = g->options;
-    const zb_plan *plan = &g->runners[0].result->plan;
-    int *group_of = zb_alloc_array((size_t)options->model->param_count, sizeof *group_of);
-    if (group_of == NULL) return ZB_NO_MEMORY;
-    zb_status status = zb_config_assign_groups(options->config, options->model, group_of);
-    if (status == ZB_OK) status = create_oracle(g, group_of);
-    zb_free(group_of);
-    ZB_TRY(status);
-    ZB_TRY(zb_reference_create(options->model, plan, &g->reference));
-    for (int i = 0; i < g->runner_count; i++) ZB_TRY(runner_create(&g->runners[i], g->reference));
+    g->group_of = zb_alloc_array((size_t)options->model->param_count, sizeof *g->group_of);
+    if (g->group_of == NULL) return ZB_NO_MEMORY;
+    ZB_TRY(zb_config_assign_groups(options->config, options->model, g->group_of));
+    ZB_TRY(create_oracle(g));
+    ZB_TRY(zb_reference_create(options->model, &g->runners[0].result->plan, &g->reference));
+    for (int i = 0; i < g->runner_count; i++) {
+        g->runners[i].group_of = g->group_of;
+        ZB_TRY(runner_create(&g->runners[i], g->reference));
+    }
     return ZB_OK;
 }
 
@@ -276,6 +279,7 @@ static void group_destroy(group *g)
     for (int i = 0; i < g->runner_count; i++) runner_destroy(&g->runners[i]);
     zb_reference_destroy(g->reference);
     if (g->ref != NULL) zb_ref_destroy(g->ref);
+    zb_free(g->group_of);
 }
 
 static zb_status group_initialize(group *g)

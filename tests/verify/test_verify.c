@@ -150,6 +150,43 @@ static void all_equal(void **state)
     }
 }
 
+/* Groups of uneven sizes, smaller than the world in part, at every stage and precision, in both semantics. */
+static void parameter_groups(void **state)
+{
+    (void)state;
+#define GROUPS "\"param_groups\": [{\"params\": [\"*.bias\"], \"lr\": 0.5}, {\"weight_decay\": 0.125}]"
+    static const char *const texts[] = {
+        "\"optimizer\": {\"type\": \"SGD\", \"params\": {\"lr\": 0.01}}, \"zero_allow_untested_optimizer\": "
+        "true, "
+        "\"zerobit\": {\"param_groups\": [{\"params\": [\"*.bias\"], \"momentum\": 0.5}, {}]}",
+        "\"optimizer\": {\"type\": \"Lamb\"}, \"zero_allow_untested_optimizer\": true, \"zerobit\": {" GROUPS
+        "}",
+        "\"optimizer\": {\"type\": \"Adam\"}, \"zero_optimization\": {\"round_robin_gradients\": true, "
+        "\"sub_group_size\": 7, \"reduce_bucket_size\": 20}, \"zerobit\": {\"semantics\": "
+        "\"deepspeed-0.19.6\", " GROUPS "}",
+        "\"optimizer\": {\"type\": \"Adam\"}, \"zerobit\": {\"semantics\": \"deepspeed-0.19.6\", "
+        "\"optimizer_arithmetic\": \"deepspeed-cpu\", \"param_groups\": [{\"params\": [\"0.*\", "
+        "\"*1.bias\"], "
+        "\"betas\": [0.5, 0.75]}, {}]}",
+    };
+    static const zb_dtype dtypes[] = { ZB_FP32, ZB_FP16, ZB_BF16 };
+    static const int worlds[] = { 1, 2, 3, 4, 5 };
+    for (size_t t = 0; t < COUNT(texts); t++) {
+        char text[1024];
+        zb_config *config;
+        zb_verify_case cases[60];
+        snprintf(text, sizeof text,
+                 "{\"train_micro_batch_size_per_gpu\": 2, \"gradient_accumulation_steps\": 2, %s}", texts[t]);
+        if (zb_config_parse(text, strlen(text), NULL, &config) != ZB_OK) fail_msg("%s", zb_error_message());
+        zb_verify_options options = options_for(worlds, COUNT(worlds), 3);
+        options.config = config;
+        options.dtypes = dtypes;
+        options.dtype_count = COUNT(dtypes);
+        if (zb_verify(&options, cases) != ZB_OK) fail_msg("row %zu: %s", t, zb_error_message());
+        zb_config_destroy(config);
+    }
+}
+
 /* With two micro-batches stages 0, 1 and stages 2, 3 follow different plans: two oracles, of two stages each.
  */
 static void one_stage_goes_wrong(void **state)
@@ -331,6 +368,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         FRESH(all_equal),
         FRESH(all_end),
+        FRESH(parameter_groups),
         FRESH(one_stage_goes_wrong),
         FRESH(refused_before_any_work),
         FRESH(batch_of_the_last_world_is_checked_first),
