@@ -111,8 +111,9 @@ static const zb_quirk_description descriptions[ZB_QUIRK_COUNT] = {
     [ZB_QUIRK_optimizer_sees_flat_tensors] = {
         "The optimizer is handed flat tensors in place of parameters: a whole group at stage 0 in 16 bit, the rank's part of "
         "a group at stages 1 and 2, that of a sub-group at stage 3.",
-        "An optimizer that looks at whole tensors gives other weights at every stage and world size.",
-        "optimizers that look at whole tensors",
+        "An optimizer that looks at whole tensors gives other weights at every stage and world size: LAMB has one trust "
+        "ratio for all that a rank owns, DeepSpeed's Adam for CPUs computes a tensor's last few elements in another way.",
+        "Lamb, and arithmetics with a tail, where the stage has flat tensors",
         "runtime/fp16/fused_optimizer.py, runtime/zero/stage_1_and_2.py, runtime/zero/stage3.py",
     },
     [ZB_QUIRK_average_outside_sum] = {
@@ -253,8 +254,7 @@ static int acts_elsewhere(zb_quirk quirk, const zb_config *config, int stage, co
     if (plan->world_size == 1) return 0;
     if (quirk == ZB_QUIRK_first_iteration_recorded) return stage == 3;
     if (quirk == ZB_QUIRK_overflow_by_flag) return stage > 0 && plan->overflow == ZB_OVERFLOW_SKIP;
-    return quirk == ZB_QUIRK_all_reduce_for_reduce_scatter && at_1_or_2 && config->zero.reduce_scatter &&
-           config->zero.contiguous_gradients;
+    return quirk == ZB_QUIRK_all_reduce_for_reduce_scatter && at_1_or_2 && config->zero.reduce_scatter;
 }
 
 /* What a quirk does is what the plan is without it. */
@@ -262,7 +262,9 @@ zb_status zb_quirk_applies(zb_quirk quirk, const zb_config *config, int stage, z
                            int *applies)
 {
     zb_config deepspeed = *config;
-    deepspeed.semantics = ZB_SEMANTICS_DEEPSPEED_0_19_6;
+    /* Under these semantics there is no plan with Lamb, whose kernel adds in an order that is not known.
+     * Quirks it has. */
+    if (config->optimizer.kind != ZB_OPTIMIZER_LAMB) deepspeed.semantics = ZB_SEMANTICS_DEEPSPEED_0_19_6;
     deepspeed.quirks = zb_quirks_of(ZB_SEMANTICS_DEEPSPEED_0_19_6);
     zb_plan with, without;
     *zb_quirk_switch(&deepspeed.quirks, quirk) = 1;

@@ -17,11 +17,12 @@
 static zb_config *parse(const char *members, const char *semantics)
 {
     char text[1024];
+    const char *adam = "\"optimizer\": {\"type\": \"Adam\"}, ";
     snprintf(text, sizeof text,
-             "{\"train_micro_batch_size_per_gpu\": 1, \"gradient_accumulation_steps\": 2, \"optimizer\": "
-             "{\"type\": "
-             "\"Adam\"}, \"zerobit\": {\"semantics\": \"%s\"}%s%s}",
-             semantics, members[0] != '\0' ? ", " : "", members);
+             "{\"train_micro_batch_size_per_gpu\": 1, \"gradient_accumulation_steps\": 2, %s\"zerobit\": "
+             "{\"semantics\": \"%s\"}%s%s}",
+             strstr(members, "\"optimizer\"") == NULL ? adam : "", semantics, members[0] != '\0' ? ", " : "",
+             members);
     zb_config *config = NULL;
     if (zb_config_parse(text, strlen(text), "f.json", &config) != ZB_OK) fail_msg("%s", zb_error_message());
     return config;
@@ -287,11 +288,19 @@ static const struct met_case {
         { ZB_QUIRK_clip_per_stage, "012" },
         { ZB_QUIRK_one_cycle_replaces_betas, "0123" },
         { ZB_QUIRK_sampler_never_reshuffles, "0123" } } },
+    { "\"optimizer\": {\"type\": \"Lamb\"}, \"zero_allow_untested_optimizer\": true, \"gradient_clipping\": "
+      "0",
+      ZB_FP32,
+      1,
+      { { ZB_QUIRK_norm_per_stage, "0123" },
+        { ZB_QUIRK_optimizer_sees_flat_tensors, "123" },
+        { ZB_QUIRK_sampler_never_reshuffles, "0123" } } },
     { NO_CONTIGUOUS ", \"gradient_clipping\": 0",
       ZB_FP32,
       2,
       { { ZB_QUIRK_norm_per_stage, "0123" },
         { ZB_QUIRK_average_outside_sum, "0123" },
+        { ZB_QUIRK_all_reduce_for_reduce_scatter, "12" },
         { ZB_QUIRK_unreduced_without_contiguous_gradients, "12" },
         { ZB_QUIRK_sampler_never_reshuffles, "0123" },
         { ZB_QUIRK_first_iteration_recorded, "3" } } },
