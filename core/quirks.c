@@ -262,9 +262,10 @@ zb_status zb_quirk_applies(zb_quirk quirk, const zb_config *config, int stage, z
                            int *applies)
 {
     zb_config deepspeed = *config;
-    /* Under these semantics there is no plan with Lamb, whose kernel adds in an order that is not known.
-     * Quirks it has. */
-    if (config->optimizer.kind != ZB_OPTIMIZER_LAMB) deepspeed.semantics = ZB_SEMANTICS_DEEPSPEED_0_19_6;
+    /* Under the real semantics there is no plan with Lamb, whose kernel adds in an order that is not known.
+     */
+    deepspeed.semantics = config->optimizer.kind == ZB_OPTIMIZER_LAMB ? ZB_SEMANTICS_STANDARD
+                                                                      : ZB_SEMANTICS_DEEPSPEED_0_19_6;
     deepspeed.quirks = zb_quirks_of(ZB_SEMANTICS_DEEPSPEED_0_19_6);
     zb_plan with, without;
     *zb_quirk_switch(&deepspeed.quirks, quirk) = 1;
