@@ -8,6 +8,7 @@
 #include <zerobit/memory.h>
 
 #include "engine/state.h"
+#include "engine/torch_sum.h"
 #include "kernels/kernels.h"
 
 static int is_partial(const zb_engine *e)
@@ -26,8 +27,9 @@ zb_status zb_norm_create(zb_engine *e, zb_norm *norm)
 {
     norm->word_count = word_count(&e->plan, &e->layout);
     norm->host = zb_alloc_array(norm->word_count, sizeof *norm->host);
-    norm->of_tensor = zb_alloc_array((size_t)e->layout.norm_tensors.count, sizeof *norm->of_tensor);
-    if (norm->host == NULL || norm->of_tensor == NULL) return ZB_NO_MEMORY;
+    norm->squares = zb_alloc_array(norm->word_count, sizeof *norm->squares);
+    norm->of_tensor = zb_alloc_array((size_t)e->layout.norm_tensors.count, sizeof(double));
+    if (norm->host == NULL || norm->squares == NULL || norm->of_tensor == NULL) return ZB_NO_MEMORY;
     return zb_device_alloc(e->device, ZB_MEM_WORKSPACE, norm->word_count * sizeof *norm->host, &norm->words);
 }
 
@@ -35,6 +37,7 @@ void zb_norm_destroy(zb_engine *e, zb_norm *norm)
 {
     zb_device_free(e->device, ZB_MEM_WORKSPACE, norm->word_count * sizeof *norm->host, norm->words);
     zb_free(norm->host);
+    zb_free(norm->squares);
     zb_free(norm->of_tensor);
 }
 
@@ -122,18 +125,17 @@ static zb_status measure_parameters(zb_engine *e, double *norm)
     const zb_layout *layout = &e->layout;
     const int mean = e->plan.norm == ZB_NORM_PARAMETERS_MEAN;
     const int *order = mean ? e->graph.trainable : layout->by_group;
-    float sum = 0.0f;
     for (int i = 0; i < layout->order_count; i++)
         ZB_TRY(launch_norm(e, (size_t)i, e->stage->ops->whole_grad(e->stage, order[i]),
                            e->model->params[order[i]].numel, 0));
     ZB_TRY(fetch_norms(e, (size_t)layout->order_count));
     for (int i = 0; i < layout->order_count; i++) {
         const float of_param = (float)e->norm.host[i];
-        sum = sum + of_param * of_param;
+        e->norm.squares[i] = (double)(of_param * of_param);
     }
-    sum = sqrtf(sum);
-    *norm = (double)sum;
-    return mean ? mean_over_ranks(e, sum, norm) : ZB_OK;
+    const float root = sqrtf(zb_torch_sum_fp32(e->norm.squares, (size_t)layout->order_count));
+    *norm = (double)root;
+    return mean ? mean_over_ranks(e, root, norm) : ZB_OK;
 }
 
 /* Source: runtime/utils.py, get_flattened_grad_norm. */
@@ -152,15 +154,19 @@ static zb_status measure_flat(zb_engine *e, double *norm)
     return ZB_OK;
 }
 
-/* Of what this rank holds of a tensor: the squares of its slices' norms, added. */
+/* Of what this rank holds of a tensor: the squares of its slices' norms, added. Stage 3 asks every rank about
+ * all of a sub-group's parameters, stages 1 and 2 only about those that it holds. */
 static double sum_of_slices(const zb_engine *e, int tensor)
 {
     const zb_layout *layout = &e->layout;
-    double sum = 0.0;
-    for (int i = 0; i < layout->order_count; i++)
-        if (layout->norm_tensors.of[layout->by_offset[i]] == tensor)
-            sum = sum + e->norm.host[i] * e->norm.host[i];
-    return sum;
+    size_t count = 0;
+    for (int i = 0; i < layout->order_count; i++) {
+        const int param = layout->by_offset[i];
+        const int asked = layout->stage == 3 || zb_layout_slice(layout, param, e->comm->rank).numel > 0;
+        if (layout->norm_tensors.of[param] == tensor && asked)
+            e->norm.squares[count++] = e->norm.host[i] * e->norm.host[i];
+    }
+    return zb_torch_sum_fp64(e->norm.squares, count);
 }
 
 static zb_status launch_slices(zb_engine *e)
@@ -180,28 +186,43 @@ static zb_status launch_slices(zb_engine *e)
 static zb_status measure_partitions_fp32(zb_engine *e, double *norm)
 {
     const int count = e->layout.norm_tensors.count;
+    float *of_tensor = e->norm.of_tensor;
     ZB_TRY(launch_slices(e));
     for (int t = 0; t < count; t++) {
         float sum = (float)sum_of_slices(e, t);
         if (is_partial(e)) ZB_TRY(reduce_scalar(e, ZB_FP32, ZB_SUM, "gradient norm of a group", &sum));
-        e->norm.of_tensor[t] = (float)or_minus_one((double)sqrtf(sum));
+        of_tensor[t] = (float)or_minus_one((double)sqrtf(sum));
     }
     return zb_cpu_norm(
-        &(zb_norm_args){ .dtype = ZB_FP32, .x = e->norm.of_tensor, .numel = (size_t)count, .norm = norm });
+        &(zb_norm_args){ .dtype = ZB_FP32, .x = of_tensor, .numel = (size_t)count, .norm = norm });
+}
+
+/* torch.norm of fp64 numbers: four lanes over whole groups of four, the lanes added up, then what is left
+ * over. */
+static double norm_of_fp64(const double *x, int count)
+{
+    enum { LANES = 4 };
+    const int whole = count - count % LANES;
+    double lanes[LANES] = { 0 };
+    for (int i = 0; i < whole; i++) lanes[i % LANES] = lanes[i % LANES] + x[i] * x[i];
+    double sum = lanes[0];
+    for (int l = 1; l < LANES; l++) sum = sum + lanes[l];
+    for (int i = whole; i < count; i++) sum = sum + x[i] * x[i];
+    return sqrt(sum);
 }
 
 /* Source: stage3.py, get_grad_norm_direct. */
 static zb_status measure_partitions_fp64(zb_engine *e, double *norm)
 {
-    double total = 0.0;
+    const int count = e->layout.norm_tensors.count;
+    double *of_tensor = e->norm.of_tensor;
     ZB_TRY(launch_slices(e));
-    for (int t = 0; t < e->layout.norm_tensors.count; t++) {
+    for (int t = 0; t < count; t++) {
         double sum = sum_of_slices(e, t);
         if (is_partial(e)) ZB_TRY(reduce_scalar(e, ZB_FP64, ZB_SUM, "gradient norm of a sub-group", &sum));
-        const double of_tensor = or_minus_one(sqrt(sum));
-        total = total + of_tensor * of_tensor;
+        of_tensor[t] = or_minus_one(sqrt(sum));
     }
-    *norm = sqrt(total);
+    *norm = norm_of_fp64(of_tensor, count);
     return ZB_OK;
 }
 

@@ -10,9 +10,10 @@
 /* ZB_NORM_EXACT: the accumulator of an exact sum. Otherwise the norm of each piece of the shard, then one
  * number that crosses ranks. */
 typedef struct zb_norm {
-    void *words;      /* on the device, [word_count] 8 bytes each */
-    double *host;     /* [word_count] */
-    float *of_tensor; /* PARTITION_FP32: [norm_tensors.count] */
+    void *words;     /* on the device, [word_count] 8 bytes each */
+    double *host;    /* [word_count] */
+    double *squares; /* [word_count] of some of them */
+    void *of_tensor; /* [norm_tensors.count] PARTITION_FP32: fp32; PARTITION_FP64: fp64 */
     size_t word_count;
 } zb_norm;
 

@@ -31,6 +31,7 @@ typedef struct world_player {
     zb_plan plan;
     zb_model *model;
     zb_weights weights; /* its values point into the run's initial ones */
+    int *group_of;      /* [param_count] */
     zb_sim *sim;
     rank_player *ranks; /* [world_size] */
     size_t step;        /* that the ranks are taking */
@@ -65,25 +66,40 @@ static zb_status point_weights(const zb_replay_run *run, zb_weights *weights)
 
 /* --- which fp32 tensors DeepSpeed's optimizer holds on a rank, as cuts of what the engine's holds --- */
 
-static zb_status cut_tensors(const world_player *w, size_t rank_numel, rank_player *r)
+static size_t round_up(size_t value, size_t multiple)
+{
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+/* The trainable parameters of a group, one after the other. */
+static void cut_group(const world_player *w, int group, rank_player *r)
 {
     const zb_replay_run *run = w->run;
     const size_t world = (size_t)run->world_size;
-    r->tensor_numel = zb_alloc_array((size_t)run->param_count, sizeof *r->tensor_numel);
-    if (r->tensor_numel == NULL) return ZB_NO_MEMORY;
-    if (w->plan.tensors == ZB_TENSORS_GROUPS || w->plan.tensors == ZB_TENSORS_PARTITIONS) {
-        r->tensor_numel[r->tensor_count++] = rank_numel;
-        return ZB_OK;
-    }
+    size_t numel = 0;
     int open = 0;
     for (int p = 0; p < run->param_count; p++) {
-        if (run->frozen[p]) continue;
-        const int whole = w->plan.tensors == ZB_TENSORS_PARAMETERS;
+        if (run->frozen[p] || w->group_of[p] != group) continue;
+        const size_t part = (run->param_numel[p] + world - 1) / world;
+        numel += run->param_numel[p];
+        if (w->plan.tensors == ZB_TENSORS_PARAMETERS)
+            r->tensor_numel[r->tensor_count++] = run->param_numel[p];
+        if (w->plan.tensors != ZB_TENSORS_SUB_GROUPS) continue;
         if (!open) r->tensor_count++;
-        size_t *numel = &r->tensor_numel[r->tensor_count - 1];
-        *numel += whole ? run->param_numel[p] : (run->param_numel[p] + world - 1) / world;
-        open = !whole && *numel < w->plan.sub_group_numel;
+        r->tensor_numel[r->tensor_count - 1] += part;
+        open = r->tensor_numel[r->tensor_count - 1] < w->plan.sub_group_numel;
     }
+    if (w->plan.tensors == ZB_TENSORS_GROUPS) r->tensor_numel[r->tensor_count++] = numel;
+    if (w->plan.tensors == ZB_TENSORS_PARTITIONS)
+        r->tensor_numel[r->tensor_count++] = round_up(numel, 2 * world) / world;
+}
+
+static zb_status cut_tensors(const world_player *w, rank_player *r)
+{
+    const size_t most = (size_t)w->run->param_count + (size_t)w->plan.group_count;
+    r->tensor_numel = zb_alloc_array(most, sizeof *r->tensor_numel);
+    if (r->tensor_numel == NULL) return ZB_NO_MEMORY;
+    for (int group = 0; group < w->plan.group_count; group++) cut_group(w, group, r);
     return ZB_OK;
 }
 
@@ -97,16 +113,30 @@ static zb_replay_piece place_piece(const rank_player *r, const zb_piece *piece, 
     };
 }
 
+/* From the flat space of all ranks, where at stages 1 and 2 each group is cut into the ranks' parts, to what
+ * one rank holds. */
+static size_t in_shard(const world_player *w, int rank, const zb_partition *partition, const zb_piece *piece,
+                       const rank_player *r)
+{
+    const int stage = w->run->config->zero.stage;
+    size_t begin = 0;
+    if (stage == 0) return piece->flat_offset;
+    if (stage == 3) return piece->flat_offset - (size_t)rank * partition->rank_numel;
+    for (int g = 0; g < w->group_of[piece->param]; g++) begin += r->tensor_numel[g];
+    const size_t group_begin = begin * (size_t)w->run->world_size;
+    const size_t part_begin = (size_t)rank * r->tensor_numel[w->group_of[piece->param]];
+    return begin + (piece->flat_offset - group_begin - part_begin);
+}
+
 static zb_status place_pieces(const world_player *w, int rank, const zb_partition *partition, rank_player *r)
 {
-    const size_t begin = w->run->config->zero.stage == 0 ? 0 : (size_t)rank * partition->rank_numel;
-    ZB_TRY(cut_tensors(w, partition->rank_numel, r));
+    ZB_TRY(cut_tensors(w, r));
     r->pieces = zb_alloc_array(partition->piece_count, sizeof *r->pieces);
     r->masters = zb_alloc_array(partition->rank_numel, sizeof *r->masters);
     if (r->pieces == NULL || r->masters == NULL) return ZB_NO_MEMORY;
     r->piece_count = partition->piece_count;
     for (size_t i = 0; i < partition->piece_count; i++) {
-        const size_t at = partition->pieces[i].flat_offset - begin;
+        const size_t at = in_shard(w, rank, partition, &partition->pieces[i], r);
         r->pieces[i] = place_piece(r, &partition->pieces[i], at);
         r->pieces[i].data = r->masters + at;
     }
@@ -120,7 +150,8 @@ static zb_status create_pieces(const world_player *w, int rank, rank_player *r)
                                                         .stage = w->run->config->zero.stage,
                                                         .world_size = w->run->world_size,
                                                         .rank = rank,
-                                                        .round_robin = w->plan.round_robin },
+                                                        .round_robin = w->plan.round_robin,
+                                                        .group_of = w->group_of },
                                &partition));
     const zb_status status = place_pieces(w, rank, &partition, r);
     zb_partition_destroy(&partition);
@@ -305,6 +336,7 @@ static void destroy(void *self)
     zb_free(w->ranks);
     if (w->sim != NULL) zb_sim_destroy(w->sim);
     zb_free(w->weights.values);
+    zb_free(w->group_of);
     zb_model_destroy(w->model);
     zb_free(w);
 }
@@ -329,6 +361,9 @@ static zb_status fill(world_player *w, int workers)
         zb_plan_derive(run->config, run->config->zero.stage, run->config->dtype, run->world_size, &w->plan));
     ZB_TRY(create_model(run, &w->model));
     ZB_TRY(point_weights(run, &w->weights));
+    if ((w->group_of = zb_alloc_array((size_t)run->param_count, sizeof *w->group_of)) == NULL)
+        return ZB_NO_MEMORY;
+    ZB_TRY(zb_config_assign_groups(run->config, w->model, w->group_of));
     ZB_TRY(create_ranks(w));
     ZB_TRY(zb_sim_create(&(zb_sim_options){ .world_size = run->world_size, .workers = workers }, &w->sim));
     return zb_sim_run(w->sim, start_rank, w);

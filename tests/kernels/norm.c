@@ -18,8 +18,11 @@ static double plain_norm_fp32(const float *x, size_t numel)
 
 static double plain_norm_fp64(const float *x, size_t numel)
 {
-    double sum = 0;
-    for (size_t i = 0; i < numel; i++) sum += (double)x[i] * (double)x[i];
+    double lanes[4] = { 0 }, sum = 0;
+    size_t rest = numel / 4 * 4;
+    for (size_t i = 0; i < rest; i++) lanes[i % 4] += (double)x[i] * (double)x[i];
+    for (int l = 0; l < 4; l++) sum += lanes[l];
+    for (; rest < numel; rest++) sum += (double)x[rest] * (double)x[rest];
     return sqrt(sum);
 }
 
