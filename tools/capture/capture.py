@@ -13,7 +13,8 @@ import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 DEFAULTS = {"model": "params:6,3,10,2", "world": 2, "steps": 4, "seed": 1, "framework": "deepspeed",
-            "collectives": "gloo", "fused_adam": "cpu", "frozen": [], "overflow": []}
+            "collectives": "gloo", "fused_adam": "cpu", "frozen": [], "overflow": [], "brief": False, "digest": False}
+RUN_KEYS = ("name", "config", *DEFAULTS)
 PACKAGES = ("numpy", "torch", "safetensors", "deepspeed")
 # What must hold before PyTorch is loaded, so that its arithmetic is defined.
 ENVIRONMENT = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
@@ -63,7 +64,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", help="DeepSpeed config, a JSON file")
     parser.add_argument("--runs", help="instead of the options of one run: a JSON array of objects with name, config, "
-                        "and any of the options below, by their names")
+                        "and any of the options below, by their names; or a file of recorded runs, to record them again")
     parser.add_argument("--only", help="with --runs: runs whose name contains this text")
     parser.add_argument("--out", required=True, help="file for the runs; long tensors go to a .safetensors file beside")
     parser.add_argument("--name", help="the run's name (default: the config file's)")
@@ -79,13 +80,16 @@ def arguments():
                         "kernel's formula in IEEE fp32 (default cpu)")
     parser.add_argument("--overflow", type=overflow, action="append", metavar="STEP:RANK",
                         help="make that rank's first loss of the step infinite")
+    parser.add_argument("--brief", action="store_true", default=None, help="leave out the optimizer's gradients")
+    parser.add_argument("--digest", action="store_true", default=None, help="digests in place of the weights")
     return parser.parse_args()
 
 
 def wanted_runs(options):
     if options.runs:
         runs = json.loads(pathlib.Path(options.runs).read_text(encoding="utf-8"))
-        return [{**DEFAULTS, **run} for run in runs if not options.only or options.only in run["name"]]
+        wanted = [run for run in runs if not options.only or options.only in run["name"]]
+        return [{**DEFAULTS, **{key: run[key] for key in RUN_KEYS if key in run}, **run.get("capture", {})} for run in wanted]
     if not options.config:
         sys.exit("capture.py: --config or --runs is needed")
     given = {key: value for key, value in vars(options).items() if key in DEFAULTS and value is not None}
@@ -133,6 +137,8 @@ def record(run):
 
 def main():
     options = arguments()
+    if not pathlib.Path(options.out).resolve().parent.is_dir():
+        sys.exit(f"capture.py: --out {options.out}: no such folder")
     require_packages()
     enter_environment()
     import logging
@@ -147,11 +153,20 @@ def main():
     versions = f"deepspeed {deepspeed.__version__}, torch {torch.__version__}, tools/capture"
     out = pathlib.Path(options.out)
     tensors = runfile.TensorFile(out.with_suffix(".safetensors").name)
-    runs = []
+    recorded, failed = [], []
     for run in wanted_runs(options):
-        runs.append(runfile.describe(run, record(run), tensors, versions))
-        print(run["name"], runs[-1]["ranks"][0]["wrapper"], flush=True)
-    runfile.save(out, runs)
+        try:
+            recorded.append((run, record(run)))
+            rank = recorded[-1][1][0]
+            print(run["name"], rank["wrapper"], rank["steps"][-1].get("error") or "", flush=True)
+        except RuntimeError as failure:
+            failed.append(str(failure))
+    if failed:
+        sys.exit("\n".join(["capture.py: nothing is written", *failed]))
+    for run, ranks in recorded:
+        runfile.describe(run, ranks, tensors, versions)
+    tensors.counting = False
+    runfile.save(out, [runfile.describe(run, ranks, tensors, versions) for run, ranks in recorded])
     if tensors.tensors:
         tensors.save(out.with_suffix(".safetensors"))
 

@@ -53,9 +53,10 @@ class Tensors:
 
 
 def optimizer_params(config):
-    params = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "bias_correction": True, "lr_decay": 0.0,
-              "momentum": 0.0, "dampening": 0.0, "nesterov": False, **config["optimizer"].get("params", {})}
     kind = config["optimizer"]["type"].lower()
+    eps = 1e-10 if kind == "adagrad" else 1e-8
+    params = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": eps, "weight_decay": 0.0, "bias_correction": True, "lr_decay": 0.0,
+              "momentum": 0.0, "dampening": 0.0, "nesterov": False, **config["optimizer"].get("params", {})}
     params["decoupled"] = kind == "adamw" or params.get("adam_w_mode", True)
     return kind, params
 
@@ -110,6 +111,8 @@ def check_rank(run, rank, tensors, where):
         if entry["error"] is not None:
             break
         lr, rate = rate, float.fromhex(entry["lr"][0])
+        if "reduced" not in entry:
+            return derived
         if entry["reduced"] is not None:
             for optimizer, reduced in zip(optimizers, entry["reduced"]):
                 gradient = tensors.get(reduced)

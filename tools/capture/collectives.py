@@ -39,6 +39,14 @@ class Recorder(dist.ProcessGroup):
     def __init__(self, store, rank, size, timeout):
         super().__init__(rank, size)
         self.inner = dist.ProcessGroupGloo(store, rank, size, timeout)
+        self.name = ""
+
+    def _set_group_name(self, name):
+        self.name = name
+
+    @property
+    def group_name(self):
+        return self.name
 
     def _note(self, *call):
         group = [] if self.size() == dist.get_world_size() else [{"ranks": dist.get_process_group_ranks(self)}]

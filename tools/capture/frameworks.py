@@ -48,7 +48,8 @@ class DeepSpeedTrainer:
         self.engine, _, _, _ = deepspeed.initialize(
             model=model, model_parameters=parameter_groups(model, config), config=config)
         self.wrapper = type(self.engine.optimizer).__name__
-        self.optimizer = self.engine.basic_optimizer
+        # Not engine.basic_optimizer: ZeRO makes an Adagrad of its own.
+        self.optimizer = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
         self.dtype = next(p.dtype for p in self.parameters)
 
     def micro_step(self, inputs, spoil):
@@ -158,7 +159,7 @@ class DdpTrainer(TorchTrainer):
 class Fsdp2Trainer(TorchTrainer):
     def wrap(self, model, config):
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
         policy = MixedPrecisionPolicy()
         if config.get("bf16", {}).get("enabled"):
@@ -168,7 +169,11 @@ class Fsdp2Trainer(TorchTrainer):
         for child in model.modules():
             if child is not model and next(child.parameters(recurse=False), None) is not None:
                 fully_shard(child, mesh=mesh, mp_policy=policy)
-        return fully_shard(model, mesh=mesh, mp_policy=policy)
+        model = fully_shard(model, mesh=mesh, mp_policy=policy)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_force_sum_reduction_for_comms(True)  # gloo has no average: FSDP2 divides after the sum
+        return model
 
     def accumulating(self, on):
         self.model.set_requires_gradient_sync(not on)

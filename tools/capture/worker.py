@@ -137,7 +137,7 @@ def train(run, rank, init_file):
     for name, p in model.named_parameters():
         p.requires_grad_(name not in run["frozen"])
     out = {"names": [n for n, _ in model.named_parameters()], "shapes": [list(p.shape) for p in model.parameters()],
-           "init": [p.detach().clone() for p in model.parameters()], "local_grads": [], "steps": []}
+           "init": [p.detach().clone() for p in model.parameters()], "local_grads": [], "steps": [], "forward": [], "backward": [], "gradient_order": []}
     watch = Watch(model, run["framework"] == "fsdp2")
     watch.note_places(model)
     trainer = frameworks.TRAINERS[run["framework"]](model, config)
