@@ -17,6 +17,7 @@
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 #define RUNS         ZB_SOURCE_DIR "/fixtures/deepspeed-runs/runs.json"
+#define LAYERS       ZB_SOURCE_DIR "/fixtures/deepspeed-runs/layers.json"
 #define GROWTH       ZB_SOURCE_DIR "/fixtures/deepspeed-runs/growth.json"
 
 static zb_replay_file *load(const char *path)
@@ -83,6 +84,9 @@ static const struct recorded {
     { RUNS, "fp32-s3-w4-noclip-l2", 92 }, { RUNS, "fp32-s3-w2-subgroups", 116 },
     { GROWTH, "fp32-s0-w2-formula", 96 }, { GROWTH, "fp32-s1-w2-formula", 64 },
     { GROWTH, "fp32-s2-w2-formula", 64 }, { GROWTH, "fp32-s3-w2-formula", 64 },
+    { LAYERS, "s3-layers", 347 },         { LAYERS, "s3-layers-noreuse", 347 },
+    { LAYERS, "s3-layers-gas", 347 },     { LAYERS, "fp16-s1-wide", 132 },
+    { LAYERS, "s3-w3-noscatter", 132 },   { LAYERS, "bf16opt-w2", 116 },
     { GROWTH, "fp16-s1-w2-growth", 100 }, { GROWTH, "fp16-s3-w2-growth", 100 },
 };
 
