@@ -50,9 +50,9 @@ zb_bucket_rule zb_bucket_rule_of(const zb_config *config, const zb_plan *plan, c
                             .whole_groups = bf16_optimizer,
                             .owns_all = stage == 0 || bf16_optimizer,
                             .late = plan->semantics == ZB_SEMANTICS_DEEPSPEED_0_19_6 && !as_stage_0,
-                            .in_vain = plan->averaging.absent && !sends_nothing(config, plan),
                             .to_flat = stage < 2 && plan->local_dtype == plan->grad_dtype };
     rule.in_place = is_in_place(plan, layout, rule.transport);
+    rule.in_vain = plan->averaging.absent && rule.to_flat;
     return rule;
 }
 
