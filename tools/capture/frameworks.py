@@ -66,7 +66,7 @@ class DeepSpeedTrainer:
                 return list(getattr(wrapper, name))
         if hasattr(wrapper, "fp32_groups"):
             return [p for group in wrapper.fp32_groups for p in group]
-        return [p for group in wrapper.param_groups for p in group["params"]]
+        return [p for group in wrapper.param_groups for p in group["params"] if p.requires_grad]
 
     def _clean(self, tensors):
         """Stage 3 pads every parameter's part with whatever memory held: zeros instead."""
@@ -172,7 +172,7 @@ class Fsdp2Trainer(TorchTrainer):
         model = fully_shard(model, mesh=mesh, mp_policy=policy)
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                module.set_force_sum_reduction_for_comms(True)  # gloo has no average: FSDP2 divides after the sum
+                module.set_force_sum_reduction_for_comms(True)  # gloo scatters sums where averages are asked for
         return model
 
     def accumulating(self, on):

@@ -44,6 +44,12 @@ def main():
                     raise SystemExit(f"{label}: different at step {step} with {n} elements")
         print("equal:", label)
 
+    for n in (*range(1, 50), 100, 103, 1000, 1007):
+        x = values(n)
+        if torch.from_numpy(x).norm(2).numpy().view(np.uint32) != arithmetic.torch_norm(x).view(np.uint32):
+            raise SystemExit(f"norm: different with {n} elements")
+    print("equal: norm")
+
     moments = ("exp_avg", "exp_avg_sq")
     for lr, betas, decay, decoupled in itertools.product(
             (0.1, 1e-3), ((0.9, 0.999), (0.3, 0.6)), (0.0, 0.01), (False, True)):
