@@ -325,12 +325,12 @@ static zb_status read_vector_width(zb_config *config, const zb_json_at *at)
     config->optimizer.vector_width = (int)width;
     const int tails = config->optimizer.kind == ZB_OPTIMIZER_ADAM &&
                       config->optimizer.arithmetic == ZB_ARITHMETIC_DEEPSPEED_CPU &&
-                      config->semantics == ZB_SEMANTICS_DEEPSPEED_0_19_6;
+                      config->quirks.optimizer_sees_flat_tensors;
     if (at->value == NULL || tails) return ZB_OK;
     return zb_config_note(
         config, at,
         "no effect: only DeepSpeed's Adam on a CPU treats a tensor's last elements apart, and "
-        "standard semantics do not");
+        "standard semantics do not (quirk optimizer_sees_flat_tensors)");
 }
 
 static zb_status read_arithmetic(zb_config *config, const zb_json_at *root, const zb_json_at *params)

@@ -101,14 +101,21 @@ static int tensors_equal(const zb_plan *a, const zb_plan *b)
     return !looks_at(a, ZB_TENSORS_SUB_GROUPS) || a->sub_group_numel == b->sub_group_numel;
 }
 
+/* Gradients that are not averaged pass through the types of the others in vain, if at all. */
+static zb_dtype way_dtype(const zb_plan *plan, zb_dtype dtype)
+{
+    return plan->averaging.absent ? plan->grad_dtype : dtype;
+}
+
 /* A single micro-batch is not added to anything on its rank: the wider type that it passes through changes
  * nothing. */
 static int types_equal(const zb_plan *a, const zb_plan *b)
 {
     return a->param_dtype == b->param_dtype &&
            (a->local_dtype == b->local_dtype || a->accumulation_steps == 1) &&
-           a->bucket_dtype == b->bucket_dtype && a->comm_dtype == b->comm_dtype &&
-           a->grad_dtype == b->grad_dtype && a->seed_dtype == b->seed_dtype;
+           way_dtype(a, a->bucket_dtype) == way_dtype(b, b->bucket_dtype) &&
+           way_dtype(a, a->comm_dtype) == way_dtype(b, b->comm_dtype) && a->grad_dtype == b->grad_dtype &&
+           a->seed_dtype == b->seed_dtype;
 }
 
 /* Semantics and quirks are where a plan comes from, not what it computes. */
@@ -417,8 +424,9 @@ static void derive_types(const choice *c, zb_plan *plan)
     plan->grad_dtype = narrows ? c->dtype : c->accum_dtype;
     /* Stages 1 and 2 divide in the bucket, before they convert to what travels. */
     const int in_bucket = narrows || (at_1_or_2 && c->quirks.average_outside_sum);
+    if (sends_nothing(c)) plan->comm_dtype = plan->grad_dtype; /* nor converts it for that */
     plan->bucket_dtype = in_bucket ? plan->grad_dtype : plan->comm_dtype;
-    if (sends_in_vain(c)) plan->bucket_dtype = c->dtype;
+    if (sends_in_vain(c) && !sends_nothing(c)) plan->bucket_dtype = c->dtype;
 }
 
 /* At stage 0 in 16 bit FusedAdam is wrapped in another class than all other optimizers. */

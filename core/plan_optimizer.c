@@ -122,8 +122,8 @@ zb_status zb_plan_derive_optimizer(const zb_config *config, int stage, zb_plan *
     plan->group_count = config->group_count;
     for (int g = 0; g < config->group_count; g++) {
         plan->groups[g] = config->groups[g].optimizer;
-        /* Where a tensor ends is a matter of stages, which must not differ in a bit here: no tails. */
-        if (config->semantics == ZB_SEMANTICS_STANDARD) plan->groups[g].vector_width = 1;
+        /* Where a stage's own cut must not show, no tensor has a tail. */
+        if (!config->quirks.optimizer_sees_flat_tensors) plan->groups[g].vector_width = 1;
     }
     return ZB_OK;
 }

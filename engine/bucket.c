@@ -4,6 +4,8 @@
 #include <string.h>
 #include <zerobit/memory.h>
 
+#include "engine/stage.h"
+
 /* --- the rule --- */
 
 /* Otherwise an absent average was sent for all that, and is dropped. */
@@ -28,13 +30,15 @@ static zb_transport transport_of(const zb_config *config, const zb_plan *plan, i
 }
 
 /* Gradients that are added up on their rank are reduced where they lie, if nothing has to be converted. */
-static int is_in_place(const zb_plan *plan, const zb_layout *layout, zb_transport transport)
+static int is_in_place(const zb_config *config, const zb_plan *plan, const zb_layout *layout,
+                       zb_transport transport)
 {
     const int same_type = plan->local_dtype == plan->bucket_dtype && plan->bucket_dtype == plan->comm_dtype &&
                           plan->comm_dtype == plan->grad_dtype;
     const int goes_round = layout->stage == 1 && plan->round_robin;
+    const int as_ready = layout->stage == 1 && zb_overlap_comm(config, 1);
     const int in_flat_order = plan->semantics == ZB_SEMANTICS_STANDARD ||
-                              (layout->group_count == 1 && !goes_round);
+                              (layout->group_count == 1 && !goes_round && !as_ready);
     const int one_range = transport == ZB_TRANSPORT_REDUCE_SCATTER_V || transport == ZB_TRANSPORT_ALL_REDUCE;
     return layout->stage < 2 && plan->overflow != ZB_OVERFLOW_STOP && same_type && in_flat_order && one_range;
 }
@@ -51,7 +55,7 @@ zb_bucket_rule zb_bucket_rule_of(const zb_config *config, const zb_plan *plan, c
                             .owns_all = stage == 0 || bf16_optimizer,
                             .late = plan->semantics == ZB_SEMANTICS_DEEPSPEED_0_19_6 && !as_stage_0,
                             .to_flat = stage < 2 && plan->local_dtype == plan->grad_dtype };
-    rule.in_place = is_in_place(plan, layout, rule.transport);
+    rule.in_place = is_in_place(config, plan, layout, rule.transport);
     rule.in_vain = plan->averaging.absent && rule.to_flat;
     return rule;
 }

@@ -204,7 +204,7 @@ static zb_status sum_over_ranks(void *user, int64_t *words, size_t count)
 static zb_status create_optimizer(zb_engine *e)
 {
     zb_optimizer_exchange exchange = { 0 };
-    if (e->stage->ops->norm_is_partial)
+    if (e->stage->ops->norm_is_partial && zb_optimizer_adds_norms(&e->plan))
         exchange = (zb_optimizer_exchange){ .sum = sum_over_ranks, .user = e };
     return zb_optimizer_create(&e->plan, e->compute, &e->shard, exchange, &e->optimizer);
 }

@@ -98,7 +98,7 @@ zb_status zb_traffic_formula(const zb_config *config, const zb_model *model, con
     f.facts.skipped = skipped;
     zb_stage_find(stage)->traffic(&f.facts, traffic);
     zb_norm_traffic(&f.facts, &traffic[ZB_COLLECTIVE_ALL_REDUCE]);
-    if (zb_optimizer_takes_norms(plan) && zb_stage_find(stage)->norm_is_partial && !skipped) {
+    if (zb_optimizer_adds_norms(plan) && zb_stage_find(stage)->norm_is_partial && !skipped) {
         traffic[ZB_COLLECTIVE_ALL_REDUCE].calls++;
         traffic[ZB_COLLECTIVE_ALL_REDUCE].bytes += optimizer_norm_bytes(&f);
     }

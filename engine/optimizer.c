@@ -37,6 +37,11 @@ int zb_optimizer_takes_norms(const zb_plan *plan)
     return kind_of(plan) == ZB_OPTIMIZER_LAMB;
 }
 
+int zb_optimizer_adds_norms(const zb_plan *plan)
+{
+    return zb_optimizer_takes_norms(plan) && plan->tensors == ZB_TENSORS_PARAMETERS;
+}
+
 uint64_t zb_optimizer_bytes(const zb_plan *plan, uint64_t numel)
 {
     int masters = plan->param_dtype != ZB_FP32;

@@ -54,6 +54,9 @@ uint64_t zb_optimizer_bytes(const zb_plan *plan, uint64_t numel);
 uint64_t zb_optimizer_workspace_bytes(const zb_plan *plan, uint64_t segment_count);
 /* True when a step takes norms of every tensor. */
 int zb_optimizer_takes_norms(const zb_plan *plan);
+/* True when those are norms of whole parameters, of which ranks may hold slices; other tensors are a rank's
+ * own. */
+int zb_optimizer_adds_norms(const zb_plan *plan);
 
 /* `shard` holds the initial weights. */
 zb_status zb_optimizer_create(const zb_plan *plan, zb_stream *stream, const zb_shard *shard,

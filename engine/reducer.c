@@ -15,10 +15,9 @@ static zb_bucket_rule rule_of(const zb_stage_facts *facts)
 
 int zb_reducer_as_ready(const zb_stage_facts *facts)
 {
-    const zb_bucket_rule rule = rule_of(facts);
     if (facts->layout->stage >= 2) return 1;
     return facts->layout->stage == 1 && facts->plan->semantics == ZB_SEMANTICS_DEEPSPEED_0_19_6 &&
-           zb_overlap_comm(facts->config, 1) && !rule.whole_groups && !rule.in_place;
+           zb_overlap_comm(facts->config, 1) && !rule_of(facts).whole_groups;
 }
 
 /* Source of DeepSpeed's: stage_1_and_2.py, reduce_gradients; engine.py, _get_gradients_for_reduction. */
