@@ -123,18 +123,24 @@ static float mean_over_ranks(float norm, int world_size)
     return mean;
 }
 
-/* Squared norms of the trainable parameters of a model, which clip_grad_norm_ walks whatever the groups. */
+/* Squared norms of the trainable parameters of a model, which clip_grad_norm_ walks whatever the groups. One
+ * without elements has no gradient (engine.py, _get_gradients_for_reduction) and is passed over. */
 typedef struct model_squares {
     const zb_model *model;
     const zb_ref_tensors *gradients;
 } model_squares;
 
+static int has_gradient(const zb_param *param)
+{
+    return param->requires_grad && param->numel > 0;
+}
+
 static double square_of_param(const void *context, size_t i)
 {
     const model_squares *of = context;
     int p = 0;
-    for (size_t trainable = 0;; p++)
-        if (of->model->params[p].requires_grad && trainable++ == i) break;
+    for (size_t before = 0;; p++)
+        if (has_gradient(&of->model->params[p]) && before++ == i) break;
     const float norm = norm_fp32(of->gradients->param[p], of->model->params[p].numel);
     return (double)(norm * norm);
 }
@@ -143,7 +149,7 @@ static float norm_of_model(const zb_model *model, const zb_ref_tensors *gradient
 {
     const model_squares of = { model, gradients };
     summands squares = { .at = square_of_param, .context = &of, .narrow = 1 };
-    for (int p = 0; p < model->param_count; p++) squares.count += model->params[p].requires_grad != 0;
+    for (int p = 0; p < model->param_count; p++) squares.count += (size_t)has_gradient(&model->params[p]);
     return sqrtf((float)torch_sum(&squares));
 }
 

@@ -140,7 +140,8 @@ typedef struct zb_ref_shard {
 } zb_ref_shard;
 /*
  * One shard per rank, by the plan's world size, round_robin and sub_group_numel. group_of[param]: its
- * parameter group, from 0 (NULL: all in one). Frozen parameters are in no tensor.
+ * parameter group, from 0 (NULL: all in one). Frozen and empty parameters are in no
+ * tensor.
  */
 zb_status zb_ref_shards_create(const zb_plan *plan, zb_tensors tensors, const zb_model *model,
                                const int *group_of, zb_ref_shard **shards_p);

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <zerobit/memory.h>
 
-/* The trainable parameters of one group, in the order in which they are laid out. */
+/* The trainable parameters of one group that have elements, in the order in which they are laid out. */
 typedef struct members {
     const zb_model *model;
     int *param; /* [count] */
@@ -31,7 +31,7 @@ static void list_members(const int *group_of, int group, size_t stride, members 
         size_t index = 0; /* within the group */
         for (int p = 0; p < m->model->param_count; p++) {
             if (!m->model->params[p].requires_grad || (group_of != NULL && group_of[p] != group)) continue;
-            if (index++ % stride != start) continue;
+            if (index++ % stride != start || m->model->params[p].numel == 0) continue;
             m->param[m->count++] = p;
             m->numel += m->model->params[p].numel;
         }
