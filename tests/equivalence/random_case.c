@@ -1,9 +1,11 @@
 /* Random set-ups; see random_case.h. */
 #include "tests/equivalence/random_case.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <zerobit/memory.h>
 
 #include "tests/equivalence/draw.h"
 
@@ -199,12 +201,9 @@ static void append_schedule(draw *d, random_case *c)
 static void append_optimizer_of(draw *d, random_case *c, const char *type, const char *params,
                                 const char *const *arithmetics, int arithmetic_count)
 {
-    const char *arithmetic = arithmetics[between(d, 0, arithmetic_count - 1)];
+    c->arithmetic = arithmetics[between(d, 0, arithmetic_count - 1)];
     append(c->config_text, sizeof c->config_text, "\"optimizer\":{\"type\":\"%s\",\"params\":{%s}},", type,
            params);
-    if (strcmp(arithmetic, "plain") == 0) return;
-    append(c->config_text, sizeof c->config_text, "\"zerobit\":{\"optimizer_arithmetic\":\"%s\"},",
-           arithmetic);
 }
 
 static const char *truth(int value)
@@ -216,12 +215,23 @@ static void append_optimizer(draw *d, random_case *c)
 {
     static const char *const decays[] = { "0", "0.01", "0.5" };
     static const char *const arithmetics[] = { "plain", "torch-1.13", "torch-2", "deepspeed-cpu" };
-    static const char *const of_deepspeed[] = { "plain", "deepspeed-cpu" };
+    static const char *const of_deepspeed[] = { "plain", "deepspeed-cpu" }, *const of_torch[] = {
+        "torch-1.13", "torch-2"
+    };
     const char *decay = decays[between(d, 0, 2)];
+    const int deepspeed = c->semantics != ZB_SEMANTICS_STANDARD;
     char params[256] = "";
-    switch (between(d, 0, 7)) {
+    switch (between(d, deepspeed ? 1 : 0, 8)) { /* DeepSpeed's Lamb has no bits to promise */
     case 0:
-    case 1: {
+        append(params, sizeof params,
+               "\"lr\":0.01,\"betas\":[0.8,0.99],\"eps\":1e-6,\"weight_decay\":%s,\"eps_inside_sqrt\":%s,"
+               "\"max_coeff\":%s,\"bias_correction\":%s",
+               decay, truth(one_in(d, 2)), one_in(d, 3) ? "0.5" : "10", truth(!one_in(d, 4)));
+        append_optimizer_of(d, c, "Lamb", params, arithmetics, 1);
+        append(c->config_text, sizeof c->config_text, "\"zero_allow_untested_optimizer\":true,");
+        break;
+    case 1:
+    case 2: {
         int momentum = !one_in(d, 3), nesterov = momentum && one_in(d, 2);
         append(params, sizeof params,
                "\"lr\":0.05,\"momentum\":%s,\"dampening\":%s,\"weight_decay\":%s,\"nesterov\":%s",
@@ -231,34 +241,27 @@ static void append_optimizer(draw *d, random_case *c)
         append(c->config_text, sizeof c->config_text, "\"zero_allow_untested_optimizer\":true,");
         break;
     }
-    case 2: {
+    case 3: {
         int falls = one_in(d, 2);
         append(params, sizeof params, "\"lr\":0.05,\"eps\":1e-8,\"weight_decay\":%s%s", decay,
                falls ? ",\"lr_decay\":0.1" : "");
         append_optimizer_of(d, c, "Adagrad", params, arithmetics, falls ? 3 : 4);
         break;
     }
-    case 3:
+    case 4:
         append(params, sizeof params, "\"lr\":0.01,\"betas\":[0.8,0.99],\"weight_decay\":%s", decay);
         append_optimizer_of(d, c, "Lion", params, of_deepspeed, 2);
         break;
-    case 4:
-        append(params, sizeof params,
-               "\"lr\":0.01,\"betas\":[0.8,0.99],\"eps\":1e-6,\"weight_decay\":%s,\"eps_inside_sqrt\":%s,"
-               "\"max_coeff\":%s,\"bias_correction\":%s",
-               decay, truth(one_in(d, 2)), one_in(d, 3) ? "0.5" : "10", truth(!one_in(d, 4)));
-        append_optimizer_of(d, c, "Lamb", params, arithmetics, 1);
-        append(c->config_text, sizeof c->config_text, "\"zero_allow_untested_optimizer\":true,");
-        break;
     default: {
-        int uncorrected = one_in(d, 4);
+        /* torch.optim always corrects the bias; DeepSpeed takes it when it is asked for by name. */
+        const int torch = one_in(d, 3), corrected = torch || !one_in(d, 4);
         append(params, sizeof params,
-               "\"lr\":0.01,\"betas\":[%s,0.99],\"eps\":1e-8,\"weight_decay\":%s,\"adam_w_mode\":%s,"
-               "\"bias_correction\":%s",
-               one_in(d, 3) ? "0.3" : "0.8", decay, truth(one_in(d, 2)), truth(!uncorrected));
-        append_optimizer_of(d, c, one_in(d, 2) ? "Adam" : "AdamW", params,
-                            uncorrected ? of_deepspeed : arithmetics, uncorrected ? 2 : 4);
-        break;
+               "\"lr\":0.01,\"betas\":[%s,0.99],\"eps\":1e-8,\"weight_decay\":%s,\"adam_w_mode\":%s%s%s",
+               one_in(d, 3) ? "0.3" : "0.8", decay, truth(one_in(d, 2)),
+               corrected ? "" : ",\"bias_correction\":false",
+               torch && deepspeed ? ",\"torch_adam\":true" : "");
+        append_optimizer_of(d, c, one_in(d, 2) ? "Adam" : "AdamW", params, torch ? of_torch : of_deepspeed,
+                            2);
     }
     }
     append_schedule(d, c);
@@ -283,26 +286,70 @@ static uint64_t random_bucket_limit(draw *d, const zb_model *model)
     }
 }
 
-/* Scales from harmless to certain overflow, windows that grow within a run; accumulation in 16 bit or in
- * fp32. */
+/* One of the two semantics, in some cases with single quirks switched the other way. */
+static void append_zerobit(draw *d, random_case *c)
+{
+    append(c->config_text, sizeof c->config_text, "\"zerobit\":{\"semantics\":\"%s\",",
+           zb_semantics_name(c->semantics));
+    if (strcmp(c->arithmetic, "plain") != 0)
+        append(c->config_text, sizeof c->config_text, "\"optimizer_arithmetic\":\"%s\",", c->arithmetic);
+    if (strcmp(c->arithmetic, "deepspeed-cpu") == 0 && one_in(d, 2))
+        append(c->config_text, sizeof c->config_text, "\"optimizer_vector_width\":16,");
+    append(c->config_text, sizeof c->config_text, "\"quirks\":{");
+    zb_quirks preset = zb_quirks_of(c->semantics);
+    const char *separator = "";
+    for (int q = 0; q < ZB_QUIRK_COUNT && c->number % 3 != 0; q++) {
+        if (!one_in(d, 6)) continue;
+        append(c->config_text, sizeof c->config_text, "%s\"%s\":%s", separator, zb_quirk_name((zb_quirk)q),
+               truth(!*zb_quirk_switch(&preset, (zb_quirk)q)));
+        separator = ",";
+    }
+    append(c->config_text, sizeof c->config_text, "}},");
+}
+
+/* Scales from harmless to certain overflow, windows that grow within a run, minima that end one. */
 static void append_precision(draw *d, random_case *c)
 {
     static const zb_dtype dtypes[] = { ZB_FP32, ZB_FP16, ZB_BF16 };
     const int is_lamb = strstr(c->config_text, "\"Lamb\"") != NULL; /* it wants the scale to be dynamic */
     c->dtype = dtypes[between(d, 0, 2)];
-    if (c->dtype == ZB_FP32) return;
+    const int power = between(d, 4, 26), static_scale = one_in(d, 4);
     if (c->dtype == ZB_FP16)
         append(c->config_text, sizeof c->config_text,
                "\"fp16\":{\"enabled\":true,\"loss_scale\":%s,\"initial_scale_power\":%d,"
-               "\"loss_scale_window\":%d,\"hysteresis\":%d,\"consecutive_hysteresis\":%s},",
-               one_in(d, 4) && !is_lamb ? "128" : "0", between(d, 4, 26), between(d, 1, 3), between(d, 1, 2),
-               one_in(d, 2) ? "true" : "false");
-    else
+               "\"loss_scale_window\":%d,\"hysteresis\":%d,\"consecutive_hysteresis\":%s,"
+               "\"min_loss_scale\":%lld},",
+               static_scale && !is_lamb ? "128" : "0", power, between(d, 1, 3), between(d, 1, 2),
+               truth(one_in(d, 2)), one_in(d, 8) ? 1ll << power : 1ll);
+    if (c->dtype == ZB_BF16)
         append(c->config_text, sizeof c->config_text,
-               "\"bf16\":{\"enabled\":true,\"check_grad_overflow\":%s},", one_in(d, 2) ? "true" : "false");
+               "\"bf16\":{\"enabled\":true,\"check_grad_overflow\":%s},", truth(one_in(d, 2)));
     if (one_in(d, 3))
-        append(c->config_text, sizeof c->config_text,
-               "\"data_types\":{\"grad_accum_dtype\":\"fp32\"},\"communication_data_type\":\"fp32\",");
+        append(c->config_text, sizeof c->config_text, "\"data_types\":{\"grad_accum_dtype\":\"%s\"},",
+               zb_dtype_name(one_in(d, 3) ? c->dtype : ZB_FP32));
+    if (one_in(d, 3))
+        append(c->config_text, sizeof c->config_text, "\"communication_data_type\":\"%s\",",
+               zb_dtype_name(dtypes[between(d, 0, 2)]));
+}
+
+/* Not all of it is taken at every stage: random_case_create looks at which. */
+static void append_averaging(draw *d, random_case *c)
+{
+    static const char *const factors[] = { "0.5", "2", "3" };
+    char world[16];
+    if (one_in(d, 6)) append(c->config_text, sizeof c->config_text, "\"prescale_gradients\":true,");
+    if (one_in(d, 6)) {
+        snprintf(world, sizeof world, "%d", c->world_size);
+        append(c->config_text, sizeof c->config_text, "\"gradient_predivide_factor\":%s,",
+               one_in(d, 2) ? world : factors[between(d, 0, 2)]);
+    }
+    append(c->config_text, sizeof c->config_text, "\"gradient_allreduce_op\":\"%s\",",
+           one_in(d, 8) ? "sum" : "mean");
+}
+
+static uint64_t random_limit(draw *d, const zb_model *model)
+{
+    return one_in(d, 2) ? (uint64_t)between(d, 0, 40) : model->param_numel / 2;
 }
 
 /* Keys of zero_optimization that only set when stage 3 gathers and releases parameters. */
@@ -313,12 +360,28 @@ static void append_gathering(draw *d, random_case *c)
     if (one_in(d, 4)) return;
     for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
         const int limit = between(d, 0, 2) * between(d, 0, (int)c->model->param_numel);
-        if (!one_in(d, 3)) append(c->config_text, sizeof c->config_text, ",\"%s\":%d", counts[i], limit);
+        if (!one_in(d, 3)) append(c->config_text, sizeof c->config_text, "\"%s\":%d,", counts[i], limit);
     }
-    if (one_in(d, 5)) append(c->config_text, sizeof c->config_text, ",\"allgather_sequential\":true");
+    if (one_in(d, 5)) append(c->config_text, sizeof c->config_text, "\"allgather_sequential\":true,");
     if (one_in(d, 5))
-        append(c->config_text, sizeof c->config_text, ",\"module_granularity_threshold\":%d",
+        append(c->config_text, sizeof c->config_text, "\"module_granularity_threshold\":%d,",
                between(d, 1, (int)c->model->param_numel));
+}
+
+static void append_zero(draw *d, random_case *c)
+{
+    char *text = c->config_text;
+    const size_t bytes = sizeof c->config_text;
+    append(text, bytes, "\"zero_optimization\":{\"stage\":0,\"reduce_bucket_size\":%llu,",
+           (unsigned long long)random_bucket_limit(d, c->model));
+    if (one_in(d, 2)) append(text, bytes, "\"overlap_comm\":%s,", truth(one_in(d, 2)));
+    if (one_in(d, 3)) append(text, bytes, "\"round_robin_gradients\":true,");
+    if (one_in(d, 3))
+        append(text, bytes, "\"sub_group_size\":%llu,", (unsigned long long)random_limit(d, c->model));
+    if (one_in(d, 3)) append(text, bytes, "\"use_multi_rank_bucket_allreduce\":false,");
+    if (one_in(d, 5)) append(text, bytes, "\"contiguous_gradients\":false,");
+    append_gathering(d, c);
+    append(text, bytes, "\"reduce_scatter\":%s}", truth(!one_in(d, 3)));
 }
 
 static zb_status make_config(draw *d, random_case *c)
@@ -329,23 +392,85 @@ static zb_status make_config(draw *d, random_case *c)
     int micro = between(d, 1, 3), accumulation = between(d, 1, 4);
     append(c->config_text, sizeof c->config_text,
            "{\"train_micro_batch_size_per_gpu\":%d,\"gradient_accumulation_steps\":%d,", micro, accumulation);
+    c->semantics = one_in(d, 2) ? ZB_SEMANTICS_STANDARD : ZB_SEMANTICS_DEEPSPEED_0_19_6;
     append_optimizer(d, c);
+    append_zerobit(d, c);
     append_precision(d, c);
-    append(c->config_text, sizeof c->config_text,
-           "\"gradient_clipping\":%s,\"dataloader_drop_last\":%s,\"gradient_allreduce_op\":\"mean\","
-           "\"zero_optimization\":{\"stage\":0,\"reduce_bucket_size\":%llu,\"overlap_comm\":%s",
-           clips[between(d, 0, 4)], one_in(d, 3) ? "true" : "false",
-           (unsigned long long)random_bucket_limit(d, c->model), one_in(d, 2) ? "true" : "false");
-    append_gathering(d, c);
-    append(c->config_text, sizeof c->config_text, "}}");
+    append_averaging(d, c);
+    append(c->config_text, sizeof c->config_text, "\"gradient_clipping\":%s,\"dataloader_drop_last\":%s,",
+           clips[between(d, 0, 4)], truth(one_in(d, 3)));
+    append_zero(d, c);
+    append(c->config_text, sizeof c->config_text, "}");
     ZB_TRY(zb_config_parse(c->config_text, strlen(c->config_text), "random", &c->config));
 
     /* From less than a step to several steps of data, so that epochs end in the middle of a step. */
     int64_t per_step = (int64_t)micro * accumulation * c->world_size;
-    int64_t size = between(d, 1, (int)per_step * 2 + 3);
-    if (c->config->dataloader_drop_last && size < (int64_t)micro * c->world_size)
-        size = (int64_t)micro * c->world_size;
-    return zb_dataset_synthetic(c->model, size, c->number, &c->dataset);
+    c->dataset_size = between(d, 1, (int)per_step * 2 + 3);
+    if (c->config->dataloader_drop_last && c->dataset_size < (int64_t)micro * c->world_size)
+        c->dataset_size = (int64_t)micro * c->world_size;
+    return ZB_OK;
+}
+
+/* Those that take the config. Stage 1 takes every one. */
+static zb_status find_stages(random_case *c)
+{
+    for (int stage = 0; stage < ZB_STAGE_COUNT; stage++) {
+        zb_plan plan;
+        const zb_status status = zb_plan_derive(c->config, stage, c->dtype, c->world_size, &plan);
+        if (status == ZB_OK)
+            c->stages[c->stage_count++] = stage;
+        else if (status != ZB_INVALID_CONFIG || stage == 1)
+            return status;
+    }
+    return ZB_OK;
+}
+
+/* --- data: in some cases one sample makes gradients overflow, on whichever rank and in whichever step it
+ * comes --- */
+
+typedef struct poisoned_dataset {
+    zb_dataset base;
+    zb_dataset *clean;
+    int64_t sample;
+    float value;
+} poisoned_dataset;
+
+static void poisoned_fetch(const zb_dataset *dataset, int64_t index, float *input, int32_t *label,
+                           float *target)
+{
+    const poisoned_dataset *poisoned = (const poisoned_dataset *)dataset;
+    zb_dataset_fetch(poisoned->clean, index, input, label, target);
+    if (index == poisoned->sample) input[0] = poisoned->value;
+}
+
+static void poisoned_destroy(zb_dataset *dataset)
+{
+    poisoned_dataset *poisoned = (poisoned_dataset *)dataset;
+    zb_dataset_destroy(poisoned->clean);
+    zb_free(poisoned);
+}
+
+static zb_status poison(draw *d, random_case *c)
+{
+    static const zb_dataset_ops ops = { poisoned_fetch, poisoned_destroy };
+    static const float values[] = { INFINITY, NAN, 60000.0f, -3e38f, 1e20f };
+    poisoned_dataset *poisoned = zb_alloc(sizeof *poisoned);
+    if (poisoned == NULL) return ZB_NO_MEMORY;
+    *poisoned = (poisoned_dataset){ .base = *c->dataset,
+                                    .clean = c->dataset,
+                                    .sample = between(d, 0, (int)c->dataset_size - 1),
+                                    .value = values[between(d, 0, 4)] };
+    poisoned->base.ops = &ops;
+    c->dataset = &poisoned->base;
+    append(c->model_text, sizeof c->model_text, "; sample %lld begins with %g", (long long)poisoned->sample,
+           (double)poisoned->value);
+    return ZB_OK;
+}
+
+static zb_status make_data(draw *d, random_case *c)
+{
+    ZB_TRY(zb_dataset_synthetic(c->model, c->dataset_size, c->number, &c->dataset));
+    return one_in(d, 3) ? poison(d, c) : ZB_OK;
 }
 
 zb_status random_case_create(uint64_t number, random_case *c)
@@ -354,6 +479,8 @@ zb_status random_case_create(uint64_t number, random_case *c)
     draw d = { .state = number * 0x632BE59BD9B4E019u + 1 };
     zb_status status = make_model(&d, c);
     if (status == ZB_OK) status = make_config(&d, c);
+    if (status == ZB_OK) status = find_stages(c);
+    if (status == ZB_OK) status = make_data(&d, c);
     if (status == ZB_OK) status = zb_weights_from_seed(c->model, number, &c->weights);
     if (status != ZB_OK) random_case_destroy(c);
     return status;

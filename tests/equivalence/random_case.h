@@ -1,7 +1,9 @@
 /*
  * One random training set-up, made from a number: model, data, config and world, small but nasty on purpose.
  * Uneven and empty tensors, tied, frozen and unused parameters, buckets smaller than a parameter, ranks that
- * own nothing, short last batches, several epochs, clipping on both sides of the norm.
+ * own nothing, short last batches, several epochs, clipping on both sides of the norm, both semantics with
+ * single quirks switched, every way to average and every type to do it in, samples that make one rank
+ * overflow.
  */
 #ifndef ZB_TESTS_EQUIVALENCE_RANDOM_CASE_H
 #define ZB_TESTS_EQUIVALENCE_RANDOM_CASE_H
@@ -17,10 +19,15 @@ typedef struct random_case {
     zb_config *config;
     zb_dataset *dataset;
     zb_weights weights;
+    int64_t dataset_size;
     int world_size;
+    zb_semantics semantics;
+    const char *arithmetic; /* of the optimizer; static */
     zb_dtype dtype;
+    int stages[ZB_STAGE_COUNT]; /* that take the config */
+    int stage_count;
     int64_t steps;
-    char config_text[2048]; /* JSON, for the report of a failure */
+    char config_text[4096]; /* JSON, for the report of a failure */
     char model_text[2048];
 } random_case;
 
