@@ -272,6 +272,8 @@ zb_status zb_quirk_applies(zb_quirk quirk, const zb_config *config, int stage, z
     ZB_TRY(zb_plan_derive(&deepspeed, stage, dtype, world_size, &with));
     *zb_quirk_switch(&deepspeed.quirks, quirk) = 0;
     ZB_TRY(zb_plan_derive(&deepspeed, stage, dtype, world_size, &without));
-    *applies = !zb_plan_equal(&with, &without) || acts_elsewhere(quirk, config, stage, &with);
+    /* What is sent may differ where no bit does: averages that come to nothing. */
+    const int sends_other = world_size > 1 && with.comm_dtype != without.comm_dtype;
+    *applies = !zb_plan_equal(&with, &without) || sends_other || acts_elsewhere(quirk, config, stage, &with);
     return ZB_OK;
 }
