@@ -26,6 +26,7 @@
 #include "kernels/optimizer.inc.c"
 #include "kernels/ordered_reduce.inc.c"
 #include "kernels/sum_squares.inc.c"
+#include "kernels/tree_reduce.inc.c"
 
 #include "kernels/lamb.inc.c" /* uses the two before it */
 

@@ -39,6 +39,12 @@ static inline vec vec_select(vec_bits condition, vec yes, vec no)
 {
     return (vec)((condition & (vec_bits)yes) | (~condition & (vec_bits)no));
 }
+/* To the nearest bf16, ties to even; a NaN stays one. */
+static inline vec vec_round_bf16(vec x)
+{
+    const vec_bits bits = (vec_bits)x, odd = bits >> 16 & 1, rounded = (bits + 0x7fff + odd) & -0x10000;
+    return vec_select((vec_bits)(x != x), x, (vec)rounded);
+}
 /* NaN where `sign` is NaN: its sign bit means nothing, and processors do not agree on it. */
 static inline vec vec_with_sign_of(vec magnitude, vec sign)
 {

@@ -75,6 +75,10 @@ static inline void vec_store_fp16(uint16_t *p, vec x)
 {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+static inline vec vec_round_fp16(vec x)
+{
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 static inline void vec_store_bf16(uint16_t *p, vec x)
 {
     const __m256i bits = _mm256_castps_si256(x);

@@ -73,6 +73,10 @@ static inline void vec_store_fp16(uint16_t *p, vec x)
 {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+static inline vec vec_round_fp16(vec x)
+{
+    return _mm512_cvtph_ps(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 /* Not by VCVTNEPS2BF16, which takes subnormals for zeros. */
 static inline void vec_store_bf16(uint16_t *p, vec x)
 {

@@ -73,6 +73,11 @@ static inline void vec_store_fp16(uint16_t *p, vec x)
 {
     for (int i = 0; i < VL; i++) p[i] = zb_fp16_from_float(x[i]);
 }
+static inline vec vec_round_fp16(vec x)
+{
+    for (int i = 0; i < VL; i++) x[i] = zb_float_from_fp16(zb_fp16_from_float(x[i]));
+    return x;
+}
 static inline void vec_store_bf16(uint16_t *p, vec x)
 {
     for (int i = 0; i < VL; i++) p[i] = zb_bf16_from_float(x[i]);

@@ -26,6 +26,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <zerobit/plan.h>
+#include <zerobit/reduction.h>
 #include <zerobit/status.h>
 #include <zerobit/types.h>
 
@@ -43,7 +44,7 @@ extern "C" {
     X(cross_entropy_forward) X(cross_entropy_backward) X(mse_forward) X(mse_backward)                      \
     X(sum_squares) X(norm) X(find_nonfinite)                                                               \
     X(adam) X(sgd) X(adagrad) X(lion) X(lamb_moments) X(lamb_apply)                                                                                         \
-    X(ordered_reduce)
+    X(ordered_reduce) X(tree_reduce)
 
 typedef enum zb_kernel {
 #define ZB_KERNEL_ENUM(name) ZB_KERNEL_##name,
@@ -317,8 +318,6 @@ typedef struct zb_lamb_apply_args {
 
 /* --- reduction over ranks in rank order --- */
 
-typedef enum zb_redop { ZB_SUM, ZB_AVG, ZB_MIN, ZB_MAX, ZB_PREMUL_SUM } zb_redop;
-
 /**
  * out[i] over inputs 0..count-1 ascending, in ZB_ORDER_RANK.
  * SUM, AVG: acc = inputs[0][i]; acc = acc + inputs[r][i] (fp32; fp64 for FP64; wrapping integers); AVG: acc / count
@@ -328,6 +327,18 @@ typedef enum zb_redop { ZB_SUM, ZB_AVG, ZB_MIN, ZB_MAX, ZB_PREMUL_SUM } zb_redop
 typedef struct zb_ordered_reduce_args {
     const void *const *inputs; int count; void *out; size_t numel; zb_dtype dtype; zb_redop op; double factor;
 } zb_ordered_reduce_args;
+
+/* --- reduction in the order of a tree --- */
+
+/**
+ * out[i], 0 <= i < numel: the sum of inputs[..][first + i] by `tree`, rounded as `rounding` says (<zerobit/reduction.h>). Position p of
+ * the tree is inputs[order[(start + p) mod count]]. `range_first` is where LL128 counts from. `out` may be element `first` of
+ * an input.
+ */
+typedef struct zb_tree_reduce_args {
+    const void *const *inputs; int count; const int32_t *tree, *order; int start;
+    size_t range_first, first, numel; void *out; zb_dtype dtype; zb_rounding rounding;
+} zb_tree_reduce_args;
 
 /**
  * The SIMD level that the CPU kernels run at: "avx512", "avx2" or "portable". Chosen at the first use, or named by the

@@ -9,6 +9,7 @@
 #include <zerobit/model.h>
 #include <zerobit/observe.h>
 #include <zerobit/plan.h>
+#include <zerobit/reduction.h>
 #include <zerobit/schedule.h>
 #include <zerobit/status.h>
 
@@ -44,6 +45,9 @@ ZB_API zb_status zb_ref_observe_initial(zb_ref *ref, const zb_observer *observer
  * passed on) only zb_ref_destroy is left.
  */
 ZB_API zb_status zb_ref_step(zb_ref *ref, const zb_observer *observer);
+
+/** As zb_reduction_run, one element and one addition at a time. `out` must not be part of an input. */
+ZB_API void zb_ref_reduction_run(const zb_reduction *reduction, const void *const *inputs, size_t first, size_t numel, void *out);
 
 #ifdef __cplusplus
 }

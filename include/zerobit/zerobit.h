@@ -13,8 +13,10 @@
 #include <zerobit/memory.h>
 #include <zerobit/model.h>
 #include <zerobit/observe.h>
+#include <zerobit/orders.h>
 #include <zerobit/plan.h>
 #include <zerobit/random.h>
+#include <zerobit/reduction.h>
 #include <zerobit/ref.h>
 #include <zerobit/replay.h>
 #include <zerobit/schedule.h>

@@ -1,0 +1,112 @@
+/*
+ * The orders in which libraries add over ranks, by name: the record of a reduction (<zerobit/reduction.h>) is derived from what
+ * a library was told or chose. And the way back: which known order gives a result that has been seen. docs/orders.md says
+ * where each order comes from and how it has been checked.
+ */
+#ifndef ZEROBIT_ORDERS_H
+#define ZEROBIT_ORDERS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <zerobit/comm.h>
+#include <zerobit/reduction.h>
+#include <zerobit/status.h>
+#include <zerobit/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Open MPI's are those of 4.1. Where its code does something else for few elements, so does the order. */
+#define ZB_ALGORITHM_MAP(X)                                                                                              \
+    X(RANK, "rank")                             /* ascending, partial sums in fp32, rounded once: zerobit's own       */ \
+    X(GLOO, "gloo")                             /* PyTorch's gloo back end on a CPU                                   */ \
+    X(MPI_DEFAULT, "mpi-default")               /* what Open MPI chooses by size when it is not told                  */ \
+    X(MPI_LINEAR, "mpi-linear")                 /* all_reduce 1; reduce 1                                             */ \
+    X(MPI_RECURSIVE_DOUBLING, "mpi-recursive-doubling") /* all_reduce 3; reduce_scatter_block 2                       */ \
+    X(MPI_RING, "mpi-ring")                     /* all_reduce 4; reduce_scatter 3                                     */ \
+    X(MPI_SEGMENTED_RING, "mpi-segmented-ring") /* all_reduce 5                                                       */ \
+    X(MPI_RABENSEIFNER, "mpi-rabenseifner")     /* all_reduce 6                                                       */ \
+    X(MPI_RECURSIVE_HALVING, "mpi-recursive-halving") /* reduce_scatter 2; reduce_scatter_block 3                     */ \
+    X(MPI_BUTTERFLY, "mpi-butterfly")           /* reduce_scatter 4; reduce_scatter_block 4                           */ \
+    X(NCCL_RING, "nccl-ring")                                                                                            \
+    X(NCCL_TREE, "nccl-tree")
+
+typedef enum zb_algorithm {
+#define ZB_ALGORITHM_ENUM(name, text) ZB_ALGORITHM_##name,
+    ZB_ALGORITHM_MAP(ZB_ALGORITHM_ENUM)
+#undef ZB_ALGORITHM_ENUM
+    ZB_ALGORITHM_COUNT
+} zb_algorithm;
+ZB_API const char *zb_algorithm_name(zb_algorithm algorithm);
+
+typedef enum zb_nccl_protocol { ZB_NCCL_SIMPLE, ZB_NCCL_LL, ZB_NCCL_LL128 } zb_nccl_protocol;
+ZB_API const char *zb_nccl_protocol_name(zb_nccl_protocol protocol); /* "simple", "ll", "ll128" */
+
+/** How the multiplication of an average meets the addition. The compiler's choice, so that another build may differ. */
+typedef enum zb_nccl_fusion { ZB_NCCL_AS_RELEASED, ZB_NCCL_FUSED, ZB_NCCL_UNFUSED, ZB_NCCL_FUSED_LL128 } zb_nccl_fusion;
+
+/** A rank's place in NCCL's tree: it adds its own contribution and those of its children, in this order. -1: none. */
+typedef struct zb_nccl_node { int32_t child[3]; } zb_nccl_node;
+
+/**
+ * Who adds: the small record that a trace keeps. Zero is `rank`. What follows the algorithm is NCCL's; zero is its default there,
+ * but version and protocol must be given (zb_orders_parse does).
+ */
+typedef struct zb_order_source {
+    zb_algorithm algorithm;
+    int version;       /* NCCL: 100 * major + minor, 228..230 */
+    zb_nccl_protocol protocol;
+    int channels;      /* of the communicator                                                                        */
+    int used_channels; /* of this collective; 0: as many as NCCL gives to its bytes                                  */
+    int threads;       /* per channel, which decides about used_channels; 0: 512, LL128 640                          */
+    size_t chunk_bytes; /* 0: that of the default buffers                                                            */
+    zb_nccl_fusion fusion;
+    /*
+     * Rings and trees over world_size ranks. Channel k has the k-th, modulo their number. A ring begins at rank 0. No ring: the
+     * order of ranks. The arrays are owned.
+     */
+    int world_size, ring_count, tree_count;
+    int32_t *rings;      /* [ring_count][world_size] */
+    zb_nccl_node *trees; /* [tree_count][world_size] */
+} zb_order_source;
+
+/** Frees the arrays; fine on zeros and to repeat. */
+ZB_API void zb_order_source_destroy(zb_order_source *source);
+
+/**
+ * One line of text, e.g. "mpi-ring" or "nccl-ring version=2.28 protocol=simple channels=2 ring=0,1,2,3 ring=0,2,1,3". Keys: version,
+ * protocol, channels, used-channels, threads, chunk-bytes, fusion=fused|unfused|fused-ll128, ring=RANK,... and, of a nccl-tree,
+ * tree=CHILD/CHILD/CHILD,... for ranks 0, 1, ... ZB_INVALID_ARGUMENT says what was found and expected; ZB_UNSUPPORTED names an
+ * order that cannot be predicted ("nccl-nvls") and why.
+ */
+ZB_API zb_status zb_order_source_parse(const char *text, zb_order_source *source_p);
+/** The same line; parsing it gives an equal record. To be freed by zb_free; NULL when out of memory. */
+ZB_API char *zb_order_source_text(const zb_order_source *source);
+
+/**
+ * What of a collective decides about its order. Kinds: all_reduce, reduce_scatter, reduce_scatter_v, reduce; numel and counts as in
+ * <zerobit/comm.h>. Operations: sum, avg and premul_sum; minimum and maximum have no order.
+ */
+typedef struct zb_reduction_call {
+    zb_collective_kind kind;
+    int world_size;
+    size_t numel;
+    const size_t *counts;
+    zb_dtype dtype;
+    zb_redop op;
+    double factor;
+    int root;
+} zb_reduction_call;
+
+/**
+ * The reduction that `source` makes of `call`. avg and premul_sum, where a library has none of its own (Open MPI, gloo): contributions
+ * are multiplied by the factor and rounded before, sums are divided and rounded after. ZB_UNSUPPORTED: the library does not
+ * offer it, or its order is not known; ZB_INVALID_ARGUMENT: rings of another world, a rank missing.
+ */
+ZB_API zb_status zb_reduction_derive(const zb_order_source *source, const zb_reduction_call *call, zb_reduction *reduction_p);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
