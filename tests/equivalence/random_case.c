@@ -286,6 +286,44 @@ static uint64_t random_bucket_limit(draw *d, const zb_model *model)
     }
 }
 
+enum { GROUPS_MAX = 3, PARAMS_MAX = 64 /* two of each of the builder's 32 modules */ };
+
+/* Its parameters by name, and in what it departs from the optimizer. */
+static void append_group(draw *d, random_case *c, const int *group_of, int group)
+{
+    const char *separator = "";
+    append(c->config_text, sizeof c->config_text, "{\"params\":[");
+    for (int p = 0; p < c->model->param_count; p++) {
+        if (group_of[p] != group) continue;
+        append(c->config_text, sizeof c->config_text, "%s\"%s\"", separator, c->model->params[p].name);
+        separator = ",";
+    }
+    append(c->config_text, sizeof c->config_text, "],\"lr\":%g", 0.001 * between(d, 0, 20));
+    if (one_in(d, 2))
+        append(c->config_text, sizeof c->config_text, ",\"weight_decay\":%g", 0.1 * between(d, 0, 3));
+    append(c->config_text, sizeof c->config_text, "}");
+}
+
+/* Every trainable parameter in one of up to three groups, each of which has some. */
+static void append_groups(draw *d, random_case *c)
+{
+    int group_of[PARAMS_MAX], size[GROUPS_MAX] = { 0 }, group_count = between(d, 2, GROUPS_MAX);
+    for (int p = 0; p < c->model->param_count; p++) {
+        group_of[p] = c->model->params[p].requires_grad ? between(d, 0, group_count - 1) : -1;
+        if (group_of[p] >= 0) size[group_of[p]]++;
+    }
+    const char *separator = "";
+    append(c->config_text, sizeof c->config_text, "\"param_groups\":[");
+    for (int g = 0; g < group_count; g++) {
+        if (size[g] == 0) continue;
+        append(c->config_text, sizeof c->config_text, "%s", separator);
+        append_group(d, c, group_of, g);
+        separator = ",";
+        c->group_count++;
+    }
+    append(c->config_text, sizeof c->config_text, "],");
+}
+
 /* One of the two semantics, in some cases with single quirks switched the other way. */
 static void append_zerobit(draw *d, random_case *c)
 {
@@ -295,6 +333,8 @@ static void append_zerobit(draw *d, random_case *c)
         append(c->config_text, sizeof c->config_text, "\"optimizer_arithmetic\":\"%s\",", c->arithmetic);
     if (strcmp(c->arithmetic, "deepspeed-cpu") == 0 && one_in(d, 2))
         append(c->config_text, sizeof c->config_text, "\"optimizer_vector_width\":16,");
+    c->group_count = 0;
+    if (one_in(d, 3)) append_groups(d, c);
     append(c->config_text, sizeof c->config_text, "\"quirks\":{");
     zb_quirks preset = zb_quirks_of(c->semantics);
     const char *separator = "";

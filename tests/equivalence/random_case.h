@@ -2,8 +2,8 @@
  * One random training set-up, made from a number: model, data, config and world, small but nasty on purpose.
  * Uneven and empty tensors, tied, frozen and unused parameters, buckets smaller than a parameter, ranks that
  * own nothing, short last batches, several epochs, clipping on both sides of the norm, both semantics with
- * single quirks switched, every way to average and every type to do it in, samples that make one rank
- * overflow.
+ * single quirks switched, parameter groups, every way to average and every type to do it in, samples that
+ * make one rank overflow.
  */
 #ifndef ZB_TESTS_EQUIVALENCE_RANDOM_CASE_H
 #define ZB_TESTS_EQUIVALENCE_RANDOM_CASE_H
@@ -23,6 +23,7 @@ typedef struct random_case {
     int world_size;
     zb_semantics semantics;
     const char *arithmetic; /* of the optimizer; static */
+    int group_count;        /* of parameters; 0: the config gives none */
     zb_dtype dtype;
     int stages[ZB_STAGE_COUNT]; /* that take the config */
     int stage_count;

@@ -19,6 +19,7 @@
 typedef struct tally {
     uint64_t values;
     uint64_t stages[ZB_STAGE_COUNT], semantics[2]; /* cases */
+    uint64_t grouped;                              /* cases with more than one parameter group */
     uint64_t ended;                                /* runs that ended by themselves */
 } tally;
 
@@ -31,6 +32,7 @@ static void report_case(const random_case *c)
 static void count(const random_case *c, const zb_verify_case *results, tally *seen)
 {
     seen->semantics[c->semantics != ZB_SEMANTICS_STANDARD]++;
+    seen->grouped += c->group_count > 1;
     for (int i = 0; i < c->stage_count; i++) {
         seen->stages[results[i].stage]++;
         seen->values += results[i].values_compared;
@@ -89,7 +91,7 @@ static int run_case(uint64_t number, tally *seen)
 
 static int all_kinds_seen(const tally *seen)
 {
-    int all = seen->ended > 0 && seen->semantics[0] > 0 && seen->semantics[1] > 0;
+    int all = seen->ended > 0 && seen->grouped > 0 && seen->semantics[0] > 0 && seen->semantics[1] > 0;
     for (int stage = 0; stage < ZB_STAGE_COUNT; stage++) all = all && seen->stages[stage] > 0;
     return all;
 }
@@ -127,8 +129,9 @@ int main(int argc, char **argv)
     printf("%" PRIu64 " passed, %" PRIu64 " failed (%" PRIu64 " values compared)\n", cases - failed, failed,
            seen.values);
     printf("stages 0 to 3: %" PRIu64 ", %" PRIu64 ", %" PRIu64 ", %" PRIu64 " cases; standard %" PRIu64
-           ", deepspeed-0.19.6 %" PRIu64 "; %" PRIu64 " runs ended by themselves\n",
+           ", deepspeed-0.19.6 %" PRIu64 "; %" PRIu64 " with parameter groups; %" PRIu64
+           " runs ended by themselves\n",
            seen.stages[0], seen.stages[1], seen.stages[2], seen.stages[3], seen.semantics[0],
-           seen.semantics[1], seen.ended);
+           seen.semantics[1], seen.grouped, seen.ended);
     return failed == 0 && leaked == 0 && enough ? 0 : 1;
 }
