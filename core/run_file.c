@@ -556,6 +556,7 @@ static zb_status read_runs(const zb_json *json, zb_run_values *values, zb_replay
     zb_json_at root = zb_json_root(json);
     size_t count = 0;
     ZB_TRY(zb_json_array(&root, &count));
+    if (count == 0) return zb_json_fail(&root, ZB_INVALID_CONFIG, "at least one run");
     file->runs = zb_alloc_array(count, sizeof *file->runs);
     if (file->runs == NULL) return ZB_NO_MEMORY;
     file->run_count = count;

@@ -114,6 +114,7 @@ static const struct refusal {
     zb_status status;
     const char *words;
 } refusals[] = {
+    { captured_text, "[]", ZB_INVALID_CONFIG, "run_file.json: is [], want at least one run" },
     { "[\"a.weight\", \"a.bias\", \"b\"]", "[\"a\", \"b\"]", ZB_INVALID_CONFIG, "[0].names: is" },
     { "\"b\"],", "3],", ZB_INVALID_CONFIG, "[0].names[2]: is 3, want a string" },
     { "\"frozen\": [1]", "\"frozen\": [3]", ZB_INVALID_CONFIG,
