@@ -61,6 +61,8 @@ static zb_status read_number(const zb_json_at *at, zb_optimizer_config *optimize
             "params, or a hyper-parameter that differs by group: lr, weight_decay, betas, eps, "
             "momentum, dampening, lr_decay, min_coeff, max_coeff");
     if (!(known->kinds & 1u << optimizer->kind)) return refuse_foreign(at);
+    if (optimizer->arithmetic == ZB_ARITHMETIC_DEEPSPEED_CPU && strcmp(at->name, "lr_decay") == 0)
+        return refuse_foreign(at);
     double *number = (double *)(void *)((char *)optimizer + known->offset);
     return zb_config_read_number(at, ZB_SECTION_CALL, known->min, number);
 }

@@ -71,6 +71,9 @@ static const struct bad_case {
     { CONFIG(SGD, "[{\"eps\": 0.9}]"), "eps: is 0.9, want it left out: the optimizer has no such" },
     { CONFIG(SGD, "[{\"betas\": [0.9, 0.9]}]"),
       "betas: is [0.9,0.9], want it left out: the optimizer has no such" },
+    { "{\"optimizer\": {\"type\": \"Adagrad\", \"params\": {}}, \"zerobit\": {\"optimizer_arithmetic\": "
+      "\"deepspeed-cpu\", \"param_groups\": [{\"lr_decay\": 0.5}]}}",
+      "lr_decay: is 0.5, want it left out: the optimizer has no such" },
     { CONFIG(ADAM, "[{\"lr\": -1}]"), "zerobit.param_groups[0].lr: is -1, want a number not below 0" },
     { CONFIG(ADAM, "[{\"betas\": [1, 0]}]"), "zerobit.param_groups[0].betas[0]: is 1, want a number from 0" },
     { "{\"zerobit\": {\"param_groups\": [{}]}}",
