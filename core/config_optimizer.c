@@ -320,7 +320,7 @@ static zb_status check_arithmetic(const zb_config *config, const zb_json_at *par
 static zb_status read_vector_width(zb_config *config, const zb_json_at *at)
 {
     int64_t width = 8;
-    ZB_TRY(zb_config_read_integer(at, ZB_SECTION_OPEN, 8, 16, &width));
+    ZB_TRY(zb_config_read_integer(at, ZB_SECTION_OPEN, 0, ZB_JSON_MAX_INTEGER, &width));
     if (width != 8 && width != 16) return zb_json_fail(at, ZB_INVALID_CONFIG, "8 (AVX2) or 16 (AVX-512)");
     config->optimizer.vector_width = (int)width;
     const int tails = config->optimizer.kind == ZB_OPTIMIZER_ADAM &&

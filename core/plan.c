@@ -285,13 +285,14 @@ static zb_status check_averaging(const choice *c)
 {
     const zb_config *config = c->config;
     const char *key = config->prescale_gradients ? "prescale_gradients" : "gradient_predivide_factor";
-    const char *found = config->prescale_gradients ? "true" : "not 1.0";
     const char *rest = config->prescale_gradients ? "false" : "1.0";
-    char expected[128];
+    char found[32] = "true", expected[128];
     if (config->grad_sum && c->stage == 3)
         return refuse(c, "gradient_allreduce_op", "\"sum\"", "\"mean\" at stage 3, as DeepSpeed demands");
     if (config->grad_sum || !divides_before(c) || c->stage < 2) return ZB_OK;
     if (!config->zero.reduce_scatter && !(c->stage == 3 && config->prescale_gradients)) return ZB_OK;
+    if (!config->prescale_gradients)
+        snprintf(found, sizeof found, "%.17g", config->gradient_predivide_factor);
     snprintf(expected, sizeof expected, "%s at stage %d%s, as DeepSpeed demands", rest, c->stage,
              config->zero.reduce_scatter ? " with zero_optimization.reduce_scatter" : "");
     return refuse(c, key, found, expected);

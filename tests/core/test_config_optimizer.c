@@ -227,7 +227,7 @@ static const struct bad_case {
     { OF_TYPE("Adam", "", ZEROBIT("\"optimizer_vector_width\": 12")), ZB_INVALID_CONFIG,
       "zerobit.optimizer_vector_width: is 12, want 8 (AVX2) or 16 (AVX-512)" },
     { OF_TYPE("Adam", "", ZEROBIT("\"optimizer_vector_width\": 4")), ZB_INVALID_CONFIG,
-      "zerobit.optimizer_vector_width: is 4, want an integer from 8 to 16" },
+      "zerobit.optimizer_vector_width: is 4, want 8 (AVX2) or 16 (AVX-512)" },
 };
 
 static void refuses(void **state)

@@ -355,7 +355,7 @@ static const struct derive_case {
       "DeepSpeed demands" },
     { "{\"train_batch_size\": 8, \"gradient_predivide_factor\": 2, " OPTIMIZER "}", 3, 1, ZB_FP32,
       ZB_INVALID_CONFIG,
-      "f.json: gradient_predivide_factor: is not 1.0, want 1.0 at stage 3 with "
+      "f.json: gradient_predivide_factor: is 2, want 1.0 at stage 3 with "
       "zero_optimization.reduce_scatter" },
     { "{\"train_batch_size\": 8, \"prescale_gradients\": true, \"zero_optimization\": {\"reduce_scatter\": "
       "false}, " OPTIMIZER "}",
