@@ -9,6 +9,9 @@ build(text, seed) understands
     module:my_model.py:build    your own: build(seed) returns (model, batch), batch(step, micro, rank) the model's arguments
 
 All data is random: it is the arithmetic after backward that a run records, and any gradient serves for that.
+
+A model is told the type that it will compute in. To ask one of its layers' weights would do as well, but at stage 3 DeepSpeed
+notices who looks at a weight, and takes one that is looked at from outside of its layer for a parameter of the model itself too.
 """
 import importlib.util
 import pathlib
@@ -54,20 +57,22 @@ class Params(Layer):
 
 
 class Mlp(nn.Module):
-    def __init__(self, widths):
+    def __init__(self, widths, dtype):
         super().__init__()
+        self.dtype = dtype
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
 
     def forward(self, x, labels):
-        x = x.to(self.layers[0].weight.dtype)
+        x = x.to(self.dtype)
         for layer in self.layers[:-1]:
             x = functional.relu(layer(x))
         return functional.cross_entropy(self.layers[-1](x).float(), labels)
 
 
 class CifarNet(nn.Module):
-    def __init__(self, conv1, conv2, fc1, fc2):
+    def __init__(self, conv1, conv2, fc1, fc2, dtype):
         super().__init__()
+        self.dtype = dtype
         self.conv1 = nn.Conv2d(3, conv1, 5)
         self.pool = nn.MaxPool2d(2, 2)
         self.conv2 = nn.Conv2d(conv1, conv2, 5)
@@ -76,7 +81,7 @@ class CifarNet(nn.Module):
         self.fc3 = nn.Linear(fc2, 10)
 
     def forward(self, x, labels):
-        x = x.to(self.conv1.weight.dtype)
+        x = x.to(self.dtype)
         x = self.pool(functional.relu(self.conv1(x)))
         x = self.pool(functional.relu(self.conv2(x)))
         x = x.flatten(1)
@@ -117,7 +122,7 @@ def _integers(text):
     return [int(n) for n in text.split(",")]
 
 
-def build(text, seed, micro_batch_size):
+def build(text, seed, micro_batch_size, dtype):
     kind, _, rest = text.partition(":")
     torch.manual_seed(seed)
     if kind == "params":
@@ -126,10 +131,10 @@ def build(text, seed, micro_batch_size):
         return _build_params([_integers(part) for part in rest.split("/")], seed)
     if kind == "mlp":
         widths = _integers(rest)
-        return Mlp(widths), _classifier_batch(seed, widths[:1], widths[-1], micro_batch_size)
+        return Mlp(widths, dtype), _classifier_batch(seed, widths[:1], widths[-1], micro_batch_size)
     if kind == "cifar10-net":
         widths = _integers(rest or "6,16,120,84")
-        return CifarNet(*widths), _classifier_batch(seed, (3, 32, 32), 10, micro_batch_size)
+        return CifarNet(*widths, dtype), _classifier_batch(seed, (3, 32, 32), 10, micro_batch_size)
     if kind == "module":
         path, _, function = rest.rpartition(":")
         spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)

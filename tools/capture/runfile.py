@@ -65,6 +65,17 @@ def _hexadecimal(x):
     return None if x is None else float(x).hex()
 
 
+def _as_recorded(run):
+    """The config, with the quirk that zerobit leaves off since it shows on a CPU only, where these runs were made."""
+    config = run["config"]
+    zero = config.get("zero_optimization", {})
+    if run["framework"] != "deepspeed" or zero.get("stage", 0) not in (1, 2) or zero.get("contiguous_gradients", True):
+        return config
+    ours = config.get("zerobit", {})
+    quirks = {**ours.get("quirks", {}), "unreduced_without_contiguous_gradients": True}
+    return {**config, "zerobit": {**ours, "quirks": quirks}}
+
+
 def _entry(entry, file, digest, brief):
     if entry.get("error") is not None:
         return {"step": entry["step"], "error": entry["error"], "comm": entry["comm"]}
@@ -89,7 +100,7 @@ def describe(run, ranks, file, versions):
     out = {
         "name": run["name"], "world": run["world"], "framework": run["framework"], "dtype": first["dtype"],
         "names": first["names"], "shapes": first["shapes"], "sizes": [int(np.prod(s)) for s in first["shapes"]],
-        "config": run["config"], "capture": {key: run[key] for key in REMEMBERED}, "collectives": run["collectives"], "optimizer": first["optimizer"],
+        "config": _as_recorded(run), "capture": {key: run[key] for key in REMEMBERED}, "collectives": run["collectives"], "optimizer": first["optimizer"],
         "modules": [{"name": name, "params": params} for name, params in first["modules"]],
         "forward": first["forward"], "backward": first["backward"], "gradient_order": first["gradient_order"],
     }

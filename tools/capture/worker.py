@@ -125,6 +125,15 @@ def check_square_root():
         raise RuntimeError("torch.sqrt is not correctly rounded here, so that a run would not be defined to the bit")
 
 
+def model_dtype(run):
+    """What DeepSpeed turns the whole model into. DDP leaves it alone, and FSDP2 converts inputs by itself."""
+    if run["framework"] == "deepspeed":
+        for key, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+            if run["config"].get(key, {}).get("enabled"):
+                return dtype
+    return torch.float32
+
+
 def train(run, rank, init_file):
     torch.set_num_threads(1)
     check_square_root()
@@ -133,7 +142,7 @@ def train(run, rank, init_file):
     if run["fused_adam"] == "ieee":
         use_ieee_fused_adam()
     config = run["config"]
-    model, batch = models.build(run["model"], run["seed"], config.get("train_micro_batch_size_per_gpu", 1))
+    model, batch = models.build(run["model"], run["seed"], config.get("train_micro_batch_size_per_gpu", 1), model_dtype(run))
     for name, p in model.named_parameters():
         p.requires_grad_(name not in run["frozen"])
     out = {"names": [n for n, _ in model.named_parameters()], "shapes": [list(p.shape) for p in model.parameters()],
