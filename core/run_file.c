@@ -415,6 +415,8 @@ static zb_status read_list(const zb_json_at *at, int limit, zb_index_list *list)
     if (!zb_json_given(at)) return ZB_OK;
     ZB_TRY(zb_json_array(at, &count));
     if (count > INT_MAX) return zb_json_fail(at, ZB_INVALID_CONFIG, "at most %d indices", INT_MAX);
+    if (count > 0 && limit == 0) /* there is always a parameter */
+        return zb_json_fail(at, ZB_INVALID_CONFIG, "[] or modules for it to list");
     list->items = zb_alloc_array(count, sizeof *list->items);
     if (list->items == NULL) return ZB_NO_MEMORY;
     for (zb_json_at item = zb_json_first(at); item.value != NULL; item = zb_json_next(&item)) {

@@ -121,6 +121,8 @@ static const struct refusal {
       "[0].frozen[0]: is 3, want an integer from 0 to 2" },
     { "\"params\": [2]", "\"params\": [3]", ZB_INVALID_CONFIG, "[0].modules[0].params[0]: is 3" },
     { "\"params\": [2]", "\"parms\": [2]", ZB_INVALID_CONFIG, "[0].modules[0].params: is missing" },
+    { "\"modules\"", "\"moduls\"", ZB_INVALID_CONFIG,
+      "[0].forward: is [0,1], want [] or modules for it to list" },
     { "\"forward\": [0, 1]", "\"forward\": [0, 2]", ZB_INVALID_CONFIG, "[0].forward[1]: is 2" },
     { "\"backward\": [1, 0]", "\"backward\": 7", ZB_INVALID_CONFIG, "[0].backward: is 7, want an array" },
     { "\"gradient_order\": [2, 0]", "\"gradient_order\": [-1]", ZB_INVALID_CONFIG,
