@@ -30,6 +30,8 @@ static const char *norm_name(zb_norm_method norm)
         return "parameters";
     case ZB_NORM_FLAT:
         return "flat";
+    case ZB_NORM_UNFUSED:
+        return "unfused";
     case ZB_NORM_PARTITION_FP32:
         return "partition-fp32";
     case ZB_NORM_PARTITION_FP64:
@@ -290,11 +292,11 @@ static zb_status check_averaging(const choice *c)
     if (config->grad_sum && c->stage == 3)
         return refuse(c, "gradient_allreduce_op", "\"sum\"", "\"mean\" at stage 3, as DeepSpeed demands");
     if (config->grad_sum || !divides_before(c) || c->stage < 2) return ZB_OK;
-    if (!config->zero.reduce_scatter && !(c->stage == 3 && config->prescale_gradients)) return ZB_OK;
+    if (!config->zero.reduce_scatter) return ZB_OK;
     if (!config->prescale_gradients)
         snprintf(found, sizeof found, "%.17g", config->gradient_predivide_factor);
-    snprintf(expected, sizeof expected, "%s at stage %d%s, as DeepSpeed demands", rest, c->stage,
-             config->zero.reduce_scatter ? " with zero_optimization.reduce_scatter" : "");
+    snprintf(expected, sizeof expected,
+             "%s at stage %d with zero_optimization.reduce_scatter, as DeepSpeed demands", rest, c->stage);
     return refuse(c, key, found, expected);
 }
 
@@ -373,7 +375,8 @@ static void average_at_stages_1_and_2(const choice *c, zb_averaging *averaging)
 /* zero/stage3.py: __avg_scatter_grads, __avg_scatter_contiguous_grads. */
 static void average_at_stage_3(const choice *c, zb_averaging *averaging)
 {
-    const double f = c->config->gradient_predivide_factor, world = c->world_size;
+    const double world = c->world_size;
+    const double f = c->config->prescale_gradients ? 1.0 : c->config->gradient_predivide_factor;
     averaging->before[0] = factor(ZB_FACTOR_DIVIDE, f);
     averaging->before[1] = factor(ZB_FACTOR_DIVIDE, world);
     if (restores_division(c)) averaging->after = factor(ZB_FACTOR_MULTIPLY, f);
@@ -452,7 +455,8 @@ static zb_norm_method derive_norm(const choice *c)
 {
     if (!c->quirks.norm_per_stage) return ZB_NORM_EXACT;
     if (c->bf16_optimizer) return ZB_NORM_PARAMETERS;
-    if (c->stage == 0) return c->dtype == ZB_FP32 ? ZB_NORM_PARAMETERS_MEAN : ZB_NORM_FLAT;
+    if (c->stage == 0 && c->dtype == ZB_FP32) return ZB_NORM_PARAMETERS_MEAN;
+    if (c->stage == 0) return is_fused(c) ? ZB_NORM_FLAT : ZB_NORM_UNFUSED;
     return c->stage == 3 ? ZB_NORM_PARTITION_FP64 : ZB_NORM_PARTITION_FP32;
 }
 
@@ -461,7 +465,8 @@ static zb_clip_method derive_clip(const choice *c)
 {
     const int nothing_to_do = c->config->gradient_clipping == 0 && c->dtype != ZB_FP16;
     if (!c->quirks.clip_per_stage || nothing_to_do) return ZB_CLIP_COMBINED;
-    if (c->bf16_optimizer || (c->stage == 0 && c->dtype == ZB_FP32)) return ZB_CLIP_COEFFICIENT;
+    if (c->bf16_optimizer) return ZB_CLIP_RECIPROCAL;
+    if (c->stage == 0 && c->dtype == ZB_FP32) return ZB_CLIP_COEFFICIENT;
     return c->stage == 1 || c->stage == 2 ? ZB_CLIP_COMBINED_FP32 : ZB_CLIP_COMBINED;
 }
 
@@ -482,7 +487,7 @@ static void derive_scaling(const choice *c, zb_plan *plan)
     if (is_scaled && plan->loss_is_scaled && c->quirks.loss_seed_in_model_type) plan->seed_dtype = c->dtype;
     plan->unscale_by_next_scale = changes && c->quirks.scale_updated_before_unscaling;
     plan->report_norm_by_next_scale = changes && c->quirks.norm_by_updated_scale &&
-                                      (c->stage == 0 || c->stage == 3);
+                                      plan->norm != ZB_NORM_UNFUSED && (c->stage == 0 || c->stage == 3);
     plan->hidden_first_step = c->quirks.hidden_first_step && c->stage == 0 && c->dtype != ZB_FP32;
 }
 

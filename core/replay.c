@@ -62,10 +62,11 @@ int zb_replay_tells_norm(const zb_plan *plan)
     return plan->norm != ZB_NORM_PARAMETERS_MEAN;
 }
 
-/* There stage 0 in fp32 has no optimizer wrapper to ask, and BF16_Optimizer no loss scale. */
+/* Stage 0 in fp32 has no optimizer wrapper to ask, and BF16_Optimizer no loss scale. */
 int zb_replay_tells_scale(const zb_plan *plan)
 {
-    return plan->tensors != ZB_TENSORS_PARAMETERS && plan->overflow != ZB_OVERFLOW_STOP;
+    const int is_plain = plan->tensors == ZB_TENSORS_PARAMETERS && plan->param_dtype == ZB_FP32;
+    return !is_plain && plan->overflow != ZB_OVERFLOW_STOP;
 }
 
 static int compare_count(const place *at, const char *what, size_t recorded, size_t played)
@@ -247,9 +248,6 @@ static const char *basic_optimizer_of(const zb_optimizer_config *optimizer)
     return optimizer->decay_mode == ZB_DECAY_DECOUPLED ? "AdamW" : "Adam";
 }
 
-/* Its norm and clipping are its own, and no plan has them. */
-static const char unknown_wrapper[] = "FP16_UnfusedOptimizer";
-
 /* The optimizer class of which the plan is. Source: deepspeed/runtime/engine.py, _configure_optimizer. */
 static const char *wrapper_of(const zb_config *config)
 {
@@ -259,11 +257,12 @@ static const char *wrapper_of(const zb_config *config)
     if (config->zero.stage > 0) return "DeepSpeedZeroOptimizer";
     const char *basic = basic_optimizer_of(&config->optimizer);
     if (config->dtype == ZB_FP32) return basic;
-    return strcmp(basic, "FusedAdam") == 0 ? "FP16_Optimizer" : unknown_wrapper;
+    return strcmp(basic, "FusedAdam") == 0 ? "FP16_Optimizer" : "FP16_UnfusedOptimizer";
 }
 
-static zb_status check_known(const zb_replay_run *run)
+zb_status zb_replay_check(const zb_replay_run *run)
 {
+    if (run->refusal != NULL) return zb_fail(ZB_UNSUPPORTED, "run %s: %s", run->name, run->refusal);
     if (run->config->semantics != ZB_SEMANTICS_DEEPSPEED_0_19_6)
         return zb_fail(ZB_INVALID_CONFIG, "%s: zerobit.semantics: is \"%s\", want \"%s\"", run->config->path,
                        zb_semantics_name(run->config->semantics),
@@ -275,9 +274,6 @@ static zb_status check_known(const zb_replay_run *run)
             "what was recorded",
             run->config->path);
     const char *want = wrapper_of(run->config);
-    if (want == unknown_wrapper)
-        return zb_fail(ZB_UNSUPPORTED, "run %s: its config means %s, whose arithmetic is not known here",
-                       run->name, want);
     for (int r = 0; r < run->world_size; r++)
         if (run->ranks[r].wrapper != NULL && strcmp(run->ranks[r].wrapper, want) != 0)
             return zb_fail(ZB_UNSUPPORTED,
@@ -288,7 +284,7 @@ static zb_status check_known(const zb_replay_run *run)
 
 zb_status zb_replay_play(const zb_replay_run *run, const zb_replay_player *player, zb_replay_result *result)
 {
-    ZB_TRY(check_known(run));
+    ZB_TRY(zb_replay_check(run));
     zb_replay_result made = { 0 };
     const place at = { .run = run, .player = player, .result = &made };
     int stop = compare(at, 0, 0);

@@ -77,6 +77,7 @@ static void destroy_run(zb_replay_run *run)
     zb_free(run->ranks);
     zb_free(run->init);
     zb_config_destroy(run->config);
+    zb_free(run->refusal);
     zb_free(run->name);
 }
 
@@ -521,6 +522,31 @@ static zb_status read_optimizer(const zb_json_at *root, zb_config *config)
     return ZB_OK;
 }
 
+/* PyTorch's own engines are recorded too, and nobody here plays them. */
+static zb_status check_framework(const zb_json_at *root)
+{
+    zb_json_at at = zb_json_member(root, "framework");
+    const char *text;
+    if (!zb_json_given(&at)) return ZB_OK;
+    ZB_TRY(zb_json_string(&at, &text));
+    if (strcmp(text, "deepspeed") == 0) return ZB_OK;
+    return zb_json_fail(&at, ZB_UNSUPPORTED, "\"deepspeed\"");
+}
+
+/* Who added: two numbers have one sum, more than two are added in rank order here. */
+static zb_status check_collectives(const zb_json_at *root, int world_size)
+{
+    zb_json_at at = zb_json_member(root, "collectives");
+    const char *text;
+    if (!zb_json_given(&at)) return ZB_OK;
+    ZB_TRY(zb_json_string(&at, &text));
+    if (strcmp(text, "rank") != 0 && strcmp(text, "gloo") != 0)
+        return zb_json_fail(&at, ZB_INVALID_CONFIG, "\"rank\" or \"gloo\"");
+    if (strcmp(text, "rank") == 0 || world_size <= 2) return ZB_OK;
+    return zb_json_fail(&at, ZB_UNSUPPORTED,
+                        "\"rank\" with %d ranks: gloo adds more than two in an order of its own", world_size);
+}
+
 static zb_status read_config(const zb_json_at *root, const char *path, zb_replay_run *run)
 {
     char label[512];
@@ -531,6 +557,7 @@ static zb_status read_config(const zb_json_at *root, const char *path, zb_replay
     if (zb_batch_resolve(&run->config->batch, run->world_size, &batch) != ZB_OK)
         return zb_fail_context("%s", label);
     run->accumulation_steps = batch.accumulation_steps;
+    ZB_TRY(check_collectives(root, run->world_size));
     return read_optimizer(root, run->config);
 }
 
@@ -543,6 +570,7 @@ static zb_status read_run(const zb_json_at *at, zb_run_values *values, zb_replay
     ZB_TRY(read_text(&name, &run->name));
     ZB_TRY(zb_json_int64(&world_at, 1, MAX_WORLD, &world));
     ZB_TRY(expect_count(&ranks, (size_t)world));
+    ZB_TRY(check_framework(at));
     run->ranks = zb_alloc_array((size_t)world, sizeof *run->ranks);
     if (run->ranks == NULL) return ZB_NO_MEMORY;
     run->world_size = (int)world;
@@ -551,6 +579,13 @@ static zb_status read_run(const zb_json_at *at, zb_run_values *values, zb_replay
     ZB_TRY(read_params(&in, &init, 0, &run->init));
     ZB_TRY(read_grads(&in, at));
     return read_ranks(&in, &ranks);
+}
+
+/* What one run asks for that is not supported says nothing of the others. */
+static zb_status note_refusal(zb_replay_run *run)
+{
+    run->refusal = zb_strdup(zb_error_message());
+    return run->refusal == NULL ? ZB_NO_MEMORY : ZB_OK;
 }
 
 static zb_status read_runs(const zb_json *json, zb_run_values *values, zb_replay_file *file)
@@ -563,8 +598,13 @@ static zb_status read_runs(const zb_json *json, zb_run_values *values, zb_replay
     if (file->runs == NULL) return ZB_NO_MEMORY;
     file->run_count = count;
     size_t i = 0;
-    for (zb_json_at run = zb_json_first(&root); run.value != NULL; run = zb_json_next(&run))
-        ZB_TRY(read_run(&run, values, &file->runs[i++]));
+    for (zb_json_at run = zb_json_first(&root); run.value != NULL; run = zb_json_next(&run), i++) {
+        const zb_status status = read_run(&run, values, &file->runs[i]);
+        if (status == ZB_UNSUPPORTED)
+            ZB_TRY(note_refusal(&file->runs[i]));
+        else if (status != ZB_OK)
+            return status;
+    }
     return ZB_OK;
 }
 

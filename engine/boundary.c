@@ -36,11 +36,13 @@ static float combined_fp32(const zb_plan *plan, float scaled_norm, float loss_sc
     return 1.0f / divisor;
 }
 
-/* A NaN stays one. Source: runtime/utils.py, clip_grad_norm_. */
+/* A NaN stays one. PyTorch divides a number by a tensor by multiplying with the reciprocal; a tensor by a
+ * tensor is divided. Source: runtime/utils.py, clip_tensors_by_global_norm and clip_grad_norm_. */
 static float coefficient(const zb_plan *plan, float norm)
 {
     if (plan->clip_norm <= 0.0) return 1.0f;
-    const float factor = (float)plan->clip_norm / (norm + 1e-6f);
+    const float clip_norm = (float)plan->clip_norm, divisor = norm + 1e-6f;
+    const float factor = plan->clip == ZB_CLIP_RECIPROCAL ? 1.0f / divisor * clip_norm : clip_norm / divisor;
     return factor > 1.0f ? 1.0f : factor;
 }
 
@@ -48,12 +50,14 @@ static float grad_scale(const zb_plan *plan, double scaled_norm, double loss_sca
 {
     if (plan->clip == ZB_CLIP_COMBINED_FP32)
         return combined_fp32(plan, (float)scaled_norm, (float)loss_scale);
-    if (plan->clip == ZB_CLIP_COEFFICIENT) return coefficient(plan, (float)scaled_norm);
+    if (plan->clip == ZB_CLIP_COEFFICIENT || plan->clip == ZB_CLIP_RECIPROCAL)
+        return coefficient(plan, (float)scaled_norm);
     return combined(plan, scaled_norm / loss_scale, loss_scale);
 }
 
 static double unscaled(const zb_plan *plan, double scaled_norm, double loss_scale)
 {
+    if (plan->norm == ZB_NORM_UNFUSED) return scaled_norm;
     if (plan->norm == ZB_NORM_PARTITION_FP32) return (double)((float)scaled_norm / (float)loss_scale);
     return scaled_norm / loss_scale;
 }

@@ -1,11 +1,12 @@
 /* The L2 norm of one array as PyTorch computes it on a CPU, and the search for what is no number. */
 
-enum { NORM_LANES = 8, WIDE_NORM_LANES = 4 }; /* AVX2, in fp32 and in fp64 */
+enum { NORM_LANES = 8, NORM_UNROLLED = 4, WIDE_NORM_LANES = 4 }; /* AVX2, in fp32 and in fp64 */
 
-/* Whole groups of eight in lanes, the lanes added up, then what is left over. */
+/* Whole groups of eight in lanes, the lanes added up, then what is left over: PyTorch's compiler made vectors
+ * of four of it, and fused the multiplication and addition of what these leave. */
 static float norm_fp32(zb_dtype dtype, const void *x, size_t numel)
 {
-    const size_t whole = numel - numel % NORM_LANES;
+    const size_t whole = numel - numel % NORM_LANES, unfused = numel - numel % NORM_UNROLLED;
     float lanes[NORM_LANES] = { 0 }, room[BLOCK], sum;
     ZB_EACH_BLOCK(first, count, whole, block_step(dtype == ZB_FP32, whole))
     {
@@ -17,7 +18,7 @@ static float norm_fp32(zb_dtype dtype, const void *x, size_t numel)
     for (size_t l = 1; l < NORM_LANES; l++) sum = sum + lanes[l];
     for (size_t i = whole; i < numel; i++) {
         const float rest = block_read(dtype, x, i, 1, room)[0];
-        sum = sum + rest * rest;
+        sum = i < unfused ? sum + rest * rest : fmaf(rest, rest, sum);
     }
     return sqrtf(sum);
 }

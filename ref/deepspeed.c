@@ -7,16 +7,18 @@
 
 #include <math.h>
 
-/* torch.norm of an fp32 array: eight lanes over whole groups of eight, added up, then what is left over. */
+/* torch.norm of an fp32 array: eight lanes over whole groups of eight, added up, then what is left over: four
+ * elements likewise, the last one to three by fused multiply-adds. */
 static float norm_fp32(const float *x, size_t numel)
 {
     enum { LANES = 8 };
-    const size_t whole = numel - numel % LANES;
+    const size_t whole = numel - numel % LANES, rounded_twice = numel - numel % 4;
     float lane[LANES] = { 0.0f };
     for (size_t i = 0; i < whole; i++) lane[i % LANES] = lane[i % LANES] + x[i] * x[i];
     float sum = lane[0];
     for (size_t l = 1; l < LANES; l++) sum = sum + lane[l];
-    for (size_t i = whole; i < numel; i++) sum = sum + x[i] * x[i];
+    for (size_t i = whole; i < rounded_twice; i++) sum = sum + x[i] * x[i];
+    for (size_t i = rounded_twice; i < numel; i++) sum = fmaf(x[i], x[i], sum);
     return sqrtf(sum);
 }
 
@@ -190,6 +192,31 @@ static double norm_of_groups(const zb_ref_shard *shard, const zb_ref_tensors *gr
     return fabs(finite_or_minus_1(sqrt((double)(float)sum)));
 }
 
+/* x ** y of Python's numbers, which is the C library's pow and not always the number nearest to the square or
+ * to the root. A compiler that knows y would compute those. */
+static double python_power(double x, double y)
+{
+    const volatile double exponent = y;
+    return pow(x, exponent);
+}
+
+/* get_weight_norm of each group, a tensor of squares added one by one in fp32; then get_global_norm. */
+static double norm_of_unfused(const zb_ref_shard *shard, const zb_ref_tensors *gradients, float *scratch)
+{
+    double total = 0.0;
+    for (size_t t = 0; t < shard->tensor_count;) {
+        const int group = shard->tensors[t].group;
+        float sum = 0.0f;
+        for (; t < shard->tensor_count && shard->tensors[t].group == group; t++) {
+            zb_ref_shard_gather(shard, t, gradients, scratch);
+            const float norm = norm_fp32(scratch, shard->tensors[t].numel);
+            sum = sum + norm * norm;
+        }
+        total = total + python_power(finite_or_minus_1(python_power((double)sum, 0.5)), 2.0);
+    }
+    return sqrt(total);
+}
+
 /* Of what a rank holds of a tensor, padding left out: the squared norms of its pieces. */
 typedef struct piece_squares {
     const zb_ref_piece *pieces; /* the rank's own of the tensor */
@@ -237,7 +264,7 @@ static double norm_of_partitions(const zb_plan *plan, const zb_ref_shard *shards
     return (double)norm_fp32(scratch, shards[0].tensor_count);
 }
 
-/* Stage 3: fp64 throughout, the total again torch.norm. */
+/* Stage 3: fp64 throughout, the total again torch.norm: four lanes, and what is left over fused. */
 static double norm_of_sub_groups(const zb_plan *plan, const zb_ref_shard *shards,
                                  const zb_ref_tensors *gradients)
 {
@@ -253,7 +280,7 @@ static double norm_of_sub_groups(const zb_plan *plan, const zb_ref_shard *shards
         if (t < whole)
             lane[t % LANES] = lane[t % LANES] + norm * norm;
         else
-            total = total + norm * norm;
+            total = fma(norm, norm, total);
     }
     for (size_t l = 0; count == whole && l < LANES; l++) total = total + lane[l];
     return sqrt(total);
@@ -265,6 +292,7 @@ zb_tensors zb_ref_norm_tensors(const zb_plan *plan)
     case ZB_NORM_EXACT:
     case ZB_NORM_PARAMETERS_MEAN:
     case ZB_NORM_PARAMETERS:
+    case ZB_NORM_UNFUSED:
         return ZB_TENSORS_PARAMETERS;
     case ZB_NORM_FLAT:
         return ZB_TENSORS_GROUPS;
@@ -289,6 +317,8 @@ double zb_ref_plan_norm(const zb_plan *plan, const zb_model *model, const zb_ref
         return norm_of_parameters(&shards[0], gradients, scratch);
     case ZB_NORM_FLAT:
         return norm_of_groups(&shards[0], gradients, scratch);
+    case ZB_NORM_UNFUSED:
+        return norm_of_unfused(&shards[0], gradients, scratch);
     case ZB_NORM_PARTITION_FP32:
         return norm_of_partitions(plan, shards, gradients, scratch);
     case ZB_NORM_PARTITION_FP64:
@@ -301,6 +331,7 @@ double zb_ref_plan_norm(const zb_plan *plan, const zb_model *model, const zb_ref
 double zb_ref_reported_norm(const zb_plan *plan, double norm, double loss_scale)
 {
     if (plan->norm == ZB_NORM_PARTITION_FP32) return (double)((float)norm / (float)loss_scale);
+    if (plan->norm == ZB_NORM_UNFUSED) return norm; /* the loss scale stays in it */
     return norm / loss_scale;
 }
 
@@ -314,6 +345,9 @@ float zb_ref_plan_grad_scale(const zb_plan *plan, double norm, double loss_scale
         const float excess = clips ? ((float)norm / scale + 1e-6f) / clip_norm : 0.0f;
         return 1.0f / (excess > 1.0f ? excess * scale : scale);
     }
-    const float coefficient = clips ? clip_norm / ((float)norm + 1e-6f) : 1.0f;
+    const float divisor = (float)norm + 1e-6f;
+    const float quotient = plan->clip == ZB_CLIP_RECIPROCAL ? 1.0f / divisor * clip_norm
+                                                            : clip_norm / divisor;
+    const float coefficient = clips ? quotient : 1.0f;
     return coefficient > 1.0f ? 1.0f : coefficient; /* a NaN stays */
 }

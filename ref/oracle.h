@@ -251,8 +251,7 @@ typedef struct zb_ref_state {
     double loss_scale; /* that its gradients were made with */
     double lr[ZB_PARAM_GROUP_MAX];
     int64_t overflow;
-    int has_norm; /* 0: no step has had one yet; a skipped step may leave the one before */
-    double norm;  /* as reported: without the loss scale */
+    double norm; /* as reported: without the loss scale; a skipped step may leave the one before, or 0 */
 } zb_ref_state;
 /* schedules: [plan->group_count]. group_of: as in zb_ref_shards_create; needed during the call only. */
 zb_status zb_ref_state_create(const zb_plan *plan, const zb_schedule_config *schedules, const zb_model *model,

@@ -94,6 +94,7 @@ void zb_ref_sums_reduce(const zb_plan *plan, int64_t micro, const zb_ref_shard *
         keep_own(plan, owners, sums->rank, &sums->average);
     else
         zb_ref_reduce(plan, sums->rank, &sums->average);
+    zb_ref_round_all(plan->grad_dtype, sums->average.data, sums->average.numel);
     zb_ref_store(plan->grad_dtype, &sums->average, every_micro_batch && micro > 0, &sums->reduced);
 }
 

@@ -50,7 +50,7 @@ static zb_status check_choices(const zb_plan *plan)
         { "overflow", (int)plan->overflow, ZB_OVERFLOW_STOP },
         { "tensors", (int)plan->tensors, ZB_TENSORS_SUB_GROUPS },
         { "norm", (int)plan->norm, ZB_NORM_PARTITION_FP64 },
-        { "clip", (int)plan->clip, ZB_CLIP_COEFFICIENT },
+        { "clip", (int)plan->clip, ZB_CLIP_RECIPROCAL },
     };
     for (size_t i = 0; i < sizeof choices / sizeof choices[0]; i++)
         if (choices[i].found < 0 || choices[i].found > choices[i].last)

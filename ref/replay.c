@@ -149,7 +149,7 @@ static void state(void *self, int rank, zb_replay_state *out)
         .tensor_count = shard->tensor_count,
         .pieces = r->pieces,
         .piece_count = shard->piece_count,
-        .has_norm = held->has_norm && zb_replay_tells_norm(&held->plan),
+        .has_norm = held->steps > 0 && zb_replay_tells_norm(&held->plan),
         .norm = held->norm,
         .has_scale = zb_replay_tells_scale(&held->plan),
         .scale = held->scaler.scale,
@@ -161,6 +161,7 @@ static void state(void *self, int rank, zb_replay_state *out)
 
 zb_status zb_replay_oracle_create(const zb_replay_run *run, zb_replay_player *player)
 {
+    ZB_TRY(zb_replay_check(run));
     replay *r = zb_alloc(sizeof *r);
     if (r == NULL) return ZB_NO_MEMORY;
     r->run = run;

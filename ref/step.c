@@ -137,7 +137,6 @@ static double take_norm(zb_ref_state *s)
                                          s->tensor[GRADIENT]);
     const double next = s->scaler.scale;
     s->norm = zb_ref_reported_norm(plan, norm, plan->report_norm_by_next_scale ? next : s->loss_scale);
-    s->has_norm = 1;
     return norm;
 }
 

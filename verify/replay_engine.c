@@ -286,15 +286,6 @@ static zb_status step(void *self, size_t index)
     return zb_sim_run(w->sim, step_rank, w);
 }
 
-/* A step that is skipped leaves the norm of the step before, unless it is exact: then it is what told that
- * the step had to be skipped. */
-static int has_norm(const zb_plan *plan, const zb_counters *counters)
-{
-    const int always = plan->norm == ZB_NORM_EXACT || plan->overflow != ZB_OVERFLOW_SKIP;
-    if (!zb_replay_tells_norm(plan)) return 0;
-    return always ? counters->global_steps > 0 : counters->global_steps > counters->skipped_steps;
-}
-
 static void state(void *self, int rank, zb_replay_state *out)
 {
     world_player *w = self;
@@ -306,7 +297,7 @@ static void state(void *self, int rank, zb_replay_state *out)
         .tensor_count = r->tensor_count,
         .pieces = r->pieces,
         .piece_count = r->piece_count,
-        .has_norm = has_norm(&w->plan, &counters),
+        .has_norm = counters.global_steps > 0 && zb_replay_tells_norm(&w->plan),
         .norm = zb_engine_global_grad_norm(r->engine),
         .has_scale = zb_replay_tells_scale(&w->plan),
         .scale = zb_engine_loss_scale(r->engine),
@@ -371,6 +362,7 @@ static zb_status fill(world_player *w, int workers)
 
 zb_status zb_replay_engine_create(const zb_replay_run *run, int workers, zb_replay_player *player)
 {
+    ZB_TRY(zb_replay_check(run));
     world_player *w = zb_alloc(sizeof *w);
     if (w == NULL) return ZB_NO_MEMORY;
     w->run = run;

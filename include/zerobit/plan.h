@@ -57,6 +57,7 @@ typedef enum zb_norm_method {
     ZB_NORM_PARAMETERS_MEAN, /* stage 0 in fp32: fp32, of each parameter, then of those; averaged over ranks. runtime/utils.py */
     ZB_NORM_PARAMETERS,      /* BF16_Optimizer: the same, not averaged. runtime/utils.py */
     ZB_NORM_FLAT,            /* stage 0 in 16 bit: fp32, of each group as one array. fp16/fused_optimizer.py */
+    ZB_NORM_UNFUSED,         /* stage 0 in 16 bit, not FusedAdam: fp32 of each parameter, squares added one by one in a group, fp64 over groups; reported with the loss scale in it. fp16/unfused_optimizer.py */
     ZB_NORM_PARTITION_FP32,  /* stages 1, 2: fp64 within a rank's partition, fp32 over ranks. zero/stage_1_and_2.py */
     ZB_NORM_PARTITION_FP64   /* stage 3: fp64 throughout. zero/stage3.py */
 } zb_norm_method;
@@ -65,7 +66,8 @@ typedef enum zb_norm_method {
 typedef enum zb_clip_method {
     ZB_CLIP_COMBINED,      /* fp64: 1 / (S max(1, (norm / S + 1e-6) / clip_norm)), rounded once to fp32 */
     ZB_CLIP_COMBINED_FP32, /* the same with every operation in fp32. DeepSpeed: zero/stage_1_and_2.py, unscale_and_clip_grads */
-    ZB_CLIP_COEFFICIENT    /* fp32: min(1, clip_norm / (norm + 1e-6)). DeepSpeed: stage 0 in fp32, runtime/utils.py */
+    ZB_CLIP_COEFFICIENT,   /* fp32: min(1, clip_norm / (norm + 1e-6)). DeepSpeed: stage 0 in fp32, runtime/utils.py */
+    ZB_CLIP_RECIPROCAL     /* fp32: min(1, (1 / (norm + 1e-6)) clip_norm), as PyTorch divides a number by a tensor. DeepSpeed: bf16_optimizer.py */
 } zb_clip_method;
 
 /** What becomes of a step in which any reduced gradient is an infinity or a NaN. */

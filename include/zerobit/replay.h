@@ -46,6 +46,7 @@ typedef struct zb_replay_rank {
 
 typedef struct zb_replay_run {
     char *name;
+    char *refusal; /* NULL; otherwise why it cannot be played, and nothing below is to be relied upon */
     int world_size;
     int param_count;
     size_t *param_numel; /* [param_count] */
@@ -69,12 +70,19 @@ typedef struct zb_replay_file {
     size_t run_count;
 } zb_replay_file;
 
-/** ZB_IO, ZB_INVALID_CONFIG or ZB_UNSUPPORTED name the file and the key. The caller owns *file_p (zb_replay_destroy). */
+/**
+ * ZB_IO or ZB_INVALID_CONFIG name the file and the key. A run that asks for what is not supported here is read as one that says
+ * so when it is played, with its name. The caller owns *file_p (zb_replay_destroy).
+ */
 ZB_API zb_status zb_replay_load(const char *path, zb_replay_file **file_p);
 /** NULL is fine. */
 ZB_API void zb_replay_destroy(zb_replay_file *file);
 
-/** Whether DeepSpeed has a norm, and a loss scale, to tell under this plan, once a step has been taken that was not skipped. */
+/** ZB_UNSUPPORTED or ZB_INVALID_CONFIG for a run that no player can play: the file could not be understood, or asks for arithmetic that
+ * is not written down here. */
+ZB_API zb_status zb_replay_check(const zb_replay_run *run);
+
+/** Whether DeepSpeed has a norm, and a loss scale, to tell under this plan, once a step has been taken. */
 ZB_API int zb_replay_tells_norm(const zb_plan *plan);
 ZB_API int zb_replay_tells_scale(const zb_plan *plan);
 
@@ -113,8 +121,8 @@ typedef struct zb_replay_player {
     void (*destroy)(void *self);
 } zb_replay_player;
 
-/* Both make a player for one pass over `run`, which is borrowed; the caller owns it (player->destroy). ZB_UNSUPPORTED for a config whose DeepSpeed
- * arithmetic is not written down here. */
+/* Both make a player for one pass over `run`, which is borrowed; the caller owns it (player->destroy). They fail where
+ * zb_replay_check does. */
 
 /** The oracle: knows nothing of collectives. */
 ZB_API zb_status zb_replay_oracle_create(const zb_replay_run *run, zb_replay_player *player);
@@ -130,8 +138,7 @@ typedef struct zb_replay_result {
 
 /**
  * Let a player take the run's steps, and compare after each of them what every rank holds with what was recorded, to the bit.
- * ZB_OK whether or not anything differs (result->different tells). ZB_UNSUPPORTED when DeepSpeed chose another optimizer class
- * than the config means here.
+ * ZB_OK whether or not anything differs (result->different tells). Fails where zb_replay_check does.
  */
 ZB_API zb_status zb_replay_play(const zb_replay_run *run, const zb_replay_player *player, zb_replay_result *result);
 

@@ -220,6 +220,12 @@ static const struct deepspeed_case {
       "bf16 world 4 micro 1 x 2 reduce=boundary average=sum *0.25 order=rank norm=flat grad=bf16>fp32>bf16 "
       "comm=fp32 scale=none overflow=count",
       1, 0, 1, ZB_TENSORS_GROUPS, ZB_CLIP_COMBINED },
+    { "\"zero_optimization\": {\"stage\": 3, \"reduce_scatter\": false}, \"prescale_gradients\": true, "
+      "\"gradient_predivide_factor\": 2",
+      4,
+      "fp32 world 4 micro 1 x 2 reduce=micro-batch average=/4 sum order=rank norm=partition-fp64 grad=fp32 "
+      "comm=fp32 scale=none overflow=apply",
+      1, 0, 0, ZB_TENSORS_SUB_GROUPS, ZB_CLIP_COMBINED },
     { "\"zero_optimization\": {\"stage\": 0}, \"prescale_gradients\": true", 4,
       "fp32 world 4 micro 1 x 2 reduce=boundary average=*0.25 sum order=rank norm=parameters-mean grad=fp32 "
       "comm=fp32 scale=none overflow=apply",
@@ -246,7 +252,7 @@ static const struct deepspeed_case {
       "bf16 world 2 micro 2 x 2 reduce=boundary average=sum *0.5 order=rank norm=parameters "
       "grad=fp32>bf16>fp32 "
       "comm=bf16 scale=none overflow=stop",
-      1, 0, 0, ZB_TENSORS_PARTITIONS, ZB_CLIP_COEFFICIENT },
+      1, 0, 0, ZB_TENSORS_PARTITIONS, ZB_CLIP_RECIPROCAL },
     { "\"zero_optimization\": {\"stage\": 1, \"reduce_scatter\": false}, \"gradient_predivide_factor\": 2", 4,
       "fp32 world 4 micro 1 x 2 reduce=boundary average=*0.5 sum *0.5 order=rank norm=partition-fp32 "
       "grad=fp32 "
@@ -357,9 +363,6 @@ static const struct derive_case {
       ZB_INVALID_CONFIG,
       "f.json: gradient_predivide_factor: is 2, want 1.0 at stage 3 with "
       "zero_optimization.reduce_scatter" },
-    { "{\"train_batch_size\": 8, \"prescale_gradients\": true, \"zero_optimization\": {\"reduce_scatter\": "
-      "false}, " OPTIMIZER "}",
-      3, 1, ZB_FP32, ZB_INVALID_CONFIG, "f.json: prescale_gradients: is true, want false at stage 3, as" },
     { "{\"train_batch_size\": 8, \"bf16\": {\"enabled\": true}, \"data_types\": {\"grad_accum_dtype\": "
       "\"fp32\"}, \"zerobit\": {\"semantics\": \"deepspeed-0.19.6\"}, " OPTIMIZER "}",
       0, 1, ZB_BF16, ZB_INVALID_CONFIG,

@@ -36,7 +36,7 @@ static void describe(const zb_config *config, int stage, zb_dtype dtype, int wor
     char line[ZB_PLAN_TEXT_BYTES];
     if (zb_plan_derive(config, stage, dtype, world, &plan) != ZB_OK) fail_msg("%s", zb_error_message());
     zb_plan_describe(&plan, line, sizeof line);
-    static const char *const clips[] = { "combined", "combined-fp32", "coefficient" };
+    static const char *const clips[] = { "combined", "combined-fp32", "coefficient", "reciprocal" };
     static const char *const tensors[] = { "parameters", "groups", "partitions", "sub-groups" };
     snprintf(text, text_bytes, "%s%s%s%s%s%s seed=%s clip=%s tensors=%s", strstr(line, "reduce="),
              plan.loss_is_scaled ? "" : " unscaled-loss", plan.unscale_by_next_scale ? " next-scale" : "",
@@ -127,7 +127,7 @@ static const struct position_case {
     { ZB_QUIRK_bf16_optimizer, FP32_ACCUM, 1, ZB_BF16, 2, "standard", "overflow=stop", "overflow=skip" },
     { ZB_QUIRK_bf16_optimizer, FP32_ACCUM, 1, ZB_BF16, 2, "deepspeed-0.19.6",
       "average=sum *0.5 order=rank norm=parameters grad=fp32>bf16>fp32 comm=bf16 scale=none overflow=stop "
-      "no-reshuffle seed=fp32 clip=coefficient ",
+      "no-reshuffle seed=fp32 clip=reciprocal ",
       "average=none order=rank norm=partition-fp32 grad=fp32>bf16>fp32 comm=bf16 scale=none overflow=skip "
       "no-reshuffle seed=fp32 clip=combined-fp32 " },
     { ZB_QUIRK_stage_0_bf16_overflow_applied, "", 0, ZB_BF16, 2, NULL, "overflow=count", "overflow=skip" },

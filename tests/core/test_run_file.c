@@ -156,7 +156,14 @@ static void check_refusal(void **state)
     const uint64_t live = zb_alloc_get_stats().live;
     zb_replay_file *file = NULL;
     write_text(c->from, c->to);
-    assert_int_equal(zb_replay_load(FILE_NAME, &file), c->status);
+    if (c->status == ZB_UNSUPPORTED) { /* concerns the run, not the file */
+        assert_int_equal(zb_replay_load(FILE_NAME, &file), ZB_OK);
+        assert_int_equal(zb_replay_check(&file->runs[0]), ZB_UNSUPPORTED);
+        zb_replay_destroy(file);
+        file = NULL;
+    } else {
+        assert_int_equal(zb_replay_load(FILE_NAME, &file), c->status);
+    }
     if (strstr(zb_error_message(), c->words) == NULL) fail_msg("%s", zb_error_message());
     assert_null(file);
     assert_int_equal(zb_alloc_get_stats().live, live);

@@ -320,7 +320,7 @@ static const struct unknown {
     { "fp32-s0-w2-gas2", ask_sgd, ZB_UNSUPPORTED, "rank 0: wrapper is FusedAdam, want SGD" },
     { "fp32-s1-w2", ask_no_optimizer, ZB_INVALID_CONFIG, "optimizer: is missing" },
     { "fp32-s1-w2", ask_standard, ZB_INVALID_CONFIG, "zerobit.semantics: is \"standard\"" },
-    { "fp16-s0-w2", ask_unfused, ZB_UNSUPPORTED, "its config means FP16_UnfusedOptimizer" },
+    { "fp16-s0-w2", ask_unfused, ZB_UNSUPPORTED, "wrapper is FP16_Optimizer, want FP16_UnfusedOptimizer" },
     { "bf16-s1-w2", ask_wide_gradients, ZB_UNSUPPORTED, "DeepSpeedZeroOptimizer, want BF16_Optimizer" },
     { "fp32-s3-w2", ask_wrapper, ZB_UNSUPPORTED, "rank 1: wrapper is XeepSpeedZeroOptimizer_Stage3, want" },
 };

@@ -12,7 +12,8 @@ static double plain_norm_fp32(const float *x, size_t numel)
     for (size_t i = 0; i < rest; i++) lanes[i % 8] += x[i] * x[i];
     float sum = lanes[0];
     for (int l = 1; l < 8; l++) sum += lanes[l];
-    for (; rest < numel; rest++) sum += x[rest] * x[rest];
+    for (; rest < numel / 4 * 4; rest++) sum += x[rest] * x[rest];
+    for (; rest < numel; rest++) sum = fmaf(x[rest], x[rest], sum); /* the last one to three */
     return (double)sqrtf(sum);
 }
 
