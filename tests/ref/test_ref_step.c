@@ -242,6 +242,11 @@ static const struct norm {
     { "flat: and are then rounded to fp32", ZB_NORM_FLAT, 1, "# 1", "ab", 0, 0x1p24, FP64 },
     { "flat: an infinity counts as 1", ZB_NORM_FLAT, 1, "i 1", NULL, 0, 1.0, AS_IT_IS },
     { "flat: a NaN counts as 1", ZB_NORM_FLAT, 1, "2 n", "ab", 0, 1.0, AS_IT_IS },
+    { "unfused: parameters meet in fp32, one by one", ZB_NORM_UNFUSED, 1, "# 1 1", NULL, 0, 4096.0,
+      AS_IT_IS },
+    { "unfused: groups meet in fp64", ZB_NORM_UNFUSED, 1, "# 1", "ab", 0, 0x1p24 + 1.0, FP64 },
+    { "unfused: an infinity counts as 1", ZB_NORM_UNFUSED, 1, "i 1", NULL, 0, 1.0, AS_IT_IS },
+    { "unfused: a NaN counts as 1 beside other groups", ZB_NORM_UNFUSED, 1, "n 2", "ab", 0, 5.0, FP64 },
 
     { "mean: parameters meet in fp32", ZB_NORM_PARAMETERS_MEAN, 1, "# 1 1", NULL, 0, 0x1p24, FP32 },
     { "mean: in the model's order, whatever the groups", ZB_NORM_PARAMETERS_MEAN, 1, "# 1 1", "baa", 0,
