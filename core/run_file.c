@@ -183,6 +183,7 @@ static zb_status read_grads(const reader *in, const zb_json_at *root)
     const zb_json_at grads = run->grads_are_local ? local : x;
     size_t count = 0;
     ZB_TRY(zb_json_array(&grads, &count));
+    if (count == 0) return zb_json_fail(&grads, ZB_INVALID_CONFIG, "at least one step");
     run->grads = zb_alloc_array(count, sizeof *run->grads);
     if (run->grads == NULL) return ZB_NO_MEMORY;
     run->step_count = count;
@@ -512,7 +513,9 @@ static zb_status read_optimizer(const zb_json_at *root, zb_config *config)
     if (!zb_json_given(&optimizer) || !config->optimizer_given) return ZB_OK;
     ZB_TRY(zb_json_object(&optimizer));
     ZB_TRY(read_arithmetic(&optimizer, config->optimizer.kind, &arithmetic));
-    if (zb_json_given(&width_at)) ZB_TRY(zb_json_int64(&width_at, 1, 16, &width));
+    if (zb_json_given(&width_at)) ZB_TRY(zb_json_int64(&width_at, 0, ZB_JSON_MAX_INTEGER, &width));
+    if (zb_json_given(&width_at) && width != 8 && width != 16)
+        return zb_json_fail(&width_at, ZB_INVALID_CONFIG, "8 (AVX2) or 16 (AVX-512)");
     config->optimizer.arithmetic = arithmetic;
     if (width > 0) config->optimizer.vector_width = (int)width;
     for (int g = 0; g < config->group_count; g++) {

@@ -146,6 +146,8 @@ static const struct refusal {
     { "\"deepspeed-cpu\"", "\"torch-2\", \"cpu_capability\": \"DEFAULT\"", ZB_UNSUPPORTED,
       "[0].optimizer.cpu_capability: is \"DEFAULT\", want AVX2" },
     { "\"simd_width\": 16", "\"simd_width\": 0", ZB_INVALID_CONFIG, "[0].optimizer.simd_width: is 0" },
+    { "\"simd_width\": 16", "\"simd_width\": 12", ZB_INVALID_CONFIG,
+      "[0].optimizer.simd_width: is 12, want 8 (AVX2) or 16 (AVX-512)" },
     { "{\"ranks\": [0, 2]}", "{}", ZB_INVALID_CONFIG, "comm[1][4].ranks: is missing" },
     { "\"numel\": 6", "\"numel\": -6", ZB_INVALID_CONFIG, "hp[0].numel: is -6" },
 };

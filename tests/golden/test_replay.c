@@ -408,7 +408,7 @@ static const struct refusal {
     { "[[[[[\"40000000\"]]]]]", "[[[]]]", "[0].grads[0][0]: is [], want an array of 1" },
     { "[[[[[\"40000000\"]]]]]", "[[[[]]]]", "[0].grads[0][0][0]: is [], want an array of 1" },
     { "[[[[[\"40000000\"]]]]]", "[[[[[]]]]]", "[0].grads[0][0][0][0]: is [], want an array of 1" },
-    { "[[[[[\"40000000\"]]]]]", "[]", "for each of the 0 steps in grads" },
+    { "[[[[[\"40000000\"]]]]]", "[]", "[0].grads: is [], want at least one step" },
     { "\"wrapper\": \"Deep", "\"wrap\": \"Deep", "[0].ranks[0].wrapper: is missing" },
     { "\"step\": -1, ", "", "[0].ranks[0].steps[0].step: is missing" },
     { "\"step\": 0", "\"step\": 1", "[0].ranks[0].steps[1].step: is 1, want 0" },
