@@ -106,6 +106,33 @@ typedef struct zb_reduction_call {
  */
 ZB_API zb_status zb_reduction_derive(const zb_order_source *source, const zb_reduction_call *call, zb_reduction *reduction_p);
 
+/* --- NCCL's log --- */
+
+/** One collective, as rank 0 says of it with NCCL_DEBUG_SUBSYS=TUNING. */
+typedef struct zb_nccl_collective {
+    char function[24];  /* "AllReduce", ...                        */
+    char algorithm[24]; /* "ring", "tree", "nvls", ...             */
+    size_t bytes;       /* of the count that the call was given    */
+    zb_nccl_protocol protocol;
+    int channel_low, channel_high;
+    int line;
+} zb_nccl_collective;
+
+typedef struct zb_nccl_log {
+    zb_order_source source; /* version, channels, rings; trees where every rank's log is there */
+    size_t collective_count;
+    zb_nccl_collective *collectives; /* in the order of the log */
+} zb_nccl_log;
+
+/**
+ * Reads what NCCL wrote with NCCL_DEBUG=INFO and NCCL_DEBUG_SUBSYS=INIT,GRAPH,TUNING about one communicator; all ranks' lines may be
+ * mixed, and other programs' lines between them. ZB_INVALID_ARGUMENT names the line.
+ */
+ZB_API zb_status zb_nccl_log_read(const char *text, zb_nccl_log *log_p);
+ZB_API void zb_nccl_log_destroy(zb_nccl_log *log);
+/** The source of one collective's order. ZB_UNSUPPORTED: an algorithm or a group whose order cannot be told. */
+ZB_API zb_status zb_nccl_log_source(const zb_nccl_log *log, size_t index, zb_order_source *source_p);
+
 #ifdef __cplusplus
 }
 #endif

@@ -166,6 +166,48 @@ static void fused_rounds_once(void **state)
     }
 }
 
+/* Which of LL128's 120 packs of 16 bytes have a fused upper half; every lower half is. Inputs for which it
+ * shows. */
+static void ll128_fuses_by_place(void **state)
+{
+    use_level(state);
+    static const int fused_packs[] = { 7, 15, 23, 31, 67, 75, 83, 91 };
+    enum { NUMEL = 3 * 480 + 5, FIRST = 11 };
+    static float x[3][FIRST + NUMEL];
+    float out[NUMEL];
+    for (size_t i = 0; i < FIRST + NUMEL; i++) {
+        x[0][i] = x[1][i] = 1;
+        x[2][i] = 7; /* the average is 3 when fused, else the number above it */
+    }
+    const void *inputs[] = { x[0], x[1], x[2] };
+    int32_t tree[] = { 0, 1, ZB_TREE_ADD, 2, ZB_TREE_ADD }, order[] = { 0, 1, 2 };
+    zb_reduction_range ranges[] = { { 0, FIRST, 0, 0, 0 }, { FIRST, NUMEL, 0, 0, 0 } };
+    const zb_rounding rounding = { .scaling = ZB_SCALING_FUSED_LL128, .factor = 1.0 / 3 };
+    const zb_reduction reduction = { .world_size = 3,
+                                     .dtype = ZB_FP32,
+                                     .numel = FIRST + NUMEL,
+                                     .rounding = rounding,
+                                     .tree_count = 1,
+                                     .order_count = 1,
+                                     .range_count = 2,
+                                     .trees = tree,
+                                     .orders = order,
+                                     .ranges = ranges };
+    for (int plain = 0; plain <= 1; plain++) {
+        if (plain)
+            zb_ref_reduction_run(&reduction, inputs, FIRST, NUMEL, out);
+        else
+            assert_ok(zb_reduction_run(&reduction, inputs, FIRST, NUMEL, out));
+        for (int i = 0; i < NUMEL; i++) {
+            const int pack = i / 4 % 120;
+            int fused = i % 4 < 2;
+            for (int k = 0; k < 8; k++) fused |= pack == fused_packs[k];
+            if (bits_of(out[i]) != (fused ? 0x40400000u : 0x40400001u))
+                fail_msg("element %d, pack %d: %a, %sfused", i, pack, (double)out[i], fused ? "" : "not ");
+        }
+    }
+}
+
 static void in_place(void **state)
 {
     use_level(state);
@@ -358,6 +400,7 @@ int main(void)
     const struct CMUnitTest tests[] = { AT_EACH_LEVEL(every_type_and_rounding),
                                         AT_EACH_LEVEL(every_size),
                                         AT_EACH_LEVEL(fused_rounds_once),
+                                        AT_EACH_LEVEL(ll128_fuses_by_place),
                                         AT_EACH_LEVEL(in_place),
                                         AT_EACH_LEVEL(rank_order_is_the_ordered_reduce),
                                         AT_EACH_LEVEL(refused_roundings),
