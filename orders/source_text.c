@@ -79,7 +79,9 @@ static int read_number(const char **at, long long least, long long most, long lo
 
 static zb_status wrong_value(const char *key, const char *value, size_t length, const char *want)
 {
-    return zb_fail(ZB_INVALID_ARGUMENT, "%s=%.*s; want %s", key, (int)length, value, want);
+    const int shown = length < 80 ? (int)length : 80;
+    return zb_fail(ZB_INVALID_ARGUMENT, "%s=%.*s%s; want %s", key, shown, value,
+                   shown < (int)length ? "..." : "", want);
 }
 
 static zb_status read_version(zb_order_source *source, const char *key, const char *value, size_t length)

@@ -133,6 +133,42 @@ ZB_API void zb_nccl_log_destroy(zb_nccl_log *log);
 /** The source of one collective's order. ZB_UNSUPPORTED: an algorithm or a group whose order cannot be told. */
 ZB_API zb_status zb_nccl_log_source(const zb_nccl_log *log, size_t index, zb_order_source *source_p);
 
+/* --- the way back --- */
+
+typedef enum zb_verdict {
+    ZB_VERDICT_NAMED, /* an order with a name gives the whole result                                             */
+    ZB_VERDICT_ORDER, /* none does, but every element is the sum of its contributions in some order: see `parts` */
+    ZB_VERDICT_VALUE  /* `element` is the first that no known order gives                                        */
+} zb_verdict;
+
+/** Elements [first, first + numel) are this sum of ranks. */
+typedef struct zb_explained_part {
+    size_t first, numel;
+    char sum[160];        /* "(1 + 2) + 0"                      */
+    const char *rounding; /* "each addition rounded"; static    */
+} zb_explained_part;
+
+enum { ZB_EXPLAINED_PARTS = 16, ZB_EXPLANATION_BYTES = 4096 };
+typedef struct zb_explanation {
+    zb_verdict verdict;
+    int as_expected;     /* NAMED: it is the order that was expected                                     */
+    char source[512];    /* NAMED: as zb_order_source_text has it, cut                                   */
+    size_t part_count;   /* ORDER: of all parts; the first ZB_EXPLAINED_PARTS of them are kept           */
+    zb_explained_part parts[ZB_EXPLAINED_PARTS];
+    size_t element;      /* VALUE                                                                        */
+    int within_rounding; /* VALUE: it is no farther off than an order that is not known could make it    */
+    char text[ZB_EXPLANATION_BYTES]; /* all of this in words */
+} zb_explanation;
+
+/**
+ * In which order was `result` added up? inputs[r] is the whole contribution of rank r, `result` all of the result (of a
+ * reduce_scatter: the ranks' blocks, one after the other). The order `expected` is tried first, unless NULL, then all that have a
+ * name, with NCCL's rings in the order of ranks; then single trees, part by part. Where contributions leave more than one order
+ * possible (two ranks, whole numbers), the first that fits is named.
+ */
+ZB_API zb_status zb_reduction_explain(const zb_reduction_call *call, const zb_order_source *expected, const void *const *inputs,
+                                      const void *result, zb_explanation *explanation_p);
+
 #ifdef __cplusplus
 }
 #endif

@@ -460,6 +460,32 @@ static void every_source_runs_as_ref(void **state)
     assert_true(derived_count > 600);
 }
 
+/* Whichever side of an addition is the deep one: few sums wait. */
+static void large_worlds(void **state)
+{
+    use_level(state);
+    enum { N = 1000 };
+    static char text[32 * N];
+    size_t used = (size_t)snprintf(text, sizeof text,
+                                   "nccl-tree version=2.28 protocol=simple channels=1 tree=");
+    for (int rank = 0; rank < N; rank++) /* each adds its own to the sum of all behind it */
+        used += (size_t)snprintf(text + used, sizeof text - used, "%d/-1/-1%s", rank + 1 < N ? rank + 1 : -1,
+                                 rank + 1 < N ? "," : "");
+    const char *const large[] = { text, "mpi-ring", "mpi-recursive-doubling", "mpi-linear" };
+    rng r = { 77 };
+    for (int i = 0; i < 4; i++) {
+        const zb_reduction_call call = call_of(ZB_COLLECTIVE_ALL_REDUCE, N, 2 * N, ZB_FP32);
+        zb_reduction reduction = derived(large[i], &call); /* checks the depth */
+        char sum[40];
+        zb_reduction_describe(&reduction, &reduction.ranges[0], sum, sizeof sum);
+        assert_string_equal(sum + strlen(sum) - 3, "...");
+        contributions c = contributions_random(&r, N, 2 * N, ZB_FP32, FILL_WIDE);
+        assert_runs_as_ref(&r, &reduction, &c, "large");
+        contributions_free(&c);
+        zb_reduction_destroy(&reduction);
+    }
+}
+
 /* --- refusals --- */
 
 static void refusals(void **state)
@@ -576,6 +602,7 @@ int main(void)
     static const struct CMUnitTest others[] = { cmocka_unit_test(nccl_maps),
                                                 cmocka_unit_test(rings_by_channel),
                                                 AT_EACH_LEVEL(every_source_runs_as_ref),
+                                                AT_EACH_LEVEL(large_worlds),
                                                 cmocka_unit_test(refusals),
                                                 cmocka_unit_test(every_failing_allocation) };
     enum { OTHERS = sizeof others / sizeof others[0] };
