@@ -25,7 +25,10 @@ static const zb_config_rule bf16_rules[] = {
     ZB_HONOURED("bf16_master_weights_and_grads"),
     ZB_HONOURED("bf16_optimizer_states"),
     ZB_HONOURED("check_grad_overflow"),
-    ONLY_FALSE("immediate_grad_update"),
+    { .key = "immediate_grad_update",
+      .effect = ZB_RULE_NO_EFFECT,
+      .type = ZB_RULE_BOOL,
+      .detail = "it only sets when DeepSpeed's BF16_Optimizer widens a gradient" },
 };
 
 static zb_status read_bool(const zb_json_at *section, const char *key, int *out)

@@ -282,6 +282,12 @@ static const struct deepspeed_case {
       "grad=fp32 "
       "comm=fp32 scale=none overflow=apply",
       1, 0, 0, ZB_TENSORS_SUB_GROUPS, ZB_CLIP_COMBINED },
+    { "\"zero_optimization\": {\"stage\": 3, \"reduce_scatter\": false}, \"prescale_gradients\": true, "
+      "\"gradient_predivide_factor\": 2",
+      4,
+      "fp32 world 4 micro 1 x 2 reduce=micro-batch average=/4 sum order=rank norm=partition-fp64 grad=fp32 "
+      "comm=fp32 scale=none overflow=apply",
+      1, 0, 0, ZB_TENSORS_SUB_GROUPS, ZB_CLIP_COMBINED },
     { "\"zero_optimization\": {\"stage\": 2}, \"gradient_allreduce_op\": \"sum\"", 2,
       "fp32 world 2 micro 2 x 2 reduce=micro-batch average=sum order=rank norm=partition-fp32 grad=fp32 "
       "comm=fp32 scale=none overflow=apply",
@@ -363,6 +369,8 @@ static const struct derive_case {
       ZB_INVALID_CONFIG,
       "f.json: gradient_predivide_factor: is 2, want 1.0 at stage 3 with "
       "zero_optimization.reduce_scatter" },
+    { "{\"train_batch_size\": 8, \"prescale_gradients\": true, " OPTIMIZER "}", 3, 1, ZB_FP32,
+      ZB_INVALID_CONFIG, "f.json: prescale_gradients: is true, want false at stage 3 with" },
     { "{\"train_batch_size\": 8, \"bf16\": {\"enabled\": true}, \"data_types\": {\"grad_accum_dtype\": "
       "\"fp32\"}, \"zerobit\": {\"semantics\": \"deepspeed-0.19.6\"}, " OPTIMIZER "}",
       0, 1, ZB_BF16, ZB_INVALID_CONFIG,

@@ -33,7 +33,6 @@ static const struct refused {
 } refusals[] = {
     { "fp32-s1-w3-gloo", "collectives: is \"gloo\", want \"rank\" with 3 ranks" },
     { "fp32-s3-w3-gloo", "collectives: is \"gloo\", want \"rank\" with 3 ranks" },
-    { "bf16-s1-accumulate-fp32-immediate", "bf16.immediate_grad_update: is true, want false" },
     { "fp32-s3-layers-all-reduce-fetch", "stage3_use_all_reduce_for_fetch_params: is true, want false" },
 };
 
