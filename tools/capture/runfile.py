@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 INLINE = 256  # elements; longer tensors go to the safetensors file
-REMEMBERED = ("model", "steps", "seed", "overflow", "fused_adam", "frozen", "brief", "digest")  # to record the run again
+REMEMBERED = ("model", "steps", "seed", "overflow", "fused_adam", "frozen", "brief", "digest")  # to record the run again; off and [] are the defaults
 DIGEST = 8  # elements; of shorter tensors the values are kept where a digest would do
 
 
@@ -100,7 +100,7 @@ def describe(run, ranks, file, versions):
     out = {
         "name": run["name"], "world": run["world"], "framework": run["framework"], "dtype": first["dtype"],
         "names": first["names"], "shapes": first["shapes"], "sizes": [int(np.prod(s)) for s in first["shapes"]],
-        "config": _as_recorded(run), "capture": {key: run[key] for key in REMEMBERED}, "collectives": run["collectives"], "optimizer": first["optimizer"],
+        "config": _as_recorded(run), "capture": {key: run[key] for key in REMEMBERED if run[key]}, "collectives": run["collectives"], "optimizer": first["optimizer"],
         "modules": [{"name": name, "params": params} for name, params in first["modules"]],
         "forward": first["forward"], "backward": first["backward"], "gradient_order": first["gradient_order"],
     }
