@@ -4,28 +4,6 @@
 #include <math.h>
 #include <string.h>
 
-/* One of x, y per call, so that no compiler can combine two operations of the expected values. */
-static float times(float a, float b)
-{
-    volatile float r = a * b;
-    return r;
-}
-static float plus(float a, float b)
-{
-    volatile float r = a + b;
-    return r;
-}
-static float minus(float a, float b)
-{
-    volatile float r = a - b;
-    return r;
-}
-static float over(float a, float b)
-{
-    volatile float r = a / b;
-    return r;
-}
-
 /* --- two arrays in, one of them changed --- */
 
 typedef struct elementwise_case {

@@ -8,33 +8,6 @@
 #include <math.h>
 #include <string.h>
 
-/* One operation per call, so that no compiler can combine two of them. */
-static float times(float a, float b)
-{
-    volatile float r = a * b;
-    return r;
-}
-static float plus(float a, float b)
-{
-    volatile float r = a + b;
-    return r;
-}
-static float minus(float a, float b)
-{
-    volatile float r = a - b;
-    return r;
-}
-static float over(float a, float b)
-{
-    volatile float r = a / b;
-    return r;
-}
-static float root(float a)
-{
-    volatile float r = sqrtf(a);
-    return r;
-}
-
 /* --- what is tested --- */
 
 typedef union scalars {

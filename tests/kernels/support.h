@@ -3,6 +3,7 @@
 #ifndef ZB_TESTS_KERNELS_SUPPORT_H
 #define ZB_TESTS_KERNELS_SUPPORT_H
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -89,6 +90,35 @@ tensor tensor_random(rng *r, zb_dtype dtype, fill_kind kind, size_t numel);
 void assert_tensor(const tensor *t, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /** Fails when a guard has changed. */
 void tensor_free(tensor *t);
+
+/* --- what is expected --- */
+
+/* fp32 arithmetic of expected values, one operation per call, so that no compiler can combine two of them. */
+static inline float times(float a, float b)
+{
+    volatile float r = a * b;
+    return r;
+}
+static inline float plus(float a, float b)
+{
+    volatile float r = a + b;
+    return r;
+}
+static inline float minus(float a, float b)
+{
+    volatile float r = a - b;
+    return r;
+}
+static inline float over(float a, float b)
+{
+    volatile float r = a / b;
+    return r;
+}
+static inline float root(float a)
+{
+    volatile float r = sqrtf(a);
+    return r;
+}
 
 /* --- the contract's sum, in the plainest form --- */
 
