@@ -64,14 +64,13 @@ static double unscaled(const zb_plan *plan, double scaled_norm, double loss_scal
 
 /* --- the step --- */
 
-/* The exact norm is taken of a skipped step too; DeepSpeed takes none then, and reports the one before. */
 static zb_status look(zb_engine *e, double *scaled_norm, int *is_measured)
 {
     const int heeds = e->plan.overflow == ZB_OVERFLOW_SKIP || e->plan.overflow == ZB_OVERFLOW_COUNT;
     const int by_flag = zb_norm_flags_overflow(&e->plan);
     e->overflow = 0;
     if (by_flag) ZB_TRY(zb_norm_find_overflow(e, &e->overflow));
-    *is_measured = !e->overflow || e->plan.overflow != ZB_OVERFLOW_SKIP || e->plan.norm == ZB_NORM_EXACT;
+    *is_measured = zb_norm_is_measured(&e->plan, e->overflow);
     if (!*is_measured) return ZB_OK;
     ZB_TRY(zb_norm_measure(e, scaled_norm));
     if (heeds && !by_flag) e->overflow = !isfinite(*scaled_norm);

@@ -285,6 +285,12 @@ int zb_norm_flags_overflow(const zb_plan *plan)
     return heeds && (plan->quirks.overflow_by_flag || plan->norm != ZB_NORM_EXACT);
 }
 
+/* The exact norm is taken of a skipped step too; DeepSpeed takes none then, and reports the one before. */
+int zb_norm_is_measured(const zb_plan *plan, int overflow)
+{
+    return !overflow || plan->overflow != ZB_OVERFLOW_SKIP || plan->norm == ZB_NORM_EXACT;
+}
+
 /* Where every rank has every average they agree without asking. Source: stage_1_and_2.py, has_overflow. */
 zb_status zb_norm_find_overflow(zb_engine *e, int *overflow)
 {
@@ -325,9 +331,8 @@ void zb_norm_traffic(const zb_stage_facts *facts, zb_traffic *all_reduce)
     const int partial = zb_stage_find(facts->layout->stage)->norm_is_partial;
     const uint64_t tensors = (uint64_t)facts->layout->norm_tensors.count;
     const int by_flag = zb_norm_flags_overflow(plan);
-    const int measured = !facts->skipped || plan->overflow != ZB_OVERFLOW_SKIP || plan->norm == ZB_NORM_EXACT;
     if (partial && by_flag) add_calls(all_reduce, 1, 1);
-    if (!measured) return;
+    if (!zb_norm_is_measured(plan, facts->skipped)) return;
     if (plan->norm == ZB_NORM_PARAMETERS_MEAN && plan->clip_norm > 0.0)
         add_calls(all_reduce, 1, sizeof(float));
     if (!partial) return;

@@ -27,6 +27,8 @@ zb_status zb_norm_measure(zb_engine *engine, double *norm);
 zb_status zb_norm_find_overflow(zb_engine *engine, int *overflow);
 /* True when a step asks that before the norm; otherwise the exact norm tells. */
 int zb_norm_flags_overflow(const zb_plan *plan);
+/* Whether a step with, or without, an overflow takes the norm. */
+int zb_norm_is_measured(const zb_plan *plan, int overflow);
 
 /* By formula. */
 uint64_t zb_norm_bytes(const zb_stage_facts *facts);

@@ -4,11 +4,12 @@
  */
 #include "engine/optimizer.h"
 
-#include "engine/tensor.h"
-
 #include <math.h>
 #include <string.h>
 #include <zerobit/memory.h>
+
+#include "core/plan_optimizer.h"
+#include "engine/tensor.h"
 
 enum { SEGMENT_WORDS = 2 * ZB_SUM_SQUARES_WORDS };
 
@@ -384,19 +385,14 @@ static zb_status step_segment(zb_optimizer *o, zb_stream *stream, const part *s)
     return zb_fail(ZB_INTERNAL, "optimizer kind is %d", (int)o->kind);
 }
 
-static int has_tails(const zb_optimizer_config *config)
-{
-    return config->kind == ZB_OPTIMIZER_ADAM && config->arithmetic == ZB_ARITHMETIC_DEEPSPEED_CPU &&
-           config->vector_width > 1;
-}
-
 zb_status zb_optimizer_step(zb_optimizer *o, zb_stream *stream, const zb_shard *shard, float grad_scale,
                             const zb_optimizer_config *now)
 {
     o->step_count++;
     if (o->kind == ZB_OPTIMIZER_LAMB) return step_lamb(o, stream, shard, grad_scale, now);
     for (int next = 0; next < shard->segment_count;) {
-        const zb_segment run = has_tails(now) ? shard->segments[next++] : zb_shard_run(shard, &next);
+        const zb_segment run = zb_optimizer_has_tails(now) ? shard->segments[next++]
+                                                           : zb_shard_run(shard, &next);
         const part s = part_of(o, &run, grad_scale, now);
         if (s.numel > 0) ZB_TRY(step_segment(o, stream, &s));
     }

@@ -30,7 +30,6 @@ const int *zb_reducer_order(const zb_stage_facts *facts, int *count_p)
     return facts->layout->stage == 0 ? facts->graph->trainable : facts->layout->by_group;
 }
 
-/* DeepSpeed's BF16_Optimizer reduces in one piece, as stage 0 does. */
 static int buffer_count(const zb_stage_facts *facts)
 {
     const zb_bucket_rule rule = rule_of(facts);
