@@ -208,7 +208,7 @@ static zb_json_at stage3_member(const zb_json_at *zero, const char *old_name)
     return at.value != NULL ? at : zb_config_closed_member(zero, old_name);
 }
 
-/* A count of elements. Any is fine, Python's sys.maxsize too; beyond the integers of a double it means "all". */
+/* A count of elements. Any is fine, Python's sys.maxsize too; beyond a double's integers it means "all". */
 static zb_status read_numel(const zb_json_at *at, uint64_t *out)
 {
     double numel = (double)*out;

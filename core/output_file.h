@@ -33,8 +33,8 @@ zb_status zb_output_file_finish(zb_output_file *file);
 /** Without finish: removes what was written. Fine to repeat, on a zero file, and after finish. */
 void zb_output_file_discard(zb_output_file *file);
 
-/** For a signal that ends the process: removes what is temporary, of all files that are open. Calls nothing that a signal
- * handler must not call; no file may be used after it. */
+/** For a signal that ends the process: removes what is temporary, of all files that are open. Calls nothing
+ * that a signal handler must not call; no file may be used after it. */
 void zb_output_files_remove(void);
 
 #endif

@@ -11,13 +11,17 @@
 static _Thread_local zb_error thread_error;
 static _Thread_local zb_error *bound_error;
 
-static zb_error *current_error(void) { return bound_error != NULL ? bound_error : &thread_error; }
+static zb_error *current_error(void)
+{
+    return bound_error != NULL ? bound_error : &thread_error;
+}
 
 const char *zb_status_string(zb_status status)
 {
     switch (status) {
-#define ZB_STATUS_CASE(name, text)                                                                         \
-    case ZB_##name: return text;
+#define ZB_STATUS_CASE(name, text)                                                                           \
+    case ZB_##name:                                                                                          \
+        return text;
         ZB_STATUS_MAP(ZB_STATUS_CASE)
 #undef ZB_STATUS_CASE
     }
@@ -55,7 +59,10 @@ zb_status zb_fail_context(const char *format, ...)
     return error->status;
 }
 
-const char *zb_error_message(void) { return current_error()->message; }
+const char *zb_error_message(void)
+{
+    return current_error()->message;
+}
 
 zb_error *zb_error_bind(zb_error *error)
 {

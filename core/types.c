@@ -32,8 +32,12 @@ int zb_dtype_parse(const char *text, zb_dtype *dtype)
 #define ZB_DTYPE_SPELLING(name, spelling, size) { spelling, ZB_##name },
         ZB_DTYPE_MAP(ZB_DTYPE_SPELLING)
 #undef ZB_DTYPE_SPELLING
-        { "float32", ZB_FP32 }, { "float", ZB_FP32 },    { "float16", ZB_FP16 },
-        { "half", ZB_FP16 },    { "bfloat16", ZB_BF16 }, { "float64", ZB_FP64 },
+            { "float32", ZB_FP32 },
+        { "float", ZB_FP32 },
+        { "float16", ZB_FP16 },
+        { "half", ZB_FP16 },
+        { "bfloat16", ZB_BF16 },
+        { "float64", ZB_FP64 },
     };
     for (size_t i = 0; i < sizeof spellings / sizeof spellings[0]; i++) {
         if (strcmp(text, spellings[i].text) == 0) {

@@ -7,8 +7,8 @@
 typedef enum exit_code {
     EXIT_EQUAL = 0,
     EXIT_DIFFERENT = 1, /* or a run that cannot go on */
-    EXIT_USAGE = 2,   /* bad usage, config or input */
-    EXIT_LACKING = 3, /* something that this machine or this build lacks */
+    EXIT_USAGE = 2,     /* bad usage, config or input */
+    EXIT_LACKING = 3,   /* something that this machine or this build lacks */
     EXIT_INTERNAL = 4
 } exit_code;
 

@@ -42,7 +42,7 @@ typedef struct zb_compare_options {
 
 zb_status zb_compare_create(const zb_compare_options *options, zb_compare **compare_p);
 void zb_compare_destroy(zb_compare *compare);
-/** The step is the reference's. What every rank sends in it, by the stage's formula; NULL: before training. */
+/** The step is the reference's. What every rank sends in it, by the stage's formula; NULL before training. */
 void zb_compare_begin(zb_compare *compare, const zb_traffic *traffic);
 /** For the engine, on every rank at once. Fails with ZB_DIFFERENT only for what no engine may show at all. */
 zb_observer zb_compare_observer(zb_compare *compare);

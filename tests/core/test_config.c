@@ -619,7 +619,8 @@ static void gathering_arrives(void **state)
         zb_config_destroy(config);
 
         snprintf(text, sizeof text,
-                 "{\"zero_optimization\": {\"%sallgather_sequential\": true, \"prefetch_bucket_size\": 7}}", p);
+                 "{\"zero_optimization\": {\"%sallgather_sequential\": true, \"prefetch_bucket_size\": 7}}",
+                 p);
         config = parse(text);
         assert_int_equal(config->zero.allgather_sequential, 1);
         assert_int_equal(config->zero.prefetch_bucket_numel, 1);
@@ -933,16 +934,11 @@ int main(void)
 {
     cjson_allocates_here();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(quirks_over_semantics),
-        cmocka_unit_test(refuses),
-        cmocka_unit_test(accepts_and_notes),
-        cmocka_unit_test(defaults_are_deepspeeds),
-        cmocka_unit_test(values_arrive),
-        cmocka_unit_test(gathering_arrives),
-        cmocka_unit_test(schedulers_arrive),
-        cmocka_unit_test(momentum_needs_betas),
-        cmocka_unit_test(cifar10_example),
-        cmocka_unit_test(survives_every_allocation_failure),
+        cmocka_unit_test(quirks_over_semantics), cmocka_unit_test(refuses),
+        cmocka_unit_test(accepts_and_notes),     cmocka_unit_test(defaults_are_deepspeeds),
+        cmocka_unit_test(values_arrive),         cmocka_unit_test(gathering_arrives),
+        cmocka_unit_test(schedulers_arrive),     cmocka_unit_test(momentum_needs_betas),
+        cmocka_unit_test(cifar10_example),       cmocka_unit_test(survives_every_allocation_failure),
         cmocka_unit_test(mutations_never_crash),
     };
     return cmocka_run_group_tests_name("config", tests, NULL, NULL);

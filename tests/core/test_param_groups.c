@@ -81,7 +81,7 @@ static const struct bad_case {
     { "{" ADAM ", \"scheduler\": {\"type\": \"WarmupLR\", \"params\": {\"warmup_max_lr\": [1, 2]}}}",
       "scheduler.params.warmup_max_lr: is [1,2], want one rate for each parameter group: there is 1" },
     { "{" ADAM ", \"zerobit\": {\"param_groups\": [{\"params\": [\"a\"]}, {}]}, \"scheduler\": {\"type\": "
-               "\"WarmupLR\", "
+      "\"WarmupLR\", "
       "\"params\": {\"warmup_max_lr\": [1, 2, 3]}}}",
       "scheduler.params.warmup_max_lr: is [1,2,3], want one rate for each parameter group: there are 2" },
 };

@@ -70,7 +70,8 @@ static void check_numel(void **state)
 {
     const struct numel_case *c = *state;
     zb_model *model = matrix(c->in, c->out);
-    zb_config config = { .group_count = 1, .zero = { .reduce_scatter = 1, .reduce_bucket_numel = 500000000 } };
+    zb_config config = { .group_count = 1,
+                         .zero = { .reduce_scatter = 1, .reduce_bucket_numel = 500000000 } };
     for (int stage = 0; stage < ZB_STAGE_COUNT; stage++)
         for (int world = 1; world <= 9; world++) {
             zb_plan plan = { .world_size = world,

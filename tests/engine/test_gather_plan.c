@@ -58,7 +58,9 @@ static zb_gather_plan plan_of(const zb_gather_trace *trace, const sizes *s, int 
     zb_layout layout;
     zb_gather_plan plan;
     zb_model *model = sizes_model(s);
-    assert_int_equal(zb_layout_create(&(zb_layout_options){ .model = model, .stage = 3, .world_size = world }, &layout), ZB_OK);
+    assert_int_equal(
+        zb_layout_create(&(zb_layout_options){ .model = model, .stage = 3, .world_size = world }, &layout),
+        ZB_OK);
     assert_int_equal(zb_gather_plan_create(trace, &layout, knobs, micro_batches, may_skip, &plan), ZB_OK);
     zb_layout_destroy(&layout);
     zb_model_destroy(model);
@@ -709,7 +711,9 @@ static void out_of_memory_leaves_nothing(void **state)
     zb_layout layout;
     hand_trace(&h, THREE_UNITS, THREE_FORWARD THREE_BACKWARD);
     zb_model *model = sizes_model(&six);
-    assert_int_equal(zb_layout_create(&(zb_layout_options){ .model = model, .stage = 3, .world_size = 2 }, &layout), ZB_OK);
+    assert_int_equal(
+        zb_layout_create(&(zb_layout_options){ .model = model, .stage = 3, .world_size = 2 }, &layout),
+        ZB_OK);
     const zb_gather_knobs knobs = { 20, 30, 26, 4, ANY, 0, 1, 0 };
     const uint64_t live = zb_alloc_get_stats().live;
     int fired = 1;

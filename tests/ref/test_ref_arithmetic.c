@@ -298,15 +298,12 @@ static void check_clip(void **state)
 
 int main(void)
 {
-    struct CMUnitTest tests[6 + COUNT(format_cases) + COUNT(reduce_cases) + COUNT(norm_cases) +
-                            COUNT(clip_cases)] = {
-        cmocka_unit_test(check_sum_shape),
-        cmocka_unit_test(check_norm_rounds_once),
-        cmocka_unit_test(check_norm_ignores_frozen),
-        cmocka_unit_test(check_norm_random),
-        cmocka_unit_test(check_fp32_is_not_rounded),
-        cmocka_unit_test(check_store),
-    };
+    struct CMUnitTest
+        tests[6 + COUNT(format_cases) + COUNT(reduce_cases) + COUNT(norm_cases) + COUNT(clip_cases)] = {
+            cmocka_unit_test(check_sum_shape),           cmocka_unit_test(check_norm_rounds_once),
+            cmocka_unit_test(check_norm_ignores_frozen), cmocka_unit_test(check_norm_random),
+            cmocka_unit_test(check_fp32_is_not_rounded), cmocka_unit_test(check_store),
+        };
     size_t count = 6;
     for (size_t i = 0; i < COUNT(format_cases); i++)
         tests[count++] = (struct CMUnitTest){ format_cases[i].name, check_rounding, NULL, NULL,
