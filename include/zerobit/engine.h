@@ -77,7 +77,10 @@ ZB_API zb_status zb_engine_train_step(zb_engine *engine, const zb_observer *obse
 typedef struct zb_counters { int64_t micro_steps, global_steps, global_samples, skipped_steps; } zb_counters;
 ZB_API zb_counters zb_engine_counters(const zb_engine *engine);
 ZB_API double zb_engine_loss_scale(const zb_engine *engine); /* that the next micro-batch is made with */
-/** Global gradient norm of the last boundary step, before clipping. */
+/**
+ * Global gradient norm of the last boundary step, before clipping. A plan with another norm than the exact one takes none of a
+ * step that is skipped, and keeps that of the step before (0 in the first).
+ */
 ZB_API double zb_engine_global_grad_norm(const zb_engine *engine);
 
 /**

@@ -43,7 +43,7 @@ extern "C" {
     X(relu_forward) X(relu_backward)                                                                       \
     X(cross_entropy_forward) X(cross_entropy_backward) X(mse_forward) X(mse_backward)                      \
     X(sum_squares) X(norm) X(find_nonfinite)                                                               \
-    X(adam) X(sgd) X(adagrad) X(lion) X(lamb_moments) X(lamb_apply)                                                                                         \
+    X(adam) X(sgd) X(adagrad) X(lion) X(lamb_moments) X(lamb_apply)                                        \
     X(ordered_reduce) X(tree_reduce)
 
 typedef enum zb_kernel {

@@ -60,7 +60,7 @@ typedef struct zb_difference {
 /**
  * Compare two trace files. ZB_OK whether or not they differ (difference->found tells). Traces of different
  * worlds are compared in what they share: reduced gradients, norm, weights, moments, schedule.
- * BYTES_HELD and BYTES_SENT are compared only between equal stages. Refuses traces of different models.
+ * BYTES_HELD, CALLS and BYTES_SENT are compared only between equal stages. Refuses traces of different models.
  */
 ZB_API zb_status zb_trace_diff(const char *path_a, const char *path_b, zb_difference *difference);
 
