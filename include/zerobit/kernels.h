@@ -179,7 +179,7 @@ ZB_API double zb_sum_squares_norm(const int64_t accumulator[ZB_SUM_SQUARES_WORDS
 /**
  * norm[0] = sqrt of the sum of x_i^2, as PyTorch's norm on a CPU with AVX2: in fp32 with 8 lanes, each square rounded; wide: in
  * fp64 with 4. Over the first numel - numel mod lanes elements lane l adds x_l, x_{l+lanes}, ... from +0; then the lanes,
- * ascending, then the elements that are left.
+ * ascending, then the elements that are left; in fp32 the last numel mod 4 of these by fma.
  */
 typedef struct zb_norm_args { zb_dtype dtype; const void *x; size_t numel; int wide; double *norm; } zb_norm_args;
 /** flag[0] = 1 when an element is an infinity or a NaN; otherwise it stays. */
