@@ -90,7 +90,10 @@ ZB_API double zb_engine_global_grad_norm(const zb_engine *engine);
  */
 ZB_API zb_status zb_engine_observe(zb_engine *engine, const zb_observer *observer);
 
-/** Collective: the model's whole weights, as forward reads them, widened to fp32, on every rank, in host memory. out[param] has the parameter's numel. */
+/**
+ * Collective: the model's whole weights, as forward reads them, widened to fp32, on every rank, in host memory. out[param] has
+ * the parameter's numel.
+ */
 ZB_API zb_status zb_engine_gather_weights(zb_engine *engine, float *const *out);
 
 /* --- what a stage holds and sends, by formula --- */

@@ -78,7 +78,7 @@ ZB_API void zb_order_source_destroy(zb_order_source *source);
  * One line of text, e.g. "mpi-ring" or "nccl-ring version=2.28 protocol=simple channels=2 ring=0,1,2,3 ring=0,2,1,3". Keys: version,
  * protocol, channels, used-channels, threads, chunk-bytes, fusion=fused|unfused|fused-ll128, ring=RANK,... and, of a nccl-tree,
  * tree=CHILD/CHILD/CHILD,... for ranks 0, 1, ... ZB_INVALID_ARGUMENT says what was found and expected; ZB_UNSUPPORTED names an
- * order that cannot be predicted ("nccl-nvls") and why.
+ * order that cannot be predicted ("nccl-nvls") and why. The caller owns *source_p (zb_order_source_destroy).
  */
 ZB_API zb_status zb_order_source_parse(const char *text, zb_order_source *source_p);
 /** The same line; parsing it gives an equal record. To be freed by zb_free; NULL when out of memory. */
@@ -95,14 +95,15 @@ typedef struct zb_reduction_call {
     const size_t *counts;
     zb_dtype dtype;
     zb_redop op;
-    double factor;
-    int root;
+    double factor; /* PREMUL_SUM */
+    int root;      /* reduce     */
 } zb_reduction_call;
 
 /**
  * The reduction that `source` makes of `call`. avg and premul_sum, where a library has none of its own (Open MPI, gloo): contributions
  * are multiplied by the factor and rounded before, sums are divided and rounded after. ZB_UNSUPPORTED: the library does not
- * offer it, or its order is not known; ZB_INVALID_ARGUMENT: rings of another world, a rank missing.
+ * offer it, or its order is not known; ZB_INVALID_ARGUMENT: rings of another world, a rank missing. The caller owns
+ * *reduction_p (zb_reduction_destroy).
  */
 ZB_API zb_status zb_reduction_derive(const zb_order_source *source, const zb_reduction_call *call, zb_reduction *reduction_p);
 

@@ -57,7 +57,8 @@ typedef enum zb_norm_method {
     ZB_NORM_PARAMETERS_MEAN, /* stage 0 in fp32: fp32, of each parameter, then of those; averaged over ranks. runtime/utils.py */
     ZB_NORM_PARAMETERS,      /* BF16_Optimizer: the same, not averaged. runtime/utils.py */
     ZB_NORM_FLAT,            /* stage 0 in 16 bit: fp32, of each group as one array. fp16/fused_optimizer.py */
-    ZB_NORM_UNFUSED,         /* stage 0 in 16 bit, not FusedAdam: fp32 of each parameter, squares added one by one in a group, fp64 over groups; reported with the loss scale in it. fp16/unfused_optimizer.py */
+    ZB_NORM_UNFUSED,         /* stage 0 in 16 bit, not FusedAdam: fp32 of each parameter, squares added one by one in a group, fp64 over
+                                groups; reported with the loss scale in it. fp16/unfused_optimizer.py */
     ZB_NORM_PARTITION_FP32,  /* stages 1, 2: fp64 within a rank's partition, fp32 over ranks. zero/stage_1_and_2.py */
     ZB_NORM_PARTITION_FP64   /* stage 3: fp64 throughout. zero/stage3.py */
 } zb_norm_method;
@@ -131,8 +132,9 @@ typedef struct zb_plan {
     zb_dtype param_dtype;      /* what the model computes with; every tensor of a pass is rounded to it */
     /*
      * A gradient's way, each step a rounding where types differ. It is made in param_dtype. AT_BOUNDARY: added up on its rank
-     * in local_dtype over the micro-batches (else local_dtype is param_dtype). Then bucket_dtype, averaging.in_bucket, comm_dtype, averaging.before, the sum,
-     * averaging.after, grad_dtype. EVERY_MICRO_BATCH: added up over the micro-batches there, in grad_dtype.
+     * in local_dtype over the micro-batches (else local_dtype is param_dtype). Then bucket_dtype, averaging.in_bucket,
+     * comm_dtype, averaging.before, the sum, averaging.after, grad_dtype. EVERY_MICRO_BATCH: added up over the
+     * micro-batches there, in grad_dtype.
      */
     zb_dtype local_dtype;
     zb_dtype bucket_dtype;
