@@ -184,19 +184,6 @@ static zb_status take(zb_reducer *r, const zb_bucket_own *own, const void *from,
     return zb_engine_take_gradient(r->engine, to, dtype, from, from_dtype, own->numel);
 }
 
-/* An average is rounded to what it is added to before it is added. */
-static zb_status take_rounded(zb_reducer *r, const zb_bucket_own *own, void *from, zb_dtype from_dtype)
-{
-    const zb_dtype to_dtype = r->engine->plan.grad_dtype;
-    if (from_dtype == to_dtype || to_dtype == ZB_FP32 || own->numel == 0)
-        return take(r, own, from, from_dtype);
-    ZB_TRY(zb_launch_cast(
-        r->engine->compute,
-        &(zb_cast_args){
-            .to = from, .to_dtype = to_dtype, .from = from, .from_dtype = from_dtype, .numel = own->numel }));
-    return take(r, own, from, to_dtype);
-}
-
 static zb_status settle_own(zb_reducer *r, const zb_reducer_buffer *buffer, const zb_bucket *bucket)
 {
     const zb_plan *plan = &r->engine->plan;
@@ -206,7 +193,7 @@ static zb_status settle_own(zb_reducer *r, const zb_reducer_buffer *buffer, cons
         const zb_bucket_own *own = &bucket->own[i];
         void *from = zb_at(is_sent ? buffer->wire : buffer->data, own->at, dtype);
         if (is_sent) ZB_TRY(apply(r->engine, plan->averaging.after, from, dtype, own->numel));
-        ZB_TRY(take_rounded(r, own, from, dtype));
+        ZB_TRY(take(r, own, from, dtype));
     }
     return ZB_OK;
 }

@@ -17,16 +17,27 @@ static void add_block(float *restrict y, const float *restrict x, size_t numel)
     for (size_t i = 0; i < numel; i++) y[i] = y[i] + x[i];
 }
 
+/* x in the type of a 16-bit sum that it is to be added to. */
+static const float *round_block(zb_dtype dtype, const float *x, size_t numel, float *room)
+{
+    uint16_t rounded[BLOCK];
+    block_write(dtype, rounded, 0, numel, x);
+    return block_read(dtype, rounded, 0, numel, room);
+}
+
 static zb_status op_add(const zb_add_args *args)
 {
     ZB_TRY(check_dtype("add to y", args->y_dtype));
     ZB_TRY(check_dtype("add of x", args->x_dtype));
     float y_room[BLOCK], x_room[BLOCK];
     const int all_fp32 = args->y_dtype == ZB_FP32 && args->x_dtype == ZB_FP32;
+    const int rounds = args->y_dtype != ZB_FP32 && args->x_dtype != args->y_dtype;
     ZB_EACH_BLOCK(first, count, args->numel, block_step(all_fp32, args->numel))
     {
         float *y = block_update(args->y_dtype, args->y, first, count, y_room);
-        add_block(y, block_read(args->x_dtype, args->x, first, count, x_room), count);
+        const float *x = block_read(args->x_dtype, args->x, first, count, x_room);
+        if (rounds) x = round_block(args->y_dtype, x, count, x_room);
+        add_block(y, x, count);
         block_write(args->y_dtype, args->y, first, count, y);
     }
     return ZB_OK;

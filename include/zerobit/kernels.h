@@ -57,10 +57,9 @@ typedef enum zb_kernel {
 
 typedef struct zb_fill_bytes_args { void *data; uint8_t value; size_t bytes; } zb_fill_bytes_args;
 typedef struct zb_copy_args { void *to; const void *from; size_t bytes; } zb_copy_args;
-/** to[i] = from[i] in another type; narrowing rounds to nearest even, overflow gives infinity, NaN stays NaN. FP32, FP16, BF16, FP64. To 16 bits
- * from as many or more, `to` may be `from`. */
+/** to[i] = from[i] in another type; narrowing rounds to nearest even, overflow gives infinity, NaN stays NaN. FP32, FP16, BF16, FP64. */
 typedef struct zb_cast_args { void *to; zb_dtype to_dtype; const void *from; zb_dtype from_dtype; size_t numel; } zb_cast_args;
-/** y[i] = y[i] + x[i], rounded to y's type */
+/** y[i] = y[i] + x[i], x rounded to y's type first where that has 16 bits, and the sum rounded to it */
 typedef struct zb_add_args { zb_dtype y_dtype; void *y; zb_dtype x_dtype; const void *x; size_t numel; } zb_add_args;
 /** y[i] = y[i] * factor */
 typedef struct zb_scale_args { zb_dtype dtype; void *y; float factor; size_t numel; } zb_scale_args;

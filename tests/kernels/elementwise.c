@@ -18,10 +18,11 @@ static zb_status run_add(const tensor *y, const tensor *x, float s)
     (void)s;
     return zb_cpu_add(&(zb_add_args){ y->dtype, y->data, x->dtype, x->data, y->numel });
 }
+static zb_dtype sum_dtype; /* of y */
 static float plain_add(float y, float x, float s)
 {
     (void)s;
-    return plus(y, x);
+    return plus(y, plain_rounded(sum_dtype, x));
 }
 static zb_status run_scale(const tensor *y, const tensor *x, float s)
 {
@@ -109,6 +110,7 @@ static void check_elementwise(rng *r, const elementwise_case *t, zb_dtype y_dtyp
     tensor x = tensor_random(r, x_dtype, kind, n), y = tensor_random(r, y_dtype, kind, n);
     const float scalar = n % 3 == 0 ? 4.0f : rng_float(r, kind);
     mse_numel = (float)n;
+    sum_dtype = y_dtype;
     for (size_t i = 0; i < n; i++) y.values[i] = t->plain(y.values[i], x.values[i], scalar);
     assert_ok(t->run(&y, &x, scalar));
     assert_tensor(&y, "%s, %s of %s, scalar %.9g", t->name, fill_name(kind), zb_dtype_name(x_dtype),
