@@ -245,6 +245,7 @@ static void put_sum(const zb_reduction *reduction, const zb_reduction_range *ran
 void zb_reduction_describe(const zb_reduction *reduction, const zb_reduction_range *range, char *text,
                            size_t text_bytes)
 {
+    ZB_ASSERT(text_bytes > 0);
     text_end end = { .text = text, .bytes = text_bytes };
     put_sum(reduction, range, 2 * reduction->world_size - 2, 1, &end);
     text[end.used] = '\0';

@@ -51,7 +51,7 @@ void replay_report_table(const replay_report *report, FILE *to)
 {
     char number[REPORT_NUMBER_BYTES];
     uint64_t values = 0;
-    size_t cases = 0, unequal = 0;
+    size_t cases = 0, different = 0, refused = 0;
     fprintf(to, "%-32s %6s %6s  %-9s  %-9s %16s %9s\n", "run", "world", "steps", "oracle", "engine",
             "values compared", "time");
     for (size_t i = 0; i < report->row_count; i++) {
@@ -60,16 +60,18 @@ void replay_report_table(const replay_report *report, FILE *to)
             const replay_case *c = &report->rows[i].by[by];
             values += c->values_compared;
             cases += c->played != 0;
-            unequal += c->played && c->status != ZB_OK;
+            different += c->played && c->status == ZB_DIFFERENT;
+            refused += c->played && c->status != ZB_OK && c->status != ZB_DIFFERENT;
         }
     }
     fputc('\n', to);
     put_messages(report, to);
-    if (unequal == 0)
+    if (different + refused == 0)
         fprintf(to, "%zu replays, all equal to the bit: %s values in %.2f s\n", cases,
                 report_grouped(values, number), report->seconds);
     else
-        fprintf(to, "%zu of %zu replays not equal\n", unequal, cases);
+        fprintf(to, "%zu of %zu replays not equal: %zu different, %zu that cannot be played\n",
+                different + refused, cases, different, refused);
 }
 
 /* --- JSON --- */

@@ -283,8 +283,10 @@ static void recorded_runs_are_replayed(void **state)
     free(text);
     expect("replay @/r --run fp32-s1-w2", 1,
            "fp32-s1-w2, oracle: after initialize, rank 0, fp32 weight p0[0]: 0x", "");
-    expect("replay @/r --run fp32-s1-w2", 1, "\n2 of 2 replays not equal\n", "");
-    expect("replay @/r --run fp32-s1-w2 --by engine", 1, "\n1 of 1 replays not equal\n", "");
+    expect("replay @/r --run fp32-s1-w2", 1,
+           "\n2 of 2 replays not equal: 2 different, 0 that cannot be played\n", "");
+    expect("replay @/r --run fp32-s1-w2 --by engine", 1,
+           "\n1 of 1 replays not equal: 1 different, 0 that cannot be played\n", "");
     expect("replay @/r --run fp32-s1-w2 --json -", 1, "\"result\": \"different\",",
            "2 of 2 replays not equal");
     expect("replay @/r --run fp32-s2-w2 --json @/j", 0, "all equal", "");
