@@ -50,13 +50,25 @@ static inline float fma_to_odd(float x, float factor, float sum)
     return zb_float_odd_from_double(odd);
 }
 
-static vec vec_fma_to_odd(vec x, float factor, vec sum)
+/*
+ * x * factor + sum to a 16-bit type with one rounding. By way of fp32 it is rounded twice, which shows only
+ * where fp32 has arrived halfway between two 16-bit numbers: those are fp32 numbers, and no rounding crosses
+ * one. That is rare, but for fp16's subnormal numbers, which are all taken for halfway.
+ */
+ZB_SPECIALISED vec vec_fma_to_half(const zb_dtype dtype, vec x, float factor, vec sum)
 {
-    float a[VL], b[VL];
-    vec_store(a, x);
-    vec_store(b, sum);
-    for (int l = 0; l < VL; l++) b[l] = fma_to_odd(a[l], factor, b[l]);
-    return vec_load(b);
+    const vec near = vec_fma(x, vec_all(factor), sum);
+    const vec_bits bits = (vec_bits)near, dropped = bits & (dtype == ZB_FP16 ? 0x1fff : 0xffff);
+    vec_bits halfway = (vec_bits)(dropped == (dtype == ZB_FP16 ? 0x1000 : 0x8000));
+    if (dtype == ZB_FP16) halfway |= (vec_bits)((bits & 0x7fffffff) < 0x38800000);
+    if (vec_any(halfway)) {
+        float a[VL], b[VL];
+        vec_store(a, x);
+        vec_store(b, sum);
+        for (int l = 0; l < VL; l++) b[l] = fma_to_odd(a[l], factor, b[l]);
+        return dtype == ZB_FP16 ? vec_round_fp16(vec_load(b)) : vec_round_bf16(vec_load(b));
+    }
+    return dtype == ZB_FP16 ? vec_round_fp16(near) : vec_round_bf16(near);
 }
 
 /* What is the same for all elements; constants but for the scalars. */
@@ -83,13 +95,12 @@ ZB_SPECIALISED vec tree_scale(const tree_arithmetic a, vec x)
 /* sum + a contribution. `fused` has the lanes that LL128 fuses. */
 ZB_SPECIALISED vec tree_add(const tree_arithmetic a, vec sum, vec x, vec_bits fused)
 {
-    if (a.scaling == ZB_SCALING_FUSED || a.scaling == ZB_SCALING_FUSED_LL128) {
-        const vec once = a.wide || a.dtype == ZB_FP32 ? vec_fma(x, vec_all(a.factor), sum)
-                                                      : tree_round(a, vec_fma_to_odd(x, a.factor, sum));
-        if (a.scaling == ZB_SCALING_FUSED) return once;
-        return vec_select(fused, once, tree_round(a, vec_add(sum, tree_scale(a, x))));
-    }
-    return tree_round(a, vec_add(sum, tree_scale(a, x)));
+    const int half = a.dtype != ZB_FP32 && !a.wide;
+    if (a.scaling == ZB_SCALING_FUSED)
+        return half ? vec_fma_to_half(a.dtype, x, a.factor, sum) : vec_fma(x, vec_all(a.factor), sum);
+    const vec twice = tree_round(a, vec_add(sum, tree_scale(a, x)));
+    if (a.scaling != ZB_SCALING_FUSED_LL128) return twice;
+    return vec_select(fused, vec_fma(x, vec_all(a.factor), sum), twice);
 }
 
 /* A block of open sums or of the mask, with room for whole vectors. */

@@ -35,6 +35,11 @@ static inline vec_bits vec_above(vec a, vec b)
 {
     return (vec_bits)(a > b);
 }
+/* Whether it holds in any lane. */
+static inline int vec_any(vec_bits condition)
+{
+    return vec_any_sign((vec)condition);
+}
 static inline vec vec_select(vec_bits condition, vec yes, vec no)
 {
     return (vec)((condition & (vec_bits)yes) | (~condition & (vec_bits)no));

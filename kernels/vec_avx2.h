@@ -46,6 +46,10 @@ static inline vec vec_fma(vec a, vec b, vec c)
     return _mm256_fmadd_ps(a, b, c);
 }
 
+static inline int vec_any_sign(vec x)
+{
+    return _mm256_movemask_ps(x) != 0;
+}
 static inline vec vec_sqrt(vec x)
 {
     return _mm256_sqrt_ps(x);

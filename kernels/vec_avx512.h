@@ -49,6 +49,10 @@ static inline vec vec_widen_bf16(__m256i x)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
+static inline int vec_any_sign(vec x)
+{
+    return _mm512_movepi32_mask(_mm512_castps_si512(x)) != 0;
+}
 static inline vec vec_sqrt(vec x)
 {
     return _mm512_sqrt_ps(x);

@@ -42,6 +42,11 @@ static inline vec vec_fma(vec a, vec b, vec c)
     return (vec){ __builtin_fmaf(a[0], b[0], c[0]), __builtin_fmaf(a[1], b[1], c[1]),
                   __builtin_fmaf(a[2], b[2], c[2]), __builtin_fmaf(a[3], b[3], c[3]) };
 }
+static inline int vec_any_sign(vec x)
+{
+    return __builtin_signbit(x[0]) || __builtin_signbit(x[1]) || __builtin_signbit(x[2]) ||
+           __builtin_signbit(x[3]);
+}
 static inline vec vec_sqrt(vec x)
 {
     return (vec){ __builtin_sqrtf(x[0]), __builtin_sqrtf(x[1]), __builtin_sqrtf(x[2]),

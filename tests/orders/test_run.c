@@ -138,6 +138,8 @@ static void fused_rounds_once(void **state)
         { "bf16: a tie, to even", ZB_BF16, 258, 1, 1, 0x4382 },
         { "fp16: overflow", ZB_FP16, 65504, 16, 1, 0x7c00 },
         { "fp16: not yet overflow", ZB_FP16, 65504, 15.9921875, 1, 0x7bff },
+        { "fp16: subnormal, 2.5 + 2^-24 times the smallest", ZB_FP16, 0x1p-22, 0x1p-24, 0.5 + 0x1p-24,
+          0x0003 },
         { "fp16: subnormal", ZB_FP16, 0x1p-24, 6 * 0x1p-24, 1.25, 0x0008 },
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
