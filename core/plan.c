@@ -36,6 +36,8 @@ static const char *norm_name(zb_norm_method norm)
         return "partition-fp32";
     case ZB_NORM_PARTITION_FP64:
         return "partition-fp64";
+    case ZB_NORM_PYTORCH:
+        return "pytorch";
     }
     return "?";
 }
@@ -255,6 +257,7 @@ typedef struct choice {
     int stage, world_size;
     zb_dtype dtype, accum_dtype;
     int bf16_optimizer; /* DeepSpeed's class of that name */
+    int is_ddp;         /* PyTorch's DistributedDataParallel */
 } choice;
 
 static int divides_before(const choice *c)
@@ -317,8 +320,30 @@ static zb_status check_accumulation(const choice *c)
     return ZB_OK;
 }
 
+/* It has neither stages nor knobs for its average, and the loop around it is known in fp32. */
+static zb_status check_ddp(const choice *c)
+{
+    static const char want_none[] = "it left out: DistributedDataParallel has none";
+    const zb_config *config = c->config;
+    if (!c->is_ddp) return ZB_OK;
+    if (c->stage != 0)
+        return zb_fail(ZB_INVALID_CONFIG, "%s: stage is %d, want 0 under %s semantics", config->path,
+                       c->stage, zb_semantics_name(config->semantics));
+    if (c->dtype != ZB_FP32)
+        return zb_fail(ZB_UNSUPPORTED, "%s: dtype is %s, want fp32 under %s semantics", config->path,
+                       zb_dtype_name(c->dtype), zb_semantics_name(config->semantics));
+    if (config->prescale_gradients) return refuse(c, "prescale_gradients", "true", want_none);
+    if (config->gradient_predivide_factor != 1.0)
+        return refuse(c, "gradient_predivide_factor", "not 1", want_none);
+    if (config->grad_sum) return refuse(c, "gradient_allreduce_op", "\"sum\"", want_none);
+    if (config->comm_dtype >= 0 && config->comm_dtype != (int)ZB_FP32)
+        return refuse(c, "communication_data_type", zb_dtype_name((zb_dtype)config->comm_dtype), want_none);
+    return ZB_OK;
+}
+
 static zb_status check_choice(const choice *c)
 {
+    ZB_TRY(check_ddp(c));
     ZB_TRY(check_averaging(c));
     return check_accumulation(c);
 }
@@ -353,6 +378,12 @@ static void average_at_stage_0(const choice *c, zb_averaging *averaging)
     }
     averaging->before[0] = factor(ZB_FACTOR_MULTIPLY, 1.0 / f);
     averaging->after = factor(ZB_FACTOR_MULTIPLY, f / world);
+}
+
+/* PyTorch: csrc/distributed/c10d/reducer.cpp, mark_variable_ready_dense. */
+static void average_as_ddp(const choice *c, zb_averaging *averaging)
+{
+    averaging->before[0] = factor(ZB_FACTOR_MULTIPLY, 1.0 / c->world_size);
 }
 
 /* zero/stage_1_and_2.py: average_tensor, allreduce_bucket, gradient_reduction_w_predivide. */
@@ -401,7 +432,9 @@ static int sends_in_vain(const choice *c)
 static zb_averaging derive_averaging(const choice *c)
 {
     zb_averaging averaging = { 0 };
-    if (sends_nothing(c) || sends_in_vain(c))
+    if (c->is_ddp)
+        average_as_ddp(c, &averaging);
+    else if (sends_nothing(c) || sends_in_vain(c))
         averaging.absent = 1;
     else if (c->config->grad_sum)
         return averaging;
@@ -453,6 +486,7 @@ static zb_overflow_rule derive_overflow(const choice *c)
 
 static zb_norm_method derive_norm(const choice *c)
 {
+    if (c->is_ddp) return ZB_NORM_PYTORCH;
     if (!c->quirks.norm_per_stage) return ZB_NORM_EXACT;
     if (c->bf16_optimizer) return ZB_NORM_PARAMETERS;
     if (c->stage == 0 && c->dtype == ZB_FP32) return ZB_NORM_PARAMETERS_MEAN;
@@ -464,6 +498,7 @@ static zb_norm_method derive_norm(const choice *c)
 static zb_clip_method derive_clip(const choice *c)
 {
     const int nothing_to_do = c->config->gradient_clipping == 0 && c->dtype != ZB_FP16;
+    if (c->is_ddp) return ZB_CLIP_RECIPROCAL;
     if (!c->quirks.clip_per_stage || nothing_to_do) return ZB_CLIP_COMBINED;
     if (c->bf16_optimizer) return ZB_CLIP_RECIPROCAL;
     if (c->stage == 0 && c->dtype == ZB_FP32) return ZB_CLIP_COEFFICIENT;
@@ -502,7 +537,8 @@ zb_status zb_plan_derive(const zb_config *config, int stage, zb_dtype dtype, int
                  .stage = stage,
                  .world_size = world_size,
                  .dtype = dtype,
-                 .accum_dtype = config->grad_accum_dtype >= 0 ? (zb_dtype)config->grad_accum_dtype : dtype };
+                 .accum_dtype = config->grad_accum_dtype >= 0 ? (zb_dtype)config->grad_accum_dtype : dtype,
+                 .is_ddp = config->semantics == ZB_SEMANTICS_PYTORCH_DDP };
     c.bf16_optimizer = c.quirks.bf16_optimizer && stage == 1 && dtype == ZB_BF16 && c.accum_dtype == ZB_FP32;
     ZB_TRY(check_choice(&c));
     zb_plan derived = {

@@ -11,6 +11,8 @@ const char *zb_semantics_name(zb_semantics semantics)
         return "standard";
     case ZB_SEMANTICS_DEEPSPEED_0_19_6:
         return "deepspeed-0.19.6";
+    case ZB_SEMANTICS_PYTORCH_DDP:
+        return "pytorch-ddp";
     }
     return "?";
 }
@@ -53,7 +55,7 @@ int *zb_quirk_switch(zb_quirks *quirks, zb_quirk quirk)
 zb_quirks zb_quirks_of(zb_semantics semantics)
 {
     zb_quirks quirks = { 0 };
-    if (semantics == ZB_SEMANTICS_STANDARD) return quirks;
+    if (semantics != ZB_SEMANTICS_DEEPSPEED_0_19_6) return quirks;
     for (int q = 0; q < ZB_QUIRK_COUNT; q++) *zb_quirk_switch(&quirks, (zb_quirk)q) = 1;
     /* It happens where DeepSpeed runs on its CPU accelerator only. */
     quirks.unreduced_without_contiguous_gradients = 0;

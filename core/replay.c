@@ -56,9 +56,11 @@ static int same_float(float a, float b)
     return (isnan(a) && isnan(b)) || bits_of(a) == bits_of(b);
 }
 
-/* Stage 0 in fp32 keeps the norm that it clips by to itself. */
+/* DeepSpeed's stage 0 in fp32 keeps the norm that it clips by to itself. A loop around
+ * DistributedDataParallel has one where it clips. */
 int zb_replay_tells_norm(const zb_plan *plan)
 {
+    if (plan->norm == ZB_NORM_PYTORCH) return plan->clip_norm > 0.0;
     return plan->norm != ZB_NORM_PARAMETERS_MEAN;
 }
 
@@ -248,10 +250,11 @@ static const char *basic_optimizer_of(const zb_optimizer_config *optimizer)
     return optimizer->decay_mode == ZB_DECAY_DECOUPLED ? "AdamW" : "Adam";
 }
 
-/* The optimizer class of which the plan is. Source: deepspeed/runtime/engine.py, _configure_optimizer. */
+/* The class of which the plan is. Source of DeepSpeed's: runtime/engine.py, _configure_optimizer. */
 static const char *wrapper_of(const zb_config *config)
 {
     const int wide = config->grad_accum_dtype == ZB_FP32 && config->dtype == ZB_BF16;
+    if (config->semantics == ZB_SEMANTICS_PYTORCH_DDP) return "DistributedDataParallel";
     if (config->zero.stage == 3) return "DeepSpeedZeroOptimizer_Stage3";
     if (config->zero.stage == 1 && wide) return "BF16_Optimizer";
     if (config->zero.stage > 0) return "DeepSpeedZeroOptimizer";
@@ -260,9 +263,8 @@ static const char *wrapper_of(const zb_config *config)
     return strcmp(basic, "FusedAdam") == 0 ? "FP16_Optimizer" : "FP16_UnfusedOptimizer";
 }
 
-zb_status zb_replay_check(const zb_replay_run *run)
+static zb_status check_deepspeed(const zb_replay_run *run)
 {
-    if (run->refusal != NULL) return zb_fail(ZB_UNSUPPORTED, "run %s: %s", run->name, run->refusal);
     if (run->config->semantics != ZB_SEMANTICS_DEEPSPEED_0_19_6)
         return zb_fail(ZB_INVALID_CONFIG, "%s: zerobit.semantics: is \"%s\", want \"%s\"", run->config->path,
                        zb_semantics_name(run->config->semantics),
@@ -273,6 +275,41 @@ zb_status zb_replay_check(const zb_replay_run *run)
             "%s: zerobit.quirks.optimizer_sees_flat_tensors: is false, want true: flat tensors are "
             "what was recorded",
             run->config->path);
+    return ZB_OK;
+}
+
+/* What the recorded loop does not do, or does in a way that is not written down here. */
+static zb_status check_ddp(const zb_replay_run *run)
+{
+    const zb_config *config = run->config;
+    if (!zb_optimizer_is_of_torch(&config->optimizer))
+        return zb_fail(ZB_UNSUPPORTED,
+                       "run %s: optimizer.arithmetic: is %s, want torch-1.13 or torch-2 beside "
+                       "DistributedDataParallel",
+                       run->name, zb_optimizer_arithmetic_name(config->optimizer.arithmetic));
+    for (int g = 0; g < config->group_count; g++)
+        if (config->groups[g].schedule.kind != ZB_SCHEDULE_CONSTANT)
+            return zb_fail(ZB_UNSUPPORTED,
+                           "%s: scheduler: is given, want none beside DistributedDataParallel", config->path);
+    for (int p = 0; p < run->param_count; p++) {
+        if (run->param_numel[p] == 0)
+            return zb_fail(ZB_UNSUPPORTED,
+                           "run %s: sizes[%d]: is 0, want elements beside DistributedDataParallel: the norm "
+                           "counts it",
+                           run->name, p);
+        if (run->frozen[p])
+            return zb_fail(ZB_UNSUPPORTED,
+                           "run %s: frozen: has %s, want [] beside DistributedDataParallel, whose optimizer "
+                           "was given all parameters",
+                           run->name, run->param_names[p]);
+    }
+    return ZB_OK;
+}
+
+zb_status zb_replay_check(const zb_replay_run *run)
+{
+    if (run->refusal != NULL) return zb_fail(ZB_UNSUPPORTED, "run %s: %s", run->name, run->refusal);
+    ZB_TRY(run->config->semantics == ZB_SEMANTICS_PYTORCH_DDP ? check_ddp(run) : check_deepspeed(run));
     const char *want = wrapper_of(run->config);
     for (int r = 0; r < run->world_size; r++)
         if (run->ranks[r].wrapper != NULL && strcmp(run->ranks[r].wrapper, want) != 0)

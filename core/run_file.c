@@ -525,15 +525,18 @@ static zb_status read_optimizer(const zb_json_at *root, zb_config *config)
     return ZB_OK;
 }
 
-/* PyTorch's own engines are recorded too, and nobody here plays them. */
-static zb_status check_framework(const zb_json_at *root)
+/* Who trained, and so what its config means. FSDP2 is recorded too, and nobody here plays it. */
+static zb_status read_framework(const zb_json_at *root, zb_semantics *semantics)
 {
     zb_json_at at = zb_json_member(root, "framework");
     const char *text;
     if (!zb_json_given(&at)) return ZB_OK;
     ZB_TRY(zb_json_string(&at, &text));
-    if (strcmp(text, "deepspeed") == 0) return ZB_OK;
-    return zb_json_fail(&at, ZB_UNSUPPORTED, "\"deepspeed\"");
+    const int is_ddp = strcmp(text, "ddp") == 0;
+    if (!is_ddp && strcmp(text, "deepspeed") != 0)
+        return zb_json_fail(&at, ZB_UNSUPPORTED, "\"deepspeed\" or \"ddp\"");
+    if (is_ddp) *semantics = ZB_SEMANTICS_PYTORCH_DDP;
+    return ZB_OK;
 }
 
 /* Who added: two numbers have one sum, more than two are added in rank order here. */
@@ -550,12 +553,13 @@ static zb_status check_collectives(const zb_json_at *root, int world_size)
                         "\"rank\" with %d ranks: gloo adds more than two in an order of its own", world_size);
 }
 
-static zb_status read_config(const zb_json_at *root, const char *path, zb_replay_run *run)
+static zb_status read_config(const zb_json_at *root, const char *path, zb_semantics semantics,
+                             zb_replay_run *run)
 {
     char label[512];
     snprintf(label, sizeof label, "%s: run %s", path, run->name);
     zb_json_at config = zb_json_member(root, "config");
-    ZB_TRY(zb_config_read(&config, label, ZB_SEMANTICS_DEEPSPEED_0_19_6, &run->config));
+    ZB_TRY(zb_config_read(&config, label, semantics, &run->config));
     zb_batch_triangle batch;
     if (zb_batch_resolve(&run->config->batch, run->world_size, &batch) != ZB_OK)
         return zb_fail_context("%s", label);
@@ -569,16 +573,17 @@ static zb_status read_run(const zb_json_at *at, zb_run_values *values, zb_replay
     const reader in = { .values = values, .run = run };
     zb_json_at name = zb_json_member(at, "name"), world_at = zb_json_member(at, "world");
     zb_json_at init = zb_json_member(at, "init"), ranks = zb_json_member(at, "ranks");
+    zb_semantics semantics = ZB_SEMANTICS_DEEPSPEED_0_19_6;
     int64_t world;
     ZB_TRY(read_text(&name, &run->name));
     ZB_TRY(zb_json_int64(&world_at, 1, MAX_WORLD, &world));
     ZB_TRY(expect_count(&ranks, (size_t)world));
-    ZB_TRY(check_framework(at));
+    ZB_TRY(read_framework(at, &semantics));
     run->ranks = zb_alloc_array((size_t)world, sizeof *run->ranks);
     if (run->ranks == NULL) return ZB_NO_MEMORY;
     run->world_size = (int)world;
     ZB_TRY(read_model(at, run));
-    ZB_TRY(read_config(at, values->path, run));
+    ZB_TRY(read_config(at, values->path, semantics, run));
     ZB_TRY(read_params(&in, &init, 0, &run->init));
     ZB_TRY(read_grads(&in, at));
     return read_ranks(&in, &ranks);

@@ -138,6 +138,21 @@ static zb_status measure_parameters(zb_engine *e, double *norm)
     return mean ? mean_over_ranks(e, root, norm) : ZB_OK;
 }
 
+/* PyTorch's vector_norm, of each parameter and of those norms. Source: torch/nn/utils/clip_grad.py. */
+static zb_status measure_pytorch(zb_engine *e, double *norm)
+{
+    const size_t count = (size_t)e->layout.order_count;
+    float *of_param = e->norm.of_tensor;
+    for (size_t i = 0; i < count; i++) {
+        const int param = e->graph.trainable[i];
+        ZB_TRY(
+            launch_norm(e, i, e->stage->ops->whole_grad(e->stage, param), e->model->params[param].numel, 0));
+    }
+    ZB_TRY(fetch_norms(e, count));
+    for (size_t i = 0; i < count; i++) of_param[i] = (float)e->norm.host[i];
+    return zb_cpu_norm(&(zb_norm_args){ .dtype = ZB_FP32, .x = of_param, .numel = count, .norm = norm });
+}
+
 /* Source: runtime/utils.py, get_flattened_grad_norm. */
 static zb_status measure_flat(zb_engine *e, double *norm)
 {
@@ -265,6 +280,8 @@ zb_status zb_norm_measure(zb_engine *e, double *norm)
     case ZB_NORM_PARAMETERS_MEAN:
     case ZB_NORM_PARAMETERS:
         return measure_parameters(e, norm);
+    case ZB_NORM_PYTORCH:
+        return measure_pytorch(e, norm);
     case ZB_NORM_FLAT:
         return measure_flat(e, norm);
     case ZB_NORM_UNFUSED:

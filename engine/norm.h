@@ -13,7 +13,7 @@ typedef struct zb_norm {
     void *words;     /* on the device, [word_count] 8 bytes each */
     double *host;    /* [word_count] */
     double *squares; /* [word_count] of some of them */
-    void *of_tensor; /* [norm_tensors.count] PARTITION_FP32: fp32; PARTITION_FP64: fp64 */
+    void *of_tensor; /* [norm_tensors.count] PARTITION_FP32, PYTORCH: fp32; PARTITION_FP64: fp64 */
     size_t word_count;
 } zb_norm;
 

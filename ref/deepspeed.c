@@ -155,6 +155,16 @@ static float norm_of_model(const zb_model *model, const zb_ref_tensors *gradient
     return sqrtf((float)torch_sum(&squares));
 }
 
+/* PyTorch's clip_grad_norm_: vector_norm of the parameters' norms. */
+static float norm_of_norms(const zb_model *model, const zb_ref_tensors *gradients, float *scratch)
+{
+    size_t count = 0;
+    for (int p = 0; p < model->param_count; p++)
+        if (has_gradient(&model->params[p]))
+            scratch[count++] = norm_fp32(gradients->param[p], model->params[p].numel);
+    return norm_fp32(scratch, count);
+}
+
 /* The same group by group: get_global_norm_of_tensors. */
 typedef struct tensor_squares {
     const zb_ref_shard *shard;
@@ -293,6 +303,7 @@ zb_tensors zb_ref_norm_tensors(const zb_plan *plan)
     case ZB_NORM_PARAMETERS_MEAN:
     case ZB_NORM_PARAMETERS:
     case ZB_NORM_UNFUSED:
+    case ZB_NORM_PYTORCH:
         return ZB_TENSORS_PARAMETERS;
     case ZB_NORM_FLAT:
         return ZB_TENSORS_GROUPS;
@@ -323,6 +334,8 @@ double zb_ref_plan_norm(const zb_plan *plan, const zb_model *model, const zb_ref
         return norm_of_partitions(plan, shards, gradients, scratch);
     case ZB_NORM_PARTITION_FP64:
         return norm_of_sub_groups(plan, shards, gradients);
+    case ZB_NORM_PYTORCH:
+        return (double)norm_of_norms(model, gradients, scratch);
     }
     ZB_ASSERT(0);
     return NAN;

@@ -49,7 +49,7 @@ static zb_status check_choices(const zb_plan *plan)
         { "averaging.after", (int)plan->averaging.after.kind, ZB_FACTOR_DIVIDE },
         { "overflow", (int)plan->overflow, ZB_OVERFLOW_STOP },
         { "tensors", (int)plan->tensors, ZB_TENSORS_SUB_GROUPS },
-        { "norm", (int)plan->norm, ZB_NORM_PARTITION_FP64 },
+        { "norm", (int)plan->norm, ZB_NORM_PYTORCH },
         { "clip", (int)plan->clip, ZB_CLIP_RECIPROCAL },
     };
     for (size_t i = 0; i < sizeof choices / sizeof choices[0]; i++)

@@ -1,6 +1,6 @@
 /*
- * A recorded run of DeepSpeed 0.19.6, played by the oracle: the recorded gradients go through the plan of the
- * run's stage. Reading order: zb_replay_oracle_create, step, state.
+ * A recorded run of DeepSpeed 0.19.6 or PyTorch, played by the oracle: the recorded gradients go through the
+ * plan of the run's stage. Reading order: zb_replay_oracle_create, step, state.
  */
 #include <zerobit/replay.h>
 

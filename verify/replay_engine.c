@@ -1,7 +1,7 @@
 /*
  * The engine as a player of recorded runs: one engine per rank in a simulated world, fed with the recorded
- * gradients through everything that follows backward. Its state is told in the form in which DeepSpeed's was
- * recorded. Reading order: zb_replay_engine_create, step, state.
+ * gradients through everything that follows backward. Its state is told in the form in which DeepSpeed's or
+ * PyTorch's was recorded. Reading order: zb_replay_engine_create, step, state.
  */
 #include <zerobit/replay.h>
 
@@ -37,8 +37,16 @@ typedef struct world_player {
     size_t step;        /* that the ranks are taking */
 } world_player;
 
+/* Whether the engine calls what the recorded one does. DistributedDataParallel has buckets of its own, and
+ * tells the ranks in its second step how it has made them anew. */
+static int calls_alike(const zb_replay_run *run)
+{
+    return run->config->semantics == ZB_SEMANTICS_DEEPSPEED_0_19_6;
+}
+
 /* --- the model and its initial values --- */
 
+/* The order of modules bears on nothing but collectives. */
 static zb_status create_model(const zb_replay_run *run, zb_model **model_p)
 {
     ZB_TRY(zb_model_create(run->name, NULL, ZB_LOSS_ELSEWHERE, model_p));
@@ -47,7 +55,7 @@ static zb_status create_model(const zb_replay_run *run, zb_model **model_p)
                                                          .name = run->param_names[p],
                                                          .shape = { 1, { (int64_t)run->param_numel[p] } },
                                                          .frozen = run->frozen[p] }));
-    if (run->order.layer_count > 0) ZB_TRY(zb_model_set_order(*model_p, &run->order));
+    if (calls_alike(run) && run->order.layer_count > 0) ZB_TRY(zb_model_set_order(*model_p, &run->order));
     return zb_model_finish(*model_p);
 }
 
@@ -304,8 +312,8 @@ static void state(void *self, int rank, zb_replay_state *out)
         .lr = r->lr,
         .lr_count = (size_t)w->plan.group_count,
         .skipped = counters.skipped_steps,
-        .calls = r->calls,
-        .call_count = r->call_count,
+        .calls = calls_alike(w->run) ? r->calls : NULL,
+        .call_count = calls_alike(w->run) ? r->call_count : 0,
     };
 }
 

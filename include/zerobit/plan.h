@@ -60,7 +60,8 @@ typedef enum zb_norm_method {
     ZB_NORM_UNFUSED,         /* stage 0 in 16 bit, not FusedAdam: fp32 of each parameter, squares added one by one in a group, fp64 over
                                 groups; reported with the loss scale in it. fp16/unfused_optimizer.py */
     ZB_NORM_PARTITION_FP32,  /* stages 1, 2: fp64 within a rank's partition, fp32 over ranks. zero/stage_1_and_2.py */
-    ZB_NORM_PARTITION_FP64   /* stage 3: fp64 throughout. zero/stage3.py */
+    ZB_NORM_PARTITION_FP64,  /* stage 3: fp64 throughout. zero/stage3.py */
+    ZB_NORM_PYTORCH          /* torch's fp32 norm of the parameters' norms, in the model's order. PyTorch: nn/utils/clip_grad.py */
 } zb_norm_method;
 
 /** How the clip factor and the loss scale come together. */
@@ -68,7 +69,7 @@ typedef enum zb_clip_method {
     ZB_CLIP_COMBINED,      /* fp64: 1 / (S max(1, (norm / S + 1e-6) / clip_norm)), rounded once to fp32 */
     ZB_CLIP_COMBINED_FP32, /* the same with every operation in fp32. DeepSpeed: zero/stage_1_and_2.py, unscale_and_clip_grads */
     ZB_CLIP_COEFFICIENT,   /* fp32: min(1, clip_norm / (norm + 1e-6)). DeepSpeed: stage 0 in fp32, runtime/utils.py */
-    ZB_CLIP_RECIPROCAL     /* fp32: min(1, (1 / (norm + 1e-6)) clip_norm), as PyTorch divides a number by a tensor. DeepSpeed: bf16_optimizer.py */
+    ZB_CLIP_RECIPROCAL     /* fp32: min(1, (1 / (norm + 1e-6)) clip_norm), as PyTorch divides a number by a tensor. DeepSpeed: bf16_optimizer.py; PyTorch: nn/utils/clip_grad.py */
 } zb_clip_method;
 
 /** What becomes of a step in which any reduced gradient is an infinity or a NaN. */

@@ -55,9 +55,14 @@ typedef enum zb_quirk {
     ZB_QUIRK_COUNT
 } zb_quirk;
 
-typedef enum zb_semantics { ZB_SEMANTICS_STANDARD, ZB_SEMANTICS_DEEPSPEED_0_19_6 } zb_semantics;
+/** Whose arithmetic a config means. A config can name the first two; the others come with recorded runs (replay.h). */
+typedef enum zb_semantics {
+    ZB_SEMANTICS_STANDARD,
+    ZB_SEMANTICS_DEEPSPEED_0_19_6,
+    ZB_SEMANTICS_PYTORCH_DDP /* DistributedDataParallel of PyTorch 2.8 with torch.optim and clip_grad_norm_, fp32. Stage 0 */
+} zb_semantics;
 ZB_API const char *zb_semantics_name(zb_semantics semantics);
-/** 1 and *semantics when the text is a name, else 0. */
+/** 1 and *semantics when the text is a name that a config can give, else 0. */
 ZB_API int zb_semantics_parse(const char *text, zb_semantics *semantics);
 
 /** The preset of a set of semantics. */

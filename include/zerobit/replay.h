@@ -1,7 +1,7 @@
 /*
- * Recorded runs of real DeepSpeed: its config, the gradients that each rank was given, and what each rank held after
- * every step. Fed through a plan of `deepspeed-0.19.6` semantics, everything after backward can be compared to the
- * bit. docs/replay.md describes the file.
+ * Recorded runs of real DeepSpeed, and of PyTorch's DistributedDataParallel: the config, the gradients that each rank was
+ * given, and what each rank held after every step. Fed through a plan of `deepspeed-0.19.6` or `pytorch-ddp` semantics,
+ * everything after backward can be compared to the bit. docs/replay.md describes the file.
  */
 #ifndef ZEROBIT_REPLAY_H
 #define ZEROBIT_REPLAY_H
@@ -40,7 +40,7 @@ typedef struct zb_replay_entry {
 } zb_replay_entry;
 
 typedef struct zb_replay_rank {
-    char *wrapper;            /* the optimizer class that DeepSpeed chose; NULL: not told */
+    char *wrapper;            /* the optimizer class that DeepSpeed chose, or PyTorch's class around the model; NULL: not told */
     zb_replay_entry *entries; /* [entry_count] */
 } zb_replay_rank;
 
@@ -55,7 +55,7 @@ typedef struct zb_replay_run {
     int *frozen;         /* [param_count] */
     size_t trainable_numel;
     zb_model_order order; /* of the model's modules; all empty when nothing is known of them */
-    zb_config *config;   /* read with deepspeed-0.19.6 semantics */
+    zb_config *config;   /* read with deepspeed-0.19.6 semantics, or those of PyTorch's framework */
     int64_t accumulation_steps;
     float *init;          /* [numel], parameters behind one another, before any rounding to 16 bits */
     size_t step_count;    /* optimizer steps with gradients */
@@ -107,7 +107,7 @@ typedef struct zb_replay_state {
     const double *lr; /* [lr_count] */
     size_t lr_count;
     int64_t skipped;
-    const zb_replay_call *calls; /* [call_count]; NULL: the player knows of no collectives */
+    const zb_replay_call *calls; /* [call_count]; NULL: the player knows of no collectives, or of others than were recorded: they are not compared */
     size_t call_count;
 } zb_replay_state;
 
@@ -126,7 +126,7 @@ typedef struct zb_replay_player {
 
 /** The oracle: knows nothing of collectives. */
 ZB_API zb_status zb_replay_oracle_create(const zb_replay_run *run, zb_replay_player *player);
-/** The engine, each rank on a simulated world. workers: threads; 0: one per core. */
+/** The engine, each rank on a simulated world. Under pytorch-ddp semantics its collectives are not DDP's, and it tells none. workers: threads; 0: one per core. */
 ZB_API zb_status zb_replay_engine_create(const zb_replay_run *run, int workers, zb_replay_player *player);
 
 typedef struct zb_replay_result {

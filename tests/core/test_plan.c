@@ -517,7 +517,7 @@ static void every_field_counts(void **state)
     assert_non_null(strstr(text, "scale=? "));
 
     stage0.overflow = (zb_overflow_rule)7;
-    stage0.norm = (zb_norm_method)7;
+    stage0.norm = (zb_norm_method)99;
     zb_plan_describe(&stage0, text, sizeof text);
     assert_non_null(strstr(text, "order=rank norm=? "));
     assert_non_null(strstr(text, "overflow=?"));
@@ -529,6 +529,55 @@ static void every_field_counts(void **state)
     assert_string_equal(zb_order_name((zb_order)7), "?");
 }
 
+/* PyTorch's DistributedDataParallel: no config can name it, only a recorded run. */
+static const struct ddp_case {
+    const char *members;
+    int stage;
+    zb_status status;
+    const char *words;
+} ddp_cases[] = {
+    { "", 0, ZB_OK,
+      "pytorch-ddp fp32 world 4 micro 1 x 2 reduce=boundary average=*0.25 sum order=rank norm=pytorch "
+      "grad=fp32 "
+      "comm=fp32 scale=none overflow=apply" },
+    { "\"zerobit\": {\"quirks\": {\"norm_per_stage\": true, \"clip_per_stage\": true}},", 0, ZB_OK,
+      "norm=pytorch grad=fp32" },
+    { "", 2, ZB_INVALID_CONFIG, "stage is 2, want 0 under pytorch-ddp semantics" },
+    { "\"bf16\": {\"enabled\": true},", 0, ZB_UNSUPPORTED, "dtype is bf16, want fp32 under pytorch-ddp" },
+    { "\"prescale_gradients\": true,", 0, ZB_INVALID_CONFIG,
+      "prescale_gradients: is true, want it left out" },
+    { "\"gradient_predivide_factor\": 2,", 0, ZB_INVALID_CONFIG,
+      "gradient_predivide_factor: is not 1, want" },
+    { "\"gradient_allreduce_op\": \"sum\",", 0, ZB_INVALID_CONFIG,
+      "gradient_allreduce_op: is \"sum\", want" },
+    { "\"communication_data_type\": \"fp16\",", 0, ZB_INVALID_CONFIG,
+      "communication_data_type: is fp16, want" },
+};
+
+static void ddp_plans(void **state)
+{
+    (void)state;
+    zb_semantics semantics = ZB_SEMANTICS_STANDARD;
+    assert_int_equal(zb_semantics_parse("pytorch-ddp", &semantics), 0);
+    for (size_t i = 0; i < COUNT(ddp_cases); i++) {
+        const struct ddp_case *c = &ddp_cases[i];
+        char text[1024];
+        snprintf(text, sizeof text,
+                 "{\"train_batch_size\": 8, \"gradient_accumulation_steps\": 2, %s " OPTIMIZER "}",
+                 c->members);
+        zb_config *config = parse(text);
+        config->semantics = ZB_SEMANTICS_PYTORCH_DDP;
+        zb_plan plan;
+        const zb_status status = zb_plan_derive(config, c->stage, config->dtype, 4, &plan);
+        assert_int_equal(status, c->status);
+        if (status == ZB_OK) zb_plan_describe(&plan, text, sizeof text);
+        const char *found = status == ZB_OK ? text : zb_error_message();
+        if (strstr(found, c->words) == NULL) fail_msg("row %zu gives: %s", i, found);
+        if (status == ZB_OK) assert_int_equal(plan.clip, ZB_CLIP_RECIPROCAL);
+        zb_config_destroy(config);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -537,6 +586,7 @@ int main(void)
         cmocka_unit_test(plan_of_each_precision),
         cmocka_unit_test(scaler_rule_of_each_stage),
         cmocka_unit_test(deepspeed_plan_of_each_stage),
+        cmocka_unit_test(ddp_plans),
         cmocka_unit_test(deepspeed_keys),
         cmocka_unit_test(underivable_plans),
         cmocka_unit_test(every_field_counts),

@@ -25,7 +25,7 @@ static const struct captured {
     { "gather", 20, "fp32-s3-layers-subgroups" },
     { "optimizers", 42, "fp32-s2-deepspeed-adam-one-cycle" },
     { "cifar", 20, "fp16-s0-cifar-gas4" },
-    { "torch", 12, NULL },
+    { "torch", 12, "ddp-fp32-buckets" },
 };
 
 static const struct refused {
@@ -38,7 +38,7 @@ static const struct refused {
 
 static const char *refusal_of(const char *run)
 {
-    if (strncmp(run, "ddp-", 4) == 0 || strncmp(run, "fsdp2-", 6) == 0) return "want \"deepspeed\"";
+    if (strncmp(run, "fsdp2-", 6) == 0) return "framework: is \"fsdp2\", want \"deepspeed\" or \"ddp\"";
     for (size_t i = 0; i < COUNT(refusals); i++)
         if (strcmp(refusals[i].run, run) == 0) return refusals[i].words;
     return NULL;
@@ -127,9 +127,78 @@ static void check_damage(void **state)
     zb_replay_destroy(file);
 }
 
+/* What is not known of a loop around DistributedDataParallel. */
+static void ask_plain(zb_replay_run *run)
+{
+    run->config->optimizer.arithmetic = ZB_ARITHMETIC_PLAIN;
+}
+static void ask_schedule(zb_replay_run *run)
+{
+    run->config->groups[0].schedule.kind = ZB_SCHEDULE_WARMUP_LR;
+}
+static void ask_frozen(zb_replay_run *run)
+{
+    run->frozen[1] = 1;
+}
+static void ask_empty(zb_replay_run *run)
+{
+    run->param_numel[2] = 0;
+}
+static void ask_wrapper(zb_replay_run *run)
+{
+    run->ranks[1].wrapper[0] = 'X';
+}
+static void ask_stage(zb_replay_run *run)
+{
+    run->config->zero.stage = 1;
+}
+
+static void check_ddp_unknown(void **state)
+{
+    static const struct {
+        void (*ask)(zb_replay_run *run);
+        const char *words;
+    } cases[] = {
+        { ask_plain, "optimizer.arithmetic: is plain, want torch-1.13 or torch-2" },
+        { ask_schedule, "scheduler: is given, want none" },
+        { ask_frozen, "frozen: has layers.0.bias, want []" },
+        { ask_empty, "sizes[2]: is 0, want elements" },
+        { ask_wrapper, "rank 1: wrapper is XistributedDataParallel, want DistributedDataParallel" },
+        { ask_stage, "stage is 1, want 0 under pytorch-ddp semantics" },
+    };
+    const struct captured *c = *state;
+    for (size_t i = 0; i < 2 * COUNT(cases); i++) {
+        zb_replay_file *file = load(c);
+        zb_replay_result result = { .steps_equal = -7 };
+        cases[i / 2].ask(&file->runs[0]);
+        assert_int_not_equal(play(&file->runs[0], (int)(i % 2), &result), ZB_OK);
+        if (strstr(zb_error_message(), cases[i / 2].words) == NULL) fail_msg("%s", zb_error_message());
+        assert_int_equal(result.steps_equal, -7);
+        zb_replay_destroy(file);
+    }
+}
+
+/* Its collectives are not compared, and no others of the run go unread. */
+static void check_ddp_calls(void **state)
+{
+    zb_replay_file *file = load(*state);
+    const zb_replay_run *run = &file->runs[0];
+    zb_replay_player player;
+    zb_replay_state held = { .call_count = 7 };
+    assert_true(run->ranks[0].entries[1].call_count > 0);
+    assert_int_equal(zb_replay_engine_create(run, 2, &player), ZB_OK);
+    assert_int_equal(player.step(player.self, 0), ZB_OK);
+    player.state(player.self, 0, &held);
+    assert_null(held.calls);
+    assert_int_equal(held.call_count, 0);
+    player.destroy(player.self);
+    zb_replay_destroy(file);
+}
+
 int main(void)
 {
-    struct CMUnitTest tests[2 * COUNT(files)];
+    const struct captured *torch = &files[COUNT(files) - 1];
+    struct CMUnitTest tests[2 * COUNT(files) + 2];
     size_t count = 0;
     for (size_t i = 0; i < COUNT(files); i++) {
         tests[count++] = (struct CMUnitTest){ files[i].name, check_equal, NULL, NULL, (void *)&files[i] };
@@ -137,5 +206,7 @@ int main(void)
             tests[count++] = (struct CMUnitTest){ files[i].damaged, check_damage, NULL, NULL,
                                                   (void *)&files[i] };
     }
+    tests[count++] = (struct CMUnitTest){ "what DDP lacks", check_ddp_unknown, NULL, NULL, (void *)torch };
+    tests[count++] = (struct CMUnitTest){ "DDP's collectives", check_ddp_calls, NULL, NULL, (void *)torch };
     return _cmocka_run_group_tests("golden_captured", tests, count, NULL, NULL);
 }

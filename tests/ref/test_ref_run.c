@@ -917,7 +917,7 @@ static void break_order(setting *s)
 }
 static void break_norm(setting *s)
 {
-    s->plan.norm = (zb_norm_method)7;
+    s->plan.norm = (zb_norm_method)8;
 }
 static void break_averaging(setting *s)
 {
@@ -997,7 +997,7 @@ static const struct refusal {
     { "plan.local_dtype is int64", ZB_UNSUPPORTED, break_local_dtype },
     { "plan.bucket_dtype is int64", ZB_UNSUPPORTED, break_bucket_dtype },
     { "plan.order is 7", ZB_UNSUPPORTED, break_order },
-    { "plan.norm is 7", ZB_UNSUPPORTED, break_norm },
+    { "plan.norm is 8", ZB_UNSUPPORTED, break_norm },
     { "plan.averaging.before[1] is 7", ZB_UNSUPPORTED, break_averaging },
     { "plan.overflow is 7", ZB_UNSUPPORTED, break_overflow },
     { "plan.tensors is ", ZB_UNSUPPORTED, break_tensors },

@@ -264,6 +264,15 @@ static const struct norm {
     { "parameters: an infinity becomes -1", ZB_NORM_PARAMETERS, 2, "i 1", NULL, 0, -1.0, AS_IT_IS },
     { "parameters: a NaN becomes -1", ZB_NORM_PARAMETERS, 2, "1 n", NULL, 0, -1.0, AS_IT_IS },
 
+    { "pytorch: parameters' norms meet in eight lanes", ZB_NORM_PYTORCH, 2,
+      "# 1 1 1 1 1 1 1 0 1 1 1 1 1 1 1 0 1 1 1 1 1 1 1", NULL, 0, 0x1p24 + 28.0, FP32 },
+    { "pytorch: the last ones are fused", ZB_NORM_PYTORCH, 1, "2 1 7 1 9 96", NULL, 0, 0x1.fcfdbep+3,
+      AS_IT_IS },
+    { "pytorch: in the model's order, whatever the groups", ZB_NORM_PYTORCH, 2, "# 1 1", "baa", 0, 0x1p24,
+      FP32 },
+    { "pytorch: an infinity", ZB_NORM_PYTORCH, 2, "1 i", NULL, 0, (double)INFINITY, AS_IT_IS },
+    { "pytorch: a NaN", ZB_NORM_PYTORCH, 2, "1 n", NULL, 0, (double)NAN, AS_IT_IS },
+
     { "partitions: fp64 within a rank", ZB_NORM_PARTITION_FP32, 2, "# 1 1 0 0000", NULL, 0, 0x1p24 + 2.0,
       FP32 },
     { "partitions: fp32 over ranks", ZB_NORM_PARTITION_FP32, 3, "#0 01 01", NULL, 0, 0x1p24, FP32 },
