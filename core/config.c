@@ -2,9 +2,11 @@
 #include <zerobit/config.h>
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 #include <strings.h>
 #include <zerobit/memory.h>
+#include <zerobit/orders.h>
 #include "core/config_rules.h"
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
@@ -269,10 +271,25 @@ static zb_status read_quirks(zb_config *config, const zb_json_at *section)
     return ZB_OK;
 }
 
+static zb_status read_order(zb_config *config, const zb_json_at *section)
+{
+    zb_json_at at = zb_json_member(section, "order");
+    if (at.value == NULL) return ZB_OK;
+    const char *text;
+    ZB_TRY(zb_json_string(&at, &text));
+    const zb_status status = zb_config_set_order(config, text);
+    if (status == ZB_OK || status == ZB_NO_MEMORY) return status;
+    char key[256], reason[ZB_ERROR_MESSAGE_BYTES / 2];
+    zb_json_describe(&at, key, sizeof key);
+    snprintf(reason, sizeof reason, "%s", zb_error_message());
+    return zb_fail(status == ZB_UNSUPPORTED ? status : ZB_INVALID_CONFIG, "%s: %s: %s", config->path, key,
+                   reason);
+}
+
 static zb_status read_zerobit(zb_config *config, const zb_json_at *root, int semantics_fixed)
 {
     static const char *const keys[] = {
-        "semantics", "quirks", "param_groups", "optimizer_arithmetic", "optimizer_vector_width", NULL
+        "semantics", "quirks", "order", "param_groups", "optimizer_arithmetic", "optimizer_vector_width", NULL
     };
     zb_json_at section = zb_json_member(root, "zerobit");
     config->quirks = zb_quirks_of(config->semantics);
@@ -280,6 +297,7 @@ static zb_status read_zerobit(zb_config *config, const zb_json_at *root, int sem
     ZB_TRY(zb_json_object(&section));
     ZB_TRY(zb_json_check_keys(&section, keys));
     ZB_TRY(read_semantics(config, &section, semantics_fixed));
+    ZB_TRY(read_order(config, &section));
     return read_quirks(config, &section);
 }
 
@@ -351,9 +369,32 @@ zb_status zb_config_load_as(const char *path, zb_semantics semantics, zb_config 
     return load(path, semantics, 1, config_p);
 }
 
+static void drop_orders(zb_config *config)
+{
+    if (config->orders != NULL) zb_orders_destroy(config->orders);
+    zb_free(config->orders);
+    config->orders = NULL;
+}
+
+zb_status zb_config_set_order(zb_config *config, const char *text)
+{
+    zb_orders orders;
+    ZB_TRY(zb_orders_parse(text, &orders));
+    drop_orders(config);
+    if (zb_orders_equal(&orders, NULL)) return ZB_OK; /* rank order is no order of a library's */
+    config->orders = zb_alloc(sizeof *config->orders);
+    if (config->orders == NULL) {
+        zb_orders_destroy(&orders);
+        return ZB_NO_MEMORY;
+    }
+    *config->orders = orders;
+    return ZB_OK;
+}
+
 void zb_config_destroy(zb_config *config)
 {
     if (config == NULL) return;
+    drop_orders(config);
     for (size_t i = 0; i < config->note_count; i++) zb_free(config->notes[i]);
     zb_free(config->notes);
     zb_config_destroy_param_groups(config);

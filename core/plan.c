@@ -7,17 +7,9 @@
 #include <stdio.h>
 #include <string.h>
 #include <zerobit/config.h>
+#include <zerobit/orders.h>
 
 #include "core/plan_optimizer.h"
-
-const char *zb_order_name(zb_order order)
-{
-    switch (order) {
-    case ZB_ORDER_RANK:
-        return "rank";
-    }
-    return "?";
-}
 
 static const char *norm_name(zb_norm_method norm)
 {
@@ -128,9 +120,10 @@ int zb_plan_equal(const zb_plan *a, const zb_plan *b)
     int when_matters = a->accumulation_steps != 1;
     return a->world_size == b->world_size && a->micro_batch_size == b->micro_batch_size &&
            a->accumulation_steps == b->accumulation_steps && types_equal(a, b) &&
-           averaging_equal(&a->averaging, &b->averaging, a->world_size) && a->order == b->order &&
-           (a->reduce_when == b->reduce_when || !when_matters) && !a->reshuffle == !b->reshuffle &&
-           scaler_equal(&a->scaler, &b->scaler) && !a->loss_is_scaled == !b->loss_is_scaled &&
+           averaging_equal(&a->averaging, &b->averaging, a->world_size) &&
+           zb_orders_equal(a->orders, b->orders) && (a->reduce_when == b->reduce_when || !when_matters) &&
+           !a->reshuffle == !b->reshuffle && scaler_equal(&a->scaler, &b->scaler) &&
+           !a->loss_is_scaled == !b->loss_is_scaled &&
            !a->unscale_by_next_scale == !b->unscale_by_next_scale &&
            !a->report_norm_by_next_scale == !b->report_norm_by_next_scale && a->overflow == b->overflow &&
            a->norm == b->norm && a->clip == b->clip && a->clip_norm == b->clip_norm &&
@@ -201,16 +194,19 @@ static void describe_types(const zb_plan *plan, char *text, size_t text_bytes)
 void zb_plan_describe(const zb_plan *plan, char *text, size_t text_bytes)
 {
     char scale[160], average[160], types[80];
+    char orders[160]; /* rings over many ranks are longer: a trace keeps them whole */
+    zb_orders_describe(plan->orders, orders, sizeof orders);
+    const char *quote = strchr(orders, ' ') != NULL ? "\"" : "";
     describe_scaler(&plan->scaler, scale, sizeof scale);
     describe_averaging(&plan->averaging, average, sizeof average);
     describe_types(plan, types, sizeof types);
     snprintf(text, text_bytes,
              "%s %s world %d micro %" PRId64 " x %" PRId64
-             " reduce=%s average=%s order=%s norm=%s grad=%s comm=%s scale=%s overflow=%s",
+             " reduce=%s average=%s order=%s%s%s norm=%s grad=%s comm=%s scale=%s overflow=%s",
              zb_semantics_name(plan->semantics), zb_dtype_name(plan->param_dtype), plan->world_size,
              plan->micro_batch_size, plan->accumulation_steps,
-             plan->reduce_when == ZB_REDUCE_AT_BOUNDARY ? "boundary" : "micro-batch", average,
-             zb_order_name(plan->order), norm_name(plan->norm), types, zb_dtype_name(plan->comm_dtype), scale,
+             plan->reduce_when == ZB_REDUCE_AT_BOUNDARY ? "boundary" : "micro-batch", average, quote, orders,
+             quote, norm_name(plan->norm), types, zb_dtype_name(plan->comm_dtype), scale,
              overflow_name(plan->overflow));
 }
 
@@ -548,7 +544,7 @@ zb_status zb_plan_derive(const zb_config *config, int stage, zb_dtype dtype, int
         .micro_batch_size = batch.micro_batch_size,
         .accumulation_steps = batch.accumulation_steps,
         .averaging = derive_averaging(&c),
-        .order = ZB_ORDER_RANK,
+        .orders = config->orders,
         .reduce_when = stage < 2 ? ZB_REDUCE_AT_BOUNDARY : ZB_REDUCE_EVERY_MICRO_BATCH,
         .reshuffle = !config->quirks.sampler_never_reshuffles,
         .overflow = derive_overflow(&c),

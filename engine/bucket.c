@@ -444,6 +444,20 @@ void zb_buckets_destroy(zb_buckets *buckets)
     memset(buckets, 0, sizeof *buckets);
 }
 
+zb_collective_kind zb_transport_collective(const zb_bucket *bucket)
+{
+    switch (bucket->transport) {
+    case ZB_TRANSPORT_REDUCE_SCATTER_V:
+        return ZB_COLLECTIVE_REDUCE_SCATTER_V;
+    case ZB_TRANSPORT_REDUCE_SCATTER:
+        return ZB_COLLECTIVE_REDUCE_SCATTER;
+    case ZB_TRANSPORT_ROOTED:
+        return ZB_COLLECTIVE_REDUCE;
+    default:
+        return ZB_COLLECTIVE_ALL_REDUCE;
+    }
+}
+
 zb_bucket_piece zb_buckets_piece(const zb_buckets *b, int param, int index)
 {
     const zb_bucket *bucket = &b->buckets[b->bucket_of[param]];

@@ -108,6 +108,9 @@ zb_status zb_buckets_create(const zb_layout *layout, const zb_bucket_rule *rule,
                             int order_count, int rank, zb_buckets *buckets);
 void zb_buckets_destroy(zb_buckets *buckets);
 
+/* The kind of collective that a bucket travels in; not NONE. */
+zb_collective_kind zb_transport_collective(const zb_bucket *bucket);
+
 /* Piece 0 .. piece_count[param] - 1 of a parameter, ascending. */
 zb_bucket_piece zb_buckets_piece(const zb_buckets *buckets, int param, int index);
 

@@ -58,7 +58,6 @@ static zb_status check_enums(const zb_comm *comm, const zb_collective *c)
             return refuse(c, "op", (long long)c->op, "an operator of kernels.h");
         if ((c->op == ZB_AVG || c->op == ZB_PREMUL_SUM) && !is_floating(c->dtype))
             return refuse(c, "op", (long long)c->op, "sum, min or max for an integer type");
-        if (c->order != ZB_ORDER_RANK) return refuse(c, "order", (long long)c->order, "an order of plan.h");
     }
     if (has_root(c->kind) && (c->root < 0 || c->root >= comm->world_size))
         return refuse(c, "root or peer", c->root, "a rank of the communicator");

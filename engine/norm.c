@@ -6,6 +6,7 @@
 
 #include <math.h>
 #include <zerobit/memory.h>
+#include <zerobit/orders.h>
 
 #include "engine/state.h"
 #include "engine/torch_sum.h"
@@ -49,9 +50,9 @@ static zb_status reduce_scalar(zb_engine *e, zb_dtype dtype, zb_redop op, const 
     const size_t bytes = zb_dtype_bytes(dtype);
     void *word = (double *)e->norm.words + (e->norm.word_count - 1);
     ZB_TRY(zb_copy_in(e->compute, word, value, bytes));
-    ZB_TRY(zb_engine_collective_run(e, NULL, .kind = ZB_COLLECTIVE_ALL_REDUCE, .send = word, .recv = word,
-                                    .numel = 1, .dtype = dtype, .op = op, .order = e->plan.order,
-                                    .what = what));
+    ZB_TRY(zb_engine_collective_run(
+        e, NULL, .kind = ZB_COLLECTIVE_ALL_REDUCE, .send = word, .recv = word, .numel = 1, .dtype = dtype,
+        .op = op, .order = zb_orders_source(e->plan.orders, ZB_COLLECTIVE_ALL_REDUCE), .what = what));
     ZB_TRY(zb_copy_out(e->compute, value, word, bytes));
     return zb_stream_wait_idle(e->compute);
 }
@@ -321,7 +322,7 @@ zb_status zb_norm_find_overflow(zb_engine *e, int *overflow)
     }
     if (is_partial(e))
         ZB_TRY(zb_engine_collective_run(e, NULL, .kind = ZB_COLLECTIVE_ALL_REDUCE, .send = word, .recv = word,
-                                        .numel = 1, .dtype = ZB_UINT8, .op = ZB_MAX, .order = e->plan.order,
+                                        .numel = 1, .dtype = ZB_UINT8, .op = ZB_MAX,
                                         .what = "overflow flag"));
     ZB_TRY(zb_copy_out(e->compute, &flag, word, sizeof flag));
     ZB_TRY(zb_stream_wait_idle(e->compute));

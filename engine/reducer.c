@@ -2,6 +2,7 @@
 #include "engine/reducer.h"
 
 #include <zerobit/memory.h>
+#include <zerobit/orders.h>
 
 #include "engine/graph.h"
 #include "engine/state.h"
@@ -144,22 +145,22 @@ static zb_status send_range(zb_reducer *r, const zb_bucket *bucket, const zb_buc
 {
     const zb_plan *plan = &r->engine->plan;
     void *range = zb_at(wire, send->begin, plan->comm_dtype);
-    const int rooted = bucket->transport == ZB_TRANSPORT_ROOTED;
-    return zb_engine_collective_run(
-        r->engine, work, .kind = rooted ? ZB_COLLECTIVE_REDUCE : ZB_COLLECTIVE_ALL_REDUCE, .send = range,
-        .recv = range, .numel = send->numel, .root = send->root, .dtype = plan->comm_dtype,
-        .op = zb_engine_grad_op(r->engine), .order = plan->order, .what = r->what);
+    const zb_collective_kind kind = zb_transport_collective(bucket);
+    return zb_engine_collective_run(r->engine, work, .kind = kind, .send = range, .recv = range,
+                                    .numel = send->numel, .root = send->root, .dtype = plan->comm_dtype,
+                                    .op = zb_engine_grad_op(r->engine),
+                                    .order = zb_orders_source(plan->orders, kind), .what = r->what);
 }
 
 static zb_status scatter(zb_reducer *r, const zb_bucket *bucket, void *wire, zb_work *work)
 {
     const zb_plan *plan = &r->engine->plan;
-    return zb_engine_collective_run(
-        r->engine, work,
-        .kind = bucket->counts != NULL ? ZB_COLLECTIVE_REDUCE_SCATTER_V : ZB_COLLECTIVE_REDUCE_SCATTER,
-        .send = wire, .recv = zb_at(wire, bucket->share_begin, plan->comm_dtype),
-        .numel = bucket->share_numel, .counts = bucket->counts, .dtype = plan->comm_dtype,
-        .op = zb_engine_grad_op(r->engine), .order = plan->order, .what = r->what);
+    const zb_collective_kind kind = zb_transport_collective(bucket);
+    return zb_engine_collective_run(r->engine, work, .kind = kind, .send = wire,
+                                    .recv = zb_at(wire, bucket->share_begin, plan->comm_dtype),
+                                    .numel = bucket->share_numel, .counts = bucket->counts,
+                                    .dtype = plan->comm_dtype, .op = zb_engine_grad_op(r->engine),
+                                    .order = zb_orders_source(plan->orders, kind), .what = r->what);
 }
 
 /* works NULL: finished on return. */

@@ -10,6 +10,8 @@
 #include <string.h>
 #include <zerobit/memory.h>
 
+#include "orders/text.h"
+
 /* --- reading --- */
 
 /* What is known to exist and cannot be told in advance. */
@@ -271,49 +273,45 @@ zb_status zb_order_source_parse(const char *text, zb_order_source *source_p)
 
 /* --- writing --- */
 
-/* Counts when `text` is NULL. */
-typedef struct writer {
-    char *text;
-    size_t bytes, used;
-} writer;
-
-static void __attribute__((format(printf, 2, 3))) put(writer *w, const char *format, ...)
+void zb_text_put(zb_text *to, const char *format, ...)
 {
+    const int room = to->text != NULL && to->used < to->bytes;
     va_list args;
     va_start(args, format);
-    const int written = vsnprintf(w->text != NULL ? w->text + w->used : NULL,
-                                  w->text != NULL ? w->bytes - w->used : 0, format, args);
+    const int written = vsnprintf(room ? to->text + to->used : NULL, room ? to->bytes - to->used : 0, format,
+                                  args);
     va_end(args);
     ZB_ASSERT(written >= 0);
-    w->used += (size_t)written;
+    to->used += (size_t)written;
 }
 
-static void write_source(const zb_order_source *source, writer *w)
+void zb_text_put_source(zb_text *to, const zb_order_source *source)
 {
-    put(w, "%s", zb_algorithm_name(source->algorithm));
+    zb_text_put(to, "%s", zb_algorithm_name(source->algorithm));
     if (source->algorithm != ZB_ALGORITHM_NCCL_RING && source->algorithm != ZB_ALGORITHM_NCCL_TREE) return;
-    put(w, " version=%d.%d protocol=%s channels=%d", source->version / 100, source->version % 100,
-        zb_nccl_protocol_name(source->protocol), source->channels);
-    if (source->used_channels != 0) put(w, " used-channels=%d", source->used_channels);
-    if (source->threads != 0) put(w, " threads=%d", source->threads);
-    if (source->chunk_bytes != 0) put(w, " chunk-bytes=%zu", source->chunk_bytes);
-    if (source->fusion != ZB_NCCL_AS_RELEASED) put(w, " fusion=%s", fusion_names[source->fusion]);
+    zb_text_put(to, " version=%d.%d protocol=%s channels=%d", source->version / 100, source->version % 100,
+                zb_nccl_protocol_name(source->protocol), source->channels);
+    if (source->used_channels != 0) zb_text_put(to, " used-channels=%d", source->used_channels);
+    if (source->threads != 0) zb_text_put(to, " threads=%d", source->threads);
+    if (source->chunk_bytes != 0) zb_text_put(to, " chunk-bytes=%zu", source->chunk_bytes);
+    if (source->fusion != ZB_NCCL_AS_RELEASED) zb_text_put(to, " fusion=%s", fusion_names[source->fusion]);
     const size_t n = (size_t)source->world_size;
     for (size_t i = 0; i < (size_t)source->ring_count * n; i++)
-        put(w, "%s%d", i % n == 0 ? " ring=" : ",", (int)source->rings[i]);
+        zb_text_put(to, "%s%d", i % n == 0 ? " ring=" : ",", (int)source->rings[i]);
     for (size_t i = 0; i < (size_t)source->tree_count * n; i++) {
         const int32_t *child = source->trees[i].child;
-        put(w, "%s%d/%d/%d", i % n == 0 ? " tree=" : ",", (int)child[0], (int)child[1], (int)child[2]);
+        zb_text_put(to, "%s%d/%d/%d", i % n == 0 ? " tree=" : ",", (int)child[0], (int)child[1],
+                    (int)child[2]);
     }
 }
 
 char *zb_order_source_text(const zb_order_source *source)
 {
-    writer w = { 0 };
-    write_source(source, &w);
-    char *text = zb_alloc(w.used + 1);
+    zb_text to = { 0 };
+    zb_text_put_source(&to, source);
+    char *text = zb_alloc(to.used + 1);
     if (text == NULL) return NULL;
-    w = (writer){ .text = text, .bytes = w.used + 1 };
-    write_source(source, &w);
+    to = (zb_text){ .text = text, .bytes = to.used + 1 };
+    zb_text_put_source(&to, source);
     return text;
 }

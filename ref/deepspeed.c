@@ -117,11 +117,14 @@ static double finite_or_minus_1(double norm)
 
 /* Each rank has the norm already; what it sends is a share of it, and the sum is the mean of equal numbers.
  */
-static float mean_over_ranks(float norm, int world_size)
+static float mean_over_ranks(const zb_plan *plan, const zb_ref_exchange *exchange, float norm)
 {
-    const float share = norm / (float)world_size;
+    const float share = norm / (float)plan->world_size;
     float mean = share;
-    for (int r = 1; r < world_size; r++) mean = mean + share;
+    for (int r = 0; r < plan->world_size; r++) exchange->values[r] = (double)share;
+    if (plan->clip_norm > 0.0) return zb_ref_exchange_sum_fp32(exchange);
+    for (int r = 1; r < plan->world_size; r++)
+        mean = mean + share; /* nobody is asked: the same sum, made here */
     return mean;
 }
 
@@ -263,12 +266,13 @@ static double sum_of_pieces(const zb_ref_shard *shards, int rank, size_t t, int 
 
 /* Stages 1, 2: fp32 from where ranks add up; the total is torch.norm of the groups' norms. */
 static double norm_of_partitions(const zb_plan *plan, const zb_ref_shard *shards,
-                                 const zb_ref_tensors *gradients, float *scratch)
+                                 const zb_ref_tensors *gradients, const zb_ref_exchange *exchange,
+                                 float *scratch)
 {
     for (size_t t = 0; t < shards[0].tensor_count; t++) {
-        float sum = (float)sum_of_pieces(shards, 0, t, 0, gradients);
-        for (int r = 1; r < plan->world_size; r++)
-            sum = sum + (float)sum_of_pieces(shards, r, t, 0, gradients);
+        for (int r = 0; r < plan->world_size; r++)
+            exchange->values[r] = (double)(float)sum_of_pieces(shards, r, t, 0, gradients);
+        const float sum = zb_ref_exchange_sum_fp32(exchange);
         scratch[t] = (float)finite_or_minus_1((double)sqrtf(sum));
     }
     return (double)norm_fp32(scratch, shards[0].tensor_count);
@@ -276,14 +280,15 @@ static double norm_of_partitions(const zb_plan *plan, const zb_ref_shard *shards
 
 /* Stage 3: fp64 throughout, the total again torch.norm: four lanes, and what is left over fused. */
 static double norm_of_sub_groups(const zb_plan *plan, const zb_ref_shard *shards,
-                                 const zb_ref_tensors *gradients)
+                                 const zb_ref_tensors *gradients, const zb_ref_exchange *exchange)
 {
     enum { LANES = 4 };
     const size_t count = shards[0].tensor_count, whole = count - count % LANES;
     double lane[LANES] = { 0.0 }, total = 0.0;
     for (size_t t = 0; t < count; t++) {
-        double sum = sum_of_pieces(shards, 0, t, 1, gradients);
-        for (int r = 1; r < plan->world_size; r++) sum = sum + sum_of_pieces(shards, r, t, 1, gradients);
+        for (int r = 0; r < plan->world_size; r++)
+            exchange->values[r] = sum_of_pieces(shards, r, t, 1, gradients);
+        const double sum = zb_ref_exchange_sum_fp64(exchange);
         const double norm = finite_or_minus_1(sqrt(sum));
         if (t == whole)
             for (size_t l = 0; l < LANES; l++) total = total + lane[l];
@@ -317,13 +322,13 @@ zb_tensors zb_ref_norm_tensors(const zb_plan *plan)
 }
 
 double zb_ref_plan_norm(const zb_plan *plan, const zb_model *model, const zb_ref_shard *shards,
-                        const zb_ref_tensors *gradients, float *scratch)
+                        const zb_ref_tensors *gradients, const zb_ref_exchange *exchange, float *scratch)
 {
     switch (plan->norm) {
     case ZB_NORM_EXACT:
         return zb_ref_norm(model, gradients);
     case ZB_NORM_PARAMETERS_MEAN:
-        return (double)mean_over_ranks(norm_of_model(model, gradients), plan->world_size);
+        return (double)mean_over_ranks(plan, exchange, norm_of_model(model, gradients));
     case ZB_NORM_PARAMETERS:
         return norm_of_parameters(&shards[0], gradients, scratch);
     case ZB_NORM_FLAT:
@@ -331,9 +336,9 @@ double zb_ref_plan_norm(const zb_plan *plan, const zb_model *model, const zb_ref
     case ZB_NORM_UNFUSED:
         return norm_of_unfused(&shards[0], gradients, scratch);
     case ZB_NORM_PARTITION_FP32:
-        return norm_of_partitions(plan, shards, gradients, scratch);
+        return norm_of_partitions(plan, shards, gradients, exchange, scratch);
     case ZB_NORM_PARTITION_FP64:
-        return norm_of_sub_groups(plan, shards, gradients);
+        return norm_of_sub_groups(plan, shards, gradients, exchange);
     case ZB_NORM_PYTORCH:
         return (double)norm_of_norms(model, gradients, scratch);
     }

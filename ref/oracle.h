@@ -3,8 +3,9 @@
  *
  * Reading order: ref.c (a training run), pass.c (forward and backward through a model), layers.c (one
  * module's formulas), arithmetic.c (exp, log, rounding to 16 bits, the fixed shape of a sum), reduce.c (ranks
- * and norm), step.c (from reduced gradients to weights), optimizer.c; then what DeepSpeed does in its own
- * order: shards.c, deepspeed.c, replay.c. The formulas are those of <zerobit/kernels.h>, written again.
+ * and norm), exchange.c (ranks in the order of a library), step.c (from reduced gradients to weights),
+ * optimizer.c; then what DeepSpeed does in its own order: shards.c, deepspeed.c, replay.c. The formulas are
+ * those of <zerobit/kernels.h>, written again.
  *
  * Every tensor is an array of float, 16-bit types included: its elements are then numbers that the type holds
  * exactly. layers.c computes in fp32; who stores a result rounds it with zb_ref_round.
@@ -18,6 +19,7 @@
 #include <zerobit/loss_scaler.h>
 #include <zerobit/model.h>
 #include <zerobit/plan.h>
+#include <zerobit/route.h>
 #include <zerobit/schedule.h>
 #include <zerobit/status.h>
 #include <zerobit/types.h>
@@ -32,6 +34,8 @@ float zb_ref_round(zb_dtype dtype, float x);
 void zb_ref_round_all(zb_dtype dtype, float *x, size_t numel);
 /* The bit pattern of a number that FP16 or BF16 holds; a NaN becomes the quiet one. */
 uint16_t zb_ref_encode(zb_dtype dtype, float x);
+/* And back. */
+float zb_ref_decode(zb_dtype dtype, uint16_t bits);
 
 /* A sum in the fixed shape: 32 lanes filled in turn, then a binary tree. Start from zero bytes. */
 enum { ZB_REF_LANES = 32 };
@@ -157,6 +161,29 @@ void zb_ref_store(zb_dtype dtype, const zb_ref_tensors *from, int add, zb_ref_te
 /* out = the average over ranks [plan->world_size], by the plan: the fp32 sum in ascending order. What goes in
  * and what comes out is rounded on the way that plan.h describes, up to comm_dtype. */
 void zb_ref_reduce(const zb_plan *plan, const zb_ref_tensors *ranks, zb_ref_tensors *out);
+/* One element: what a rank sends of it, in comm_dtype; one of the plan's factors. */
+float zb_ref_contribution(const zb_plan *plan, float x);
+float zb_ref_factor(zb_factor factor, zb_dtype dtype, float x);
+
+/* --- exchange.c: sums over ranks in the order of a route --- */
+
+typedef struct zb_ref_exchange {
+    const zb_route *route; /* borrowed; NULL: ascending ranks, each partial sum rounded to the type */
+    int world_size;
+    double *values;         /* [world_size] one number of each rank, for the sums below */
+    unsigned char *buffers; /* [world_size + 1][buffer_bytes] what each rank sends in the largest collective;
+                               the result */
+    size_t buffer_bytes;
+    const void **inputs; /* [world_size] */
+} zb_ref_exchange;
+zb_status zb_ref_exchange_create(int world_size, const zb_route *route, zb_ref_exchange *exchange);
+void zb_ref_exchange_destroy(zb_ref_exchange *exchange);
+/* The sum of `values`. */
+float zb_ref_exchange_sum_fp32(const zb_ref_exchange *exchange);
+double zb_ref_exchange_sum_fp64(const zb_ref_exchange *exchange);
+/* As zb_ref_reduce, by the route, which there is. */
+void zb_ref_exchange_gradients(const zb_ref_exchange *exchange, const zb_plan *plan,
+                               const zb_ref_tensors *ranks, zb_ref_tensors *out);
 
 /* The gradients of one optimizer step on their way to the optimizer. */
 typedef struct zb_ref_sums {
@@ -172,7 +199,8 @@ void zb_ref_sums_add(const zb_plan *plan, int64_t micro, int rank, const zb_ref_
                      zb_ref_sums *sums);
 /* After all ranks of a micro-batch: reduces where the plan says so. owners: which rank's optimizer has what;
  * read where averaging is absent. */
-void zb_ref_sums_reduce(const zb_plan *plan, int64_t micro, const zb_ref_shard *owners, zb_ref_sums *sums);
+void zb_ref_sums_reduce(const zb_plan *plan, int64_t micro, const zb_ref_shard *owners,
+                        const zb_ref_exchange *exchange, zb_ref_sums *sums);
 
 /*
  * An exact sum of squares: a non-negative integer in digits of 32 bits, least significant first, in units of
@@ -226,7 +254,7 @@ zb_tensors zb_ref_norm_tensors(const zb_plan *plan);
  * floats for the largest tensor, and one for each tensor of a rank.
  */
 double zb_ref_plan_norm(const zb_plan *plan, const zb_model *model, const zb_ref_shard *shards,
-                        const zb_ref_tensors *gradients, float *scratch);
+                        const zb_ref_tensors *gradients, const zb_ref_exchange *exchange, float *scratch);
 /* What gradients are multiplied by, and the norm that is reported, for a loss scale. */
 float zb_ref_plan_grad_scale(const zb_plan *plan, double norm, double loss_scale);
 double zb_ref_reported_norm(const zb_plan *plan, double norm, double loss_scale);
@@ -241,6 +269,7 @@ typedef struct zb_ref_state {
     zb_ref_tensors master;  /* fp32: what the optimizer writes */
     zb_ref_tensors exp_avg, exp_avg_sq;
     zb_ref_sums sums;
+    zb_ref_exchange exchange;
     zb_ref_shard *shards;       /* [world_size]: what the optimizer takes for one tensor */
     zb_ref_shard *norm_shards;  /* [world_size]: and the norm */
     zb_ref_shard *owners;       /* [world_size]: whose optimizer has what; NULL unless nothing is sent */
@@ -253,9 +282,10 @@ typedef struct zb_ref_state {
     int64_t overflow;
     double norm; /* as reported: without the loss scale; a skipped step may leave the one before, or 0 */
 } zb_ref_state;
-/* schedules: [plan->group_count]. group_of: as in zb_ref_shards_create; needed during the call only. */
+/* schedules: [plan->group_count]. group_of: as in zb_ref_shards_create; needed during the call only. route:
+ * borrowed; NULL where the plan adds in rank order. */
 zb_status zb_ref_state_create(const zb_plan *plan, const zb_schedule_config *schedules, const zb_model *model,
-                              const int *group_of, zb_ref_state *state);
+                              const int *group_of, const zb_route *route, zb_ref_state *state);
 void zb_ref_state_destroy(zb_ref_state *state);
 /* Once, when the masters have been filled with the initial weights. */
 void zb_ref_state_begin(zb_ref_state *state);

@@ -11,32 +11,31 @@ void zb_ref_store(zb_dtype dtype, const zb_ref_tensors *from, int add, zb_ref_te
         to->data[i] = zb_ref_round(dtype, add ? to->data[i] + from->data[i] : from->data[i]);
 }
 
-static float apply(zb_factor factor, zb_dtype dtype, float x)
+float zb_ref_factor(zb_factor factor, zb_dtype dtype, float x)
 {
     if (factor.kind == ZB_FACTOR_MULTIPLY) return zb_ref_round(dtype, x * factor.by);
     if (factor.kind == ZB_FACTOR_DIVIDE) return zb_ref_round(dtype, x / factor.by);
     return x;
 }
 
-/* What a rank sends of one element. */
-static float contribution(const zb_plan *plan, float x)
+float zb_ref_contribution(const zb_plan *plan, float x)
 {
     const zb_averaging *averaging = &plan->averaging;
     x = zb_ref_round(plan->bucket_dtype, x);
-    x = apply(averaging->in_bucket, plan->bucket_dtype, x);
+    x = zb_ref_factor(averaging->in_bucket, plan->bucket_dtype, x);
     x = zb_ref_round(plan->comm_dtype, x);
-    x = apply(averaging->before[0], plan->comm_dtype, x);
-    return apply(averaging->before[1], plan->comm_dtype, x);
+    x = zb_ref_factor(averaging->before[0], plan->comm_dtype, x);
+    return zb_ref_factor(averaging->before[1], plan->comm_dtype, x);
 }
 
 void zb_ref_reduce(const zb_plan *plan, const zb_ref_tensors *ranks, zb_ref_tensors *out)
 {
     for (size_t i = 0; i < out->numel; i++) {
-        float sum = contribution(plan, ranks[0].data[i]);
-        for (int r = 1; r < plan->world_size; r++) sum = sum + contribution(plan, ranks[r].data[i]);
+        float sum = zb_ref_contribution(plan, ranks[0].data[i]);
+        for (int r = 1; r < plan->world_size; r++) sum = sum + zb_ref_contribution(plan, ranks[r].data[i]);
         if (plan->averaging.inside) sum = sum / (float)plan->world_size;
         sum = zb_ref_round(plan->comm_dtype, sum);
-        out->data[i] = apply(plan->averaging.after, plan->comm_dtype, sum);
+        out->data[i] = zb_ref_factor(plan->averaging.after, plan->comm_dtype, sum);
     }
 }
 
@@ -86,12 +85,15 @@ void zb_ref_sums_add(const zb_plan *plan, int64_t micro, int rank, const zb_ref_
     zb_ref_store(plan->local_dtype, gradient, add, &sums->rank[rank]);
 }
 
-void zb_ref_sums_reduce(const zb_plan *plan, int64_t micro, const zb_ref_shard *owners, zb_ref_sums *sums)
+void zb_ref_sums_reduce(const zb_plan *plan, int64_t micro, const zb_ref_shard *owners,
+                        const zb_ref_exchange *exchange, zb_ref_sums *sums)
 {
     const int every_micro_batch = plan->reduce_when == ZB_REDUCE_EVERY_MICRO_BATCH;
     if (!every_micro_batch && micro < plan->accumulation_steps - 1) return;
     if (plan->averaging.absent)
         keep_own(plan, owners, sums->rank, &sums->average);
+    else if (exchange->route != NULL)
+        zb_ref_exchange_gradients(exchange, plan, sums->rank, &sums->average);
     else
         zb_ref_reduce(plan, sums->rank, &sums->average);
     zb_ref_round_all(plan->grad_dtype, sums->average.data, sums->average.numel);

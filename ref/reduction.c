@@ -16,22 +16,21 @@ static int is_whole(zb_dtype dtype)
     return dtype == ZB_INT32 || dtype == ZB_INT64 || dtype == ZB_UINT8;
 }
 
-/* The value of a 16-bit pattern. */
-static double decode_half(zb_dtype dtype, uint16_t bits)
+float zb_ref_decode(zb_dtype dtype, uint16_t bits)
 {
     const int digits = dtype == ZB_FP16 ? 10 : 7, bias = dtype == ZB_FP16 ? 15 : 127;
     const int exponent = (bits & 0x7fff) >> digits, fraction = bits & ((1 << digits) - 1);
-    const double sign = bits & 0x8000 ? -1 : 1;
+    const float sign = bits & 0x8000 ? -1.0f : 1.0f;
     if (exponent == 2 * bias + 1) return fraction != 0 ? NAN : sign * INFINITY;
     const int leading = exponent != 0 ? 1 << digits : 0;
-    return sign * ldexp(leading + fraction, (exponent != 0 ? exponent : 1) - bias - digits);
+    return sign * ldexpf((float)(leading + fraction), (exponent != 0 ? exponent : 1) - bias - digits);
 }
 
 static double load(zb_dtype dtype, const void *data, size_t i)
 {
     if (dtype == ZB_FP32) return (double)((const float *)data)[i];
     if (dtype == ZB_FP64) return ((const double *)data)[i];
-    return decode_half(dtype, ((const uint16_t *)data)[i]);
+    return (double)zb_ref_decode(dtype, ((const uint16_t *)data)[i]);
 }
 
 static void store(const zb_reduction *reduction, double x, void *data, size_t i)

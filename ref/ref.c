@@ -42,7 +42,6 @@ static zb_status check_choices(const zb_plan *plan)
         int found, last;
     } choices[] = {
         { "reduce_when", (int)plan->reduce_when, ZB_REDUCE_EVERY_MICRO_BATCH },
-        { "order", (int)plan->order, ZB_ORDER_RANK },
         { "averaging.in_bucket", (int)plan->averaging.in_bucket.kind, ZB_FACTOR_DIVIDE },
         { "averaging.before[0]", (int)plan->averaging.before[0].kind, ZB_FACTOR_DIVIDE },
         { "averaging.before[1]", (int)plan->averaging.before[1].kind, ZB_FACTOR_DIVIDE },
@@ -158,7 +157,8 @@ static size_t rows_max(const zb_plan *plan, const zb_dataset *dataset)
 static zb_status fill(zb_ref *ref, const zb_ref_options *options)
 {
     const zb_plan *plan = options->plan;
-    ZB_TRY(zb_ref_state_create(plan, options->schedules, ref->model, options->group_of, &ref->state));
+    ZB_TRY(zb_ref_state_create(plan, options->schedules, ref->model, options->group_of, options->route,
+                               &ref->state));
     ZB_TRY(create_loaders(ref, options));
     ZB_TRY(zb_ref_pass_create(ref->model, plan->param_dtype, rows_max(plan, options->dataset), &ref->pass));
     ZB_TRY(create_tensors(ref));

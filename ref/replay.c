@@ -53,7 +53,7 @@ static zb_status create_state(replay *r, const zb_plan *plan)
     if (group_of == NULL) return ZB_NO_MEMORY;
     zb_config_list_schedules(r->run->config, schedules);
     zb_status status = zb_config_assign_groups(r->run->config, &r->model, group_of);
-    if (status == ZB_OK) status = zb_ref_state_create(plan, schedules, &r->model, group_of, &r->state);
+    if (status == ZB_OK) status = zb_ref_state_create(plan, schedules, &r->model, group_of, NULL, &r->state);
     zb_free(group_of);
     return status;
 }

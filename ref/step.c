@@ -25,8 +25,16 @@ static size_t scratch_numel(const zb_ref_state *s)
     return numel;
 }
 
-static zb_status fill(zb_ref_state *s, const zb_schedule_config *schedules, const int *group_of)
+static zb_status fill(zb_ref_state *s, const zb_schedule_config *schedules, const int *group_of,
+                      const zb_route *route)
 {
+    if (s->plan.orders != NULL && route == NULL)
+        return zb_fail(ZB_INVALID_ARGUMENT,
+                       "oracle: the plan names another order than that of ranks, and there is no route");
+    if (route != NULL && route->world_size != s->plan.world_size)
+        return zb_fail(ZB_INVALID_ARGUMENT, "oracle: the route is of %d ranks, the plan of %d",
+                       route->world_size, s->plan.world_size);
+    ZB_TRY(zb_ref_exchange_create(s->plan.world_size, route, &s->exchange));
     ZB_TRY(zb_schedules_init(&s->schedules, schedules, s->plan.group_count));
     ZB_TRY(zb_loss_scaler_init(&s->scaler, &s->plan.scaler));
     zb_ref_tensors *const tensors[] = { &s->master, &s->exp_avg, &s->exp_avg_sq };
@@ -47,10 +55,10 @@ static zb_status fill(zb_ref_state *s, const zb_schedule_config *schedules, cons
 }
 
 zb_status zb_ref_state_create(const zb_plan *plan, const zb_schedule_config *schedules, const zb_model *model,
-                              const int *group_of, zb_ref_state *state)
+                              const int *group_of, const zb_route *route, zb_ref_state *state)
 {
     zb_ref_state made = { .plan = *plan, .model = model };
-    const zb_status status = fill(&made, schedules, group_of);
+    const zb_status status = fill(&made, schedules, group_of, route);
     if (status == ZB_OK)
         *state = made;
     else
@@ -64,6 +72,7 @@ void zb_ref_state_destroy(zb_ref_state *s)
     zb_ref_tensors_destroy(&s->exp_avg);
     zb_ref_tensors_destroy(&s->exp_avg_sq);
     zb_ref_sums_destroy(&s->sums);
+    zb_ref_exchange_destroy(&s->exchange);
     zb_ref_shards_destroy(s->plan.world_size, s->shards);
     zb_ref_shards_destroy(s->plan.world_size, s->norm_shards);
     zb_ref_shards_destroy(s->plan.world_size, s->owners);
@@ -117,7 +126,8 @@ float zb_ref_seed(const zb_ref_state *s)
 void zb_ref_state_add(zb_ref_state *s, int64_t micro, int rank, const zb_ref_tensors *gradient)
 {
     zb_ref_sums_add(&s->plan, micro, rank, gradient, &s->sums);
-    if (rank == s->plan.world_size - 1) zb_ref_sums_reduce(&s->plan, micro, s->owners, &s->sums);
+    if (rank == s->plan.world_size - 1)
+        zb_ref_sums_reduce(&s->plan, micro, s->owners, &s->exchange, &s->sums);
 }
 
 /* An infinity or a NaN in any reduced gradient, where the plan looks for one. */
@@ -133,7 +143,7 @@ static int overflows(const zb_ref_state *s)
 static double take_norm(zb_ref_state *s)
 {
     const zb_plan *plan = &s->plan;
-    const double norm = zb_ref_plan_norm(plan, s->model, s->norm_shards, &s->sums.reduced,
+    const double norm = zb_ref_plan_norm(plan, s->model, s->norm_shards, &s->sums.reduced, &s->exchange,
                                          s->tensor[GRADIENT]);
     const double next = s->scaler.scale;
     s->norm = zb_ref_reported_norm(plan, norm, plan->report_norm_by_next_scale ? next : s->loss_scale);

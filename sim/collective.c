@@ -129,21 +129,27 @@ static void set_in_flight(sim_part *part)
     rank->in_flight = part;
 }
 
-static void arrive(sim_part *part)
+static zb_status arrive(sim_part *part)
 {
     sim_op *op = part->op;
+    /* The last one plans for all, before anybody knows that it has come: a failure leaves the operation open.
+     */
+    if (op->arrived + 1 == op->part_count) {
+        const zb_status status = sim_plan(op);
+        if (status != ZB_OK) return break_with(part->member->rank, status);
+    }
     part->arrived = 1;
     if (part->async) set_in_flight(part);
-    if (++op->arrived < op->part_count) return;
+    if (++op->arrived < op->part_count) return ZB_OK;
     op->complete = 1;
     sim_group_close(op);
-    sim_plan(op);
     if (op->chunk_count > 0) {
         wake_helpers(op, part->async);
     } else {
         op->done = 1;
         wake_all(op);
     }
+    return ZB_OK;
 }
 
 static zb_status begin(sim_member *member, const zb_collective *call, int async, sim_part **part_p)
@@ -161,10 +167,7 @@ static zb_status begin(sim_member *member, const zb_collective *call, int async,
     if (status != ZB_OK) return lock_and_break_with(rank, status);
 
     pthread_mutex_lock(&sim->lock);
-    if (sim->broken)
-        status = sim_fail_broken(sim);
-    else
-        arrive(*part_p);
+    status = sim->broken ? sim_fail_broken(sim) : arrive(*part_p);
     pthread_mutex_unlock(&sim->lock);
     return status;
 }

@@ -50,15 +50,16 @@ void *sim_contribution(const sim_part *part)
 
 /* --- execution of reductions --- */
 
-void sim_plan(sim_op *op)
+zb_status sim_plan(sim_op *op)
 {
     const zb_collective *call = &op->parts[op->first].call;
     if ((int)call->kind == SIM_SPLIT) {
         op->chunk_count = 1;
-        return;
+        return ZB_OK;
     }
     op->numel = sim_reduced_numel(call, op->part_count);
-    if (op->numel == 0) return;
+    if (op->numel == 0) return ZB_OK;
+    ZB_TRY(zb_reduction_of_collective(&op->group->reductions, call, op->part_count, &op->reduction));
     size_t element = zb_dtype_bytes(call->dtype), block = SIM_BLOCK_BYTES / element;
     size_t blocks = (op->numel + block - 1) / block;
     size_t workers = (size_t)op->group->sim->worker_count;
@@ -67,6 +68,7 @@ void sim_plan(sim_op *op)
     size_t wanted = parallel ? 4 * workers : 1;
     op->chunk_numel = (blocks + wanted - 1) / wanted * block;
     op->chunk_count = (op->numel + op->chunk_numel - 1) / op->chunk_numel;
+    return ZB_OK;
 }
 
 /* Where the elements of a reduce_scatter go: part `owner` has [first, first + numel) of them. */
@@ -137,13 +139,27 @@ static void hand_out(const sim_op *op, const char *block, shard *to, size_t at, 
     }
 }
 
+/* Elements [at, at + numel) of the result. */
+static zb_status reduce(const sim_op *op, sim_worker *worker, size_t at, size_t numel, void *out)
+{
+    const zb_collective *call = &op->parts[op->first].call;
+    const size_t skipped = op->reduction != NULL ? 0 : at * zb_dtype_bytes(call->dtype);
+    for (int i = 0; i < op->part_count; i++)
+        worker->inputs[i] = (const char *)input_of(&op->parts[i]) + skipped;
+    if (op->reduction != NULL) return zb_reduction_run(op->reduction, worker->inputs, at, numel, out);
+    return zb_cpu_ordered_reduce(&(zb_ordered_reduce_args){ .inputs = worker->inputs,
+                                                            .count = op->part_count,
+                                                            .out = out,
+                                                            .numel = numel,
+                                                            .dtype = call->dtype,
+                                                            .op = call->op,
+                                                            .factor = call->factor });
+}
+
 static zb_status execute_block(const sim_op *op, sim_worker *worker, shard *to, size_t at, size_t numel)
 {
     const zb_collective *call = &op->parts[op->first].call;
     size_t element = zb_dtype_bytes(call->dtype);
-    for (int i = 0; i < op->part_count; i++)
-        worker->inputs[i] = (const char *)input_of(&op->parts[i]) + at * element;
-
     char *block = worker->block;
     int receiver;
     if (op->result != NULL)
@@ -151,13 +167,7 @@ static zb_status execute_block(const sim_op *op, sim_worker *worker, shard *to, 
     else if ((receiver = direct_receiver(op, to, at, numel)) >= 0)
         block = (char *)op->parts[receiver].call.recv + (at - to->first) * element;
 
-    ZB_TRY(zb_cpu_ordered_reduce(&(zb_ordered_reduce_args){ .inputs = worker->inputs,
-                                                            .count = op->part_count,
-                                                            .out = block,
-                                                            .numel = numel,
-                                                            .dtype = call->dtype,
-                                                            .op = call->op,
-                                                            .factor = call->factor }));
+    ZB_TRY(reduce(op, worker, at, numel, block));
     hand_out(op, block, to, at, numel);
     return ZB_OK;
 }

@@ -147,6 +147,7 @@ void sim_group_destroy(sim_group *group)
 {
     pool_destroy(&group->collectives);
     pool_destroy(&group->pairs);
+    zb_reduction_cache_destroy(&group->reductions);
     zb_free(group->open);
     if (group->previous != NULL)
         group->previous->next = group->next;

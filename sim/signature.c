@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <zerobit/orders.h>
 
 static size_t sum_counts(const size_t *counts, int size)
 {
@@ -97,6 +98,11 @@ static const char *op_name(zb_redop op)
     return (unsigned)op < sizeof names / sizeof names[0] ? names[op] : "?";
 }
 
+static const char *order_name(const zb_order_source *order)
+{
+    return zb_algorithm_name(order != NULL ? order->algorithm : ZB_ALGORITHM_RANK);
+}
+
 static int is_reduction(const zb_collective *call)
 {
     return call->kind == ZB_COLLECTIVE_ALL_REDUCE || call->kind == ZB_COLLECTIVE_REDUCE ||
@@ -136,7 +142,8 @@ int sim_signature_differs(const zb_collective *a, int rank_a, const zb_collectiv
     if (a->op != b->op) DIFFERENCE("op", "%s", op_name(a->op), op_name(b->op));
     if (a->op == ZB_PREMUL_SUM && memcmp(&a->factor, &b->factor, sizeof a->factor) != 0)
         DIFFERENCE("factor", "%.17g", a->factor, b->factor);
-    if (a->order != b->order) DIFFERENCE("order", "%s", zb_order_name(a->order), zb_order_name(b->order));
+    if (!zb_order_source_equal(a->order, b->order))
+        DIFFERENCE("order", "%s", order_name(a->order), order_name(b->order));
     return 0;
 #undef DIFFERENCE
 }

@@ -21,6 +21,7 @@
 #include <zerobit/comm.h>
 #include <zerobit/sim.h>
 
+#include "orders/cache.h"
 #include "sim/fiber.h"
 #include "sim/pool.h"
 
@@ -59,7 +60,8 @@ struct sim_op {
     int part_count, arrived, left;
     int first; /* the part whose signature the others must match */
     int complete, done;
-    size_t numel; /* to reduce, over all ranks' results */
+    const zb_reduction *reduction; /* how it is added; NULL: in rank order. Belongs to the group's cache */
+    size_t numel;                  /* to reduce, over all ranks' results */
     size_t chunk_numel, chunk_count, chunks_taken, chunks_done;
     zb_status status; /* of the execution */
     void *result; /* contributions side by side, or the result for asynchronous parts; NULL if not needed */
@@ -98,6 +100,7 @@ struct sim_group {
     char name[64];
     int size, member_count_left;
     sim_op_pool collectives, pairs;
+    zb_reduction_cache reductions;
     sim_op **open; /* ring: open collectives, [open_first & (capacity - 1)] is the oldest */
     size_t open_capacity, open_count;
     uint64_t open_first;
@@ -219,8 +222,9 @@ int sim_signature_differs(const zb_collective *a, int rank_a, const zb_collectiv
 int sim_part_index(const sim_part *part);
 /** Where the result holds this part's contribution; NULL when it does not. */
 void *sim_contribution(const sim_part *part);
-/** Sets the chunks of a complete operation. */
-void sim_plan(sim_op *op);
+/** Sets the chunks of a complete operation, and how it is added; the lock is held. Fails where its order is
+ * not offered. */
+zb_status sim_plan(sim_op *op);
 zb_status sim_execute_chunk(sim_op *op, size_t chunk, sim_worker *worker);
 /** Copies to this part's receive buffer what the execution has not put there. */
 void sim_deliver(sim_part *part);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include <zerobit/engine.h>
 #include <zerobit/memory.h>
+#include <zerobit/orders.h>
 #include <zerobit/sim.h>
 #include <zerobit/trace.h>
 
@@ -117,14 +118,18 @@ static zb_status create_run(train_run *run)
                                    .seed = (uint64_t)settings->input.seed };
     ZB_TRY(zb_sim_create(&sim_options, &run->sim));
     if (settings->trace == NULL) return ZB_OK;
+    char *orders = zb_orders_text(plan.orders);
+    if (orders == NULL) return ZB_NO_MEMORY;
     zb_trace_header header = { .model = run->in->model,
                                .plan = plan,
                                .stage = stage,
                                .comm = settings->comm,
                                .device = settings->device,
-                               .order = zb_order_name(plan.order),
+                               .order = orders,
                                .steps = settings->steps };
-    return zb_trace_writer_create(settings->trace, &header, &run->trace);
+    const zb_status status = zb_trace_writer_create(settings->trace, &header, &run->trace);
+    zb_free(orders);
+    return status;
 }
 
 static void destroy_run(train_run *run)

@@ -68,7 +68,6 @@ static void put_plan(zb_json_writer *json, const zb_plan *plan)
     zb_json_put_string(json, "grad_dtype", zb_dtype_name(plan->grad_dtype));
     zb_json_put_string(json, "comm_dtype", zb_dtype_name(plan->comm_dtype));
     zb_json_put_int(json, "reduce_when", plan->reduce_when);
-    zb_json_put_int(json, "order", plan->order);
     zb_json_put_int(json, "norm", plan->norm);
     zb_json_put_double(json, "clip_norm", plan->clip_norm);
     zb_json_begin_array(json, "groups");

@@ -4,15 +4,19 @@
  *
  * Every collective must be called by all ranks of the communicator, in the same order, with the same
  * signature (kind, dtype, counts, op, root, order).
+ *
+ * Reductions add in the order that the caller names, whichever back end they run on: `rank` (ascending ranks, 16-bit types and
+ * fp32 in an fp32 accumulator, rounded once), or that of a library (<zerobit/orders.h>).
  */
 #ifndef ZEROBIT_COMM_H
 #define ZEROBIT_COMM_H
 
 #include <stddef.h>
 #include <stdint.h>
+#include <zerobit/collective.h>
 #include <zerobit/device.h>
 #include <zerobit/kernels.h>
-#include <zerobit/plan.h>
+#include <zerobit/reduction.h>
 #include <zerobit/status.h>
 #include <zerobit/types.h>
 
@@ -32,19 +36,6 @@ extern "C" {
  *   send, recv        numel                     send: numel    recv: numel     `root` is the peer
  *   barrier           0                         -              -
  */
-#define ZB_COLLECTIVE_MAP(X)                                                                               \
-    X(ALL_REDUCE, "all_reduce") X(REDUCE_SCATTER, "reduce_scatter") X(REDUCE_SCATTER_V, "reduce_scatter_v") \
-    X(ALL_GATHER, "all_gather") X(ALL_TO_ALL, "all_to_all") X(BROADCAST, "broadcast") X(REDUCE, "reduce")   \
-    X(SEND, "send") X(RECV, "recv") X(BARRIER, "barrier")
-
-typedef enum zb_collective_kind {
-#define ZB_COLLECTIVE_ENUM(name, text) ZB_COLLECTIVE_##name,
-    ZB_COLLECTIVE_MAP(ZB_COLLECTIVE_ENUM)
-#undef ZB_COLLECTIVE_ENUM
-    ZB_COLLECTIVE_COUNT
-} zb_collective_kind;
-ZB_API const char *zb_collective_name(zb_collective_kind kind);
-
 typedef struct zb_collective {
     zb_collective_kind kind;
     const void *send;
@@ -54,7 +45,7 @@ typedef struct zb_collective {
     zb_dtype dtype;
     zb_redop op;
     double factor; /* PREMUL_SUM */
-    zb_order order;
+    const zb_order_source *order; /* of sum, avg and premul_sum; NULL: rank order. Must stay valid until the work is waited for */
     int root;
     zb_stream *stream; /* the buffers are ready when this stream gets here; NULL for host memory */
     const char *what;  /* for reports: "stage 2: reduce bucket"; static string */

@@ -80,6 +80,7 @@ typedef struct zb_config {
     int zero_allow_untested_optimizer;
     zb_param_group groups[ZB_PARAM_GROUP_MAX]; /* "zerobit": {"param_groups": [...]}; otherwise one with every parameter */
     int group_count;
+    zb_orders *orders;           /* owned; "zerobit": {"order": TEXT}, as zb_orders_parse reads it; NULL: rank order */
     int dataloader_drop_last;
     int64_t steps_per_print;     /* 0: never */
     char **notes;                /* owned; one sentence per key that is accepted without effect */
@@ -91,6 +92,8 @@ ZB_API zb_status zb_config_parse(const char *text, size_t text_bytes, const char
 ZB_API zb_status zb_config_load(const char *path, zb_config **config_p);
 /** The same with these semantics, whatever the config asks for; its single quirks are laid over them. */
 ZB_API zb_status zb_config_load_as(const char *path, zb_semantics semantics, zb_config **config_p);
+/** Another order than the config's, as zb_orders_parse reads it; plans derived before must not be used any more. */
+ZB_API zb_status zb_config_set_order(zb_config *config, const char *text);
 ZB_API void zb_config_destroy(zb_config *config);
 
 /**

@@ -14,6 +14,7 @@
 #include <zerobit/model.h>
 #include <zerobit/observe.h>
 #include <zerobit/plan.h>
+#include <zerobit/route.h>
 #include <zerobit/status.h>
 
 #ifdef __cplusplus
@@ -132,6 +133,11 @@ typedef struct zb_step_past {
  * is skipped for an overflow publishes nothing. */
 ZB_API zb_status zb_traffic_formula(const zb_config *config, const zb_model *model, const zb_plan *plan, int stage,
                                     const zb_step_past *past, int skipped, zb_traffic traffic[ZB_COLLECTIVE_COUNT]);
+/**
+ * The collectives that a stage reduces gradients in, each added in the plan's order. ZB_UNSUPPORTED names a collective that the
+ * order's library does not offer. The caller owns *route_p (zb_route_destroy).
+ */
+ZB_API zb_status zb_route_create(const zb_config *config, const zb_model *model, const zb_plan *plan, int stage, zb_route *route_p);
 
 #ifdef __cplusplus
 }

@@ -319,7 +319,7 @@ typedef struct zb_lamb_apply_args {
 /* --- reduction over ranks in rank order --- */
 
 /**
- * out[i] over inputs 0..count-1 ascending, in ZB_ORDER_RANK.
+ * out[i] over inputs 0..count-1 ascending: rank order.
  * SUM, AVG: acc = inputs[0][i]; acc = acc + inputs[r][i] (fp32; fp64 for FP64; wrapping integers); AVG: acc / count
  * (floating types only); rounded once to the type. PREMUL_SUM: each input is first multiplied by `factor` in the
  * accumulator's type. MIN, MAX: a NaN wins; -0 < +0. `out` may be one of the inputs.

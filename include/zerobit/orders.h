@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <zerobit/comm.h>
+#include <zerobit/plan.h>
 #include <zerobit/reduction.h>
 #include <zerobit/status.h>
 #include <zerobit/types.h>
@@ -53,7 +54,7 @@ typedef struct zb_nccl_node { int32_t child[3]; } zb_nccl_node;
  * Who adds: the small record that a trace keeps. Zero is `rank`. What follows the algorithm is NCCL's; zero is its default there,
  * but version and protocol must be given (zb_orders_parse does).
  */
-typedef struct zb_order_source {
+struct zb_order_source {
     zb_algorithm algorithm;
     int version;       /* NCCL: 100 * major + minor, 228..230 */
     zb_nccl_protocol protocol;
@@ -69,7 +70,7 @@ typedef struct zb_order_source {
     int world_size, ring_count, tree_count;
     int32_t *rings;      /* [ring_count][world_size] */
     zb_nccl_node *trees; /* [tree_count][world_size] */
-} zb_order_source;
+};
 
 /** Frees the arrays; fine on zeros and to repeat. */
 ZB_API void zb_order_source_destroy(zb_order_source *source);
@@ -83,21 +84,29 @@ ZB_API void zb_order_source_destroy(zb_order_source *source);
 ZB_API zb_status zb_order_source_parse(const char *text, zb_order_source *source_p);
 /** The same line; parsing it gives an equal record. To be freed by zb_free; NULL when out of memory. */
 ZB_API char *zb_order_source_text(const zb_order_source *source);
+/** Whether both records say the same; NULL is `rank`. */
+ZB_API int zb_order_source_equal(const zb_order_source *a, const zb_order_source *b);
 
+/** Who adds in each kind of reduction: a library has an algorithm for each of them. */
+struct zb_orders {
+    zb_order_source of[ZB_COLLECTIVE_COUNT]; /* all_reduce, reduce_scatter, reduce_scatter_v and reduce are looked at */
+};
+
+/** Frees the records; fine on zeros and to repeat. */
+ZB_API void zb_orders_destroy(zb_orders *orders);
 /**
- * What of a collective decides about its order. Kinds: all_reduce, reduce_scatter, reduce_scatter_v, reduce; numel and counts as in
- * <zerobit/comm.h>. Operations: sum, avg and premul_sum; minimum and maximum have no order.
+ * A source for all kinds, "mpi-ring", or one for each kind that is named and `rank` for the others, "all_reduce: mpi-rabenseifner;
+ * reduce_scatter: mpi-butterfly". Fails as zb_order_source_parse. The caller owns *orders_p (zb_orders_destroy).
  */
-typedef struct zb_reduction_call {
-    zb_collective_kind kind;
-    int world_size;
-    size_t numel;
-    const size_t *counts;
-    zb_dtype dtype;
-    zb_redop op;
-    double factor; /* PREMUL_SUM */
-    int root;      /* reduce     */
-} zb_reduction_call;
+ZB_API zb_status zb_orders_parse(const char *text, zb_orders *orders_p);
+/** The same text, "rank" for NULL; parsing it gives equal records. To be freed by zb_free; NULL when out of memory. */
+ZB_API char *zb_orders_text(const zb_orders *orders);
+/** The same text; cut, with "...", where the room is too small for it. */
+ZB_API void zb_orders_describe(const zb_orders *orders, char *text, size_t text_bytes);
+/** Whether they add alike in every kind; NULL is `rank`. */
+ZB_API int zb_orders_equal(const zb_orders *a, const zb_orders *b);
+/** Who adds in that kind; NULL: rank order. */
+ZB_API const zb_order_source *zb_orders_source(const zb_orders *orders, zb_collective_kind kind);
 
 /**
  * The reduction that `source` makes of `call`. avg and premul_sum, where a library has none of its own (Open MPI, gloo): contributions

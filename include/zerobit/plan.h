@@ -17,11 +17,8 @@
 extern "C" {
 #endif
 
-/** Order in which ranks' contributions to one element are added. */
-typedef enum zb_order {
-    ZB_ORDER_RANK /* ascending ranks, fp32 accumulator (fp64 for fp64, wrapping for integers), rounded once */
-} zb_order;
-ZB_API const char *zb_order_name(zb_order order);
+/** In which order ranks' contributions are added, by kind of collective. <zerobit/orders.h> */
+typedef struct zb_orders zb_orders;
 
 /** When gradients cross ranks. */
 typedef enum zb_reduce_when {
@@ -142,7 +139,7 @@ typedef struct zb_plan {
     zb_dtype comm_dtype; /* what travels */
     zb_dtype grad_dtype; /* what the optimizer is given */
     zb_averaging averaging;
-    zb_order order;
+    const zb_orders *orders; /* borrowed from the config; NULL: rank order */
     zb_reduce_when reduce_when;
     int reshuffle;             /* the sampler shuffles anew for every epoch */
     zb_loss_scaler_config scaler;
@@ -162,14 +159,17 @@ typedef struct zb_plan {
     int group_count;
 } zb_plan;
 
-/** True when the two plans demand equal bits at every step. With one micro-batch per step, when to reduce makes no difference. */
+/**
+ * True when the two plans demand equal bits at every step. With one micro-batch per step, when to reduce makes no difference. With
+ * another order than that of ranks they also depend on where in its collective each gradient travels: zb_routes_add_alike.
+ */
 ZB_API int zb_plan_equal(const zb_plan *a, const zb_plan *b);
 /**
  * One line of text, e.g. "standard fp32 world 4 micro 4 x 1 reduce=boundary average=inside order=rank norm=exact grad=fp32
  * comm=fp32 scale=none overflow=apply". A dynamic scale reads scale=dynamic:INITIAL/WINDOW/HYSTERESIS/MINIMUM; an average is
  * written as it is computed: "/2 sum", "sum *0.5". grad=A>B where gradients change their type on the way.
  */
-enum { ZB_PLAN_TEXT_BYTES = 640 };
+enum { ZB_PLAN_TEXT_BYTES = 800 };
 ZB_API void zb_plan_describe(const zb_plan *plan, char *text, size_t text_bytes);
 
 #ifdef __cplusplus

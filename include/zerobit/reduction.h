@@ -8,6 +8,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <zerobit/collective.h>
 #include <zerobit/status.h>
 #include <zerobit/types.h>
 
@@ -15,7 +16,25 @@
 extern "C" {
 #endif
 
+/** Who adds; <zerobit/orders.h> has what it holds. Where a pointer to one is NULL: zerobit itself, in rank order. */
+typedef struct zb_order_source zb_order_source;
+
 typedef enum zb_redop { ZB_SUM, ZB_AVG, ZB_MIN, ZB_MAX, ZB_PREMUL_SUM } zb_redop;
+
+/**
+ * What of a collective decides about its order. Kinds: all_reduce, reduce_scatter, reduce_scatter_v, reduce; numel and counts as in
+ * <zerobit/comm.h>. Operations: sum, avg and premul_sum; minimum and maximum have no order.
+ */
+typedef struct zb_reduction_call {
+    zb_collective_kind kind;
+    int world_size;
+    size_t numel;
+    const size_t *counts;
+    zb_dtype dtype;
+    zb_redop op;
+    double factor; /* PREMUL_SUM */
+    int root;      /* reduce     */
+} zb_reduction_call;
 
 /*
  * A tree of additions over n positions, in postfix notation: 2 n - 1 numbers, each a position, whose contribution is taken, or

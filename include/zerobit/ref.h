@@ -10,6 +10,7 @@
 #include <zerobit/observe.h>
 #include <zerobit/plan.h>
 #include <zerobit/reduction.h>
+#include <zerobit/route.h>
 #include <zerobit/schedule.h>
 #include <zerobit/status.h>
 
@@ -26,6 +27,9 @@ typedef struct zb_ref_options {
     const zb_model *model;          /* borrowed, like the next two */
     const zb_weights *weights;      /* initial values */
     const zb_dataset *dataset;
+    /* Where gradients lie in the collectives that add them: for orders in which that matters, as the stage has it. NULL: rank order.
+       Borrowed. */
+    const zb_route *route;
     uint64_t sampler_seed;
     int shuffle, drop_last, reshuffle; /* of the loader */
 } zb_ref_options;

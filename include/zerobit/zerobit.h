@@ -2,6 +2,7 @@
 #ifndef ZEROBIT_ZEROBIT_H
 #define ZEROBIT_ZEROBIT_H
 
+#include <zerobit/collective.h>
 #include <zerobit/comm.h>
 #include <zerobit/config.h>
 #include <zerobit/data.h>
@@ -19,6 +20,7 @@
 #include <zerobit/reduction.h>
 #include <zerobit/ref.h>
 #include <zerobit/replay.h>
+#include <zerobit/route.h>
 #include <zerobit/schedule.h>
 #include <zerobit/sim.h>
 #include <zerobit/status.h>

@@ -69,7 +69,6 @@ static const struct refusal {
       "integer" },
     { "a scaled sum of bytes", CALL(REDUCE, .send = a, .recv = b, .dtype = ZB_UINT8, .op = ZB_PREMUL_SUM),
       "integer" },
-    { "order", CALL(REDUCE_SCATTER, .send = a, .recv = b, .order = (zb_order)3), "order is 3" },
     { "root above", CALL(BROADCAST, .recv = b, .root = 3), "root or peer is 3" },
     { "root below", CALL(REDUCE, .send = a, .recv = b, .root = -1), "root or peer is -1" },
     { "send to oneself", CALL(SEND, .send = a, .numel = 1, .root = 1), "peer is 1, want another" },

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <zerobit/memory.h>
+#include <zerobit/orders.h>
 #include <zerobit/ref.h>
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
@@ -913,7 +914,9 @@ static void break_bucket_dtype(setting *s)
 }
 static void break_order(setting *s)
 {
-    s->plan.order = (zb_order)7;
+    static const zb_orders ring = { .of = { [ZB_COLLECTIVE_ALL_REDUCE] = {
+                                                .algorithm = ZB_ALGORITHM_MPI_RING } } };
+    s->plan.orders = &ring;
 }
 static void break_norm(setting *s)
 {
@@ -996,7 +999,7 @@ static const struct refusal {
     { "plan.reduce_when is 7", ZB_UNSUPPORTED, break_reduce_when },
     { "plan.local_dtype is int64", ZB_UNSUPPORTED, break_local_dtype },
     { "plan.bucket_dtype is int64", ZB_UNSUPPORTED, break_bucket_dtype },
-    { "plan.order is 7", ZB_UNSUPPORTED, break_order },
+    { "another order than that of ranks, and there is no route", ZB_INVALID_ARGUMENT, break_order },
     { "plan.norm is 8", ZB_UNSUPPORTED, break_norm },
     { "plan.averaging.before[1] is 7", ZB_UNSUPPORTED, break_averaging },
     { "plan.overflow is 7", ZB_UNSUPPORTED, break_overflow },

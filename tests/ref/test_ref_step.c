@@ -348,7 +348,11 @@ static void check_norm(void **state)
     assert_int_equal(zb_ref_shards_create(&plan, zb_ref_norm_tensors(&plan), model,
                                           c->groups != NULL ? group_of : NULL, &shards),
                      ZB_OK);
-    const double got = zb_ref_plan_norm(&plan, model, shards, &gradients, scratch), want = norm_wanted(c);
+    zb_ref_exchange exchange;
+    assert_int_equal(zb_ref_exchange_create(c->world, NULL, &exchange), ZB_OK);
+    const double got = zb_ref_plan_norm(&plan, model, shards, &gradients, &exchange, scratch),
+                 want = norm_wanted(c);
+    zb_ref_exchange_destroy(&exchange);
     if (got != want && !(isnan(got) && isnan(want))) fail_msg("%a, want %a", got, want);
     zb_ref_shards_destroy(c->world, shards);
     zb_ref_tensors_destroy(&gradients);
@@ -519,7 +523,7 @@ static void check_step(void **state)
     bare_model memory;
     const zb_model *model = bare(&memory, (const int[]){ 1, -1 });
     zb_ref_state s;
-    assert_int_equal(zb_ref_state_create(&plan, c->schedule, model, NULL, &s), ZB_OK);
+    assert_int_equal(zb_ref_state_create(&plan, c->schedule, model, NULL, NULL, &s), ZB_OK);
     zb_ref_state_begin(&s);
     for (int i = 0; i < c->count; i++) {
         s.sums.reduced.data[0] = c->steps[i].grad;
@@ -562,7 +566,7 @@ static void check_clip(void **state)
     bare_model memory;
     const zb_model *model = bare(&memory, (const int[]){ 8, 4, -1 });
     zb_ref_state s;
-    assert_int_equal(zb_ref_state_create(&plan, &rate_1, model, NULL, &s), ZB_OK);
+    assert_int_equal(zb_ref_state_create(&plan, &rate_1, model, NULL, NULL, &s), ZB_OK);
     for (size_t i = 0; i < 12; i++) s.sums.reduced.data[i] = 1.0f;
     assert_int_equal(zb_ref_state_step(&s), ZB_OK);
     for (size_t i = 0; i < 12; i++) assert_true((double)s.master.data[i] == -c->applied);
@@ -604,7 +608,7 @@ static void check_hidden_first_step(void **state)
     bare_model memory;
     const zb_model *model = bare(&memory, (const int[]){ 1, -1 });
     zb_ref_state s;
-    assert_int_equal(zb_ref_state_create(&plan, &rate_1, model, NULL, &s), ZB_OK);
+    assert_int_equal(zb_ref_state_create(&plan, &rate_1, model, NULL, NULL, &s), ZB_OK);
     s.master.data[0] = 1.0f;
     zb_ref_state_begin(&s);
     assert_true(s.master.data[0] == 0.95f);
@@ -651,7 +655,7 @@ static void check_nothing_sent(void **state)
         plan.reduce_when = (zb_reduce_when)when;
         zb_ref_state s;
         zb_ref_tensors gradient;
-        assert_int_equal(zb_ref_state_create(&plan, &rate_1, model, NULL, &s), ZB_OK);
+        assert_int_equal(zb_ref_state_create(&plan, &rate_1, model, NULL, NULL, &s), ZB_OK);
         assert_int_equal(zb_ref_tensors_create(model, &gradient), ZB_OK);
         for (int64_t micro = 0; micro < 2; micro++)
             for (int rank = 0; rank < 2; rank++) {
@@ -682,7 +686,7 @@ static void check_tensors_make_no_difference(void **state)
         bare_model memory;
         const zb_model *model = bare(&memory, (const int[]){ 3, 5, 4, 7, -1 });
         zb_ref_state s;
-        assert_int_equal(zb_ref_state_create(&plan, &rate_1, model, NULL, &s), ZB_OK);
+        assert_int_equal(zb_ref_state_create(&plan, &rate_1, model, NULL, NULL, &s), ZB_OK);
         for (uint32_t step = 0; step < 3; step++) {
             fill_random(s.sums.reduced.data, 19, step);
             assert_int_equal(zb_ref_state_step(&s), ZB_OK);
