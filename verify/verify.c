@@ -34,6 +34,7 @@ typedef struct runner {
     zb_device **devices; /* [world_size], like engines */
     zb_engine **engines;
     const int *group_of;   /* [param_count] the parameter group of each */
+    const zb_route *route; /* NULL: rank order */
     uint64_t *owned_numel; /* [world_size] */
     int *has_ended;        /* [world_size]: the rank's engine has ended training */
     zb_step_past past;
@@ -252,6 +253,7 @@ static zb_status create_oracle(group *g)
                                             .model = options->model,
                                             .weights = options->weights,
                                             .dataset = options->dataset,
+                                            .route = g->runners[0].route,
                                             .sampler_seed = options->sampler_seed,
                                             .shuffle = 1,
                                             .drop_last = options->config->dataloader_drop_last,
@@ -336,26 +338,43 @@ static zb_status group_run(group *g)
 
 /* --- all cases --- */
 
-/* The stages of one precision and world whose plan is that of the first one not run yet. */
-static int take_group(group *g, zb_verify_case *cases, int count, int *is_taken)
+/* Whether both must give the same bits: equal plans, and where it matters every element added by the same
+ * tree. */
+static zb_status is_same_arithmetic(const zb_verify_case *a, const zb_route *route_a, const zb_verify_case *b,
+                                    const zb_route *route_b, int *same_p)
 {
-    g->runner_count = 0;
-    const zb_plan *plan = NULL;
-    for (int i = 0; i < count; i++) {
-        if (is_taken[i] || (plan != NULL && !zb_plan_equal(plan, &cases[i].plan))) continue;
-        plan = &cases[i].plan;
-        is_taken[i] = 1;
-        g->runners[g->runner_count++] = (runner){ .options = g->options, .result = &cases[i] };
-    }
-    return g->runner_count;
+    *same_p = zb_plan_equal(&a->plan, &b->plan);
+    if (!*same_p || a->plan.orders == NULL) return ZB_OK;
+    return zb_routes_add_alike(route_a, route_b, same_p);
 }
 
-static zb_status run_world(const zb_verify_options *options, zb_verify_case *cases, int64_t *done,
-                           int64_t total)
+/* The stages of one precision and world whose arithmetic is that of the first one not run yet. */
+static zb_status take_group(group *g, zb_verify_case *cases, const zb_route *routes, int count, int *is_taken)
+{
+    int first = -1;
+    g->runner_count = 0;
+    for (int i = 0; i < count; i++) {
+        int same = !is_taken[i];
+        if (same && first >= 0)
+            ZB_TRY(is_same_arithmetic(&cases[first], &routes[first], &cases[i], &routes[i], &same));
+        if (!same) continue;
+        if (first < 0) first = i;
+        is_taken[i] = 1;
+        g->runners[g->runner_count++] = (runner){ .options = g->options,
+                                                  .result = &cases[i],
+                                                  .route = cases[i].plan.orders != NULL ? &routes[i] : NULL };
+    }
+    return ZB_OK;
+}
+
+static zb_status run_groups(const zb_verify_options *options, zb_verify_case *cases, const zb_route *routes,
+                            int64_t *done, int64_t total)
 {
     int is_taken[ZB_STAGE_COUNT] = { 0 };
     group g = { .options = options, .done = done, .total = total };
-    while (take_group(&g, cases, options->stage_count, is_taken) > 0) {
+    for (;;) {
+        ZB_TRY(take_group(&g, cases, routes, options->stage_count, is_taken));
+        if (g.runner_count == 0) return ZB_OK;
         int64_t done_before = *done;
         g.ref = NULL;
         g.reference = NULL;
@@ -365,7 +384,30 @@ static zb_status run_world(const zb_verify_options *options, zb_verify_case *cas
         /* A group whose engines all stopped early is done all the same. */
         *done = done_before + g.runner_count * options->steps;
     }
+}
+
+static zb_status create_routes(const zb_verify_options *options, const zb_verify_case *cases,
+                               zb_route *routes)
+{
+    for (int i = 0; i < options->stage_count; i++) {
+        const zb_verify_case *c = &cases[i];
+        if (c->plan.orders == NULL) continue;
+        if (zb_route_create(options->config, options->model, &c->plan, c->stage, &routes[i]) != ZB_OK)
+            return zb_fail_context("stage %d, world %d, %s", c->stage, c->world_size,
+                                   zb_dtype_name(c->dtype));
+    }
     return ZB_OK;
+}
+
+/* All stages of one precision and world. */
+static zb_status run_world(const zb_verify_options *options, zb_verify_case *cases, int64_t *done,
+                           int64_t total)
+{
+    zb_route routes[ZB_STAGE_COUNT] = { 0 };
+    zb_status status = create_routes(options, cases, routes);
+    if (status == ZB_OK) status = run_groups(options, cases, routes, done, total);
+    for (int i = 0; i < options->stage_count; i++) zb_route_destroy(&routes[i]);
+    return status;
 }
 
 static zb_status check_list(const char *what, const int *values, int count, int min, int max)

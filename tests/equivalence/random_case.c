@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <zerobit/engine.h>
 #include <zerobit/memory.h>
 
 #include "tests/equivalence/draw.h"
@@ -286,7 +287,7 @@ static uint64_t random_bucket_limit(draw *d, const zb_model *model)
     }
 }
 
-enum { GROUPS_MAX = 3, PARAMS_MAX = 64 /* two of each of the builder's 32 modules */ };
+enum { WORLD_MAX = 9, GROUPS_MAX = 3, PARAMS_MAX = 64 /* two of each of the builder's 32 modules */ };
 
 /* Its parameters by name, and in what it departs from the optimizer. */
 static void append_group(draw *d, random_case *c, const int *group_of, int group)
@@ -324,6 +325,46 @@ static void append_groups(draw *d, random_case *c)
     append(c->config_text, sizeof c->config_text, "],");
 }
 
+/* A ring through all ranks, in any order behind rank 0. */
+static void append_ring(draw *d, int world, char *text, size_t text_bytes)
+{
+    int ranks[WORLD_MAX] = { 0 };
+    for (int i = 1; i < world; i++) { /* each is put in a random place */
+        const int at = between(d, 1, i);
+        ranks[i] = ranks[at];
+        ranks[at] = i;
+    }
+    for (int i = 0; i < world; i++) append(text, text_bytes, "%s%d", i == 0 ? " ring=" : ",", ranks[i]);
+}
+
+/* Half of the cases add in the order of a library. Drawn apart, so that a case is otherwise what it is
+ * without. */
+static void append_order(random_case *c)
+{
+    static const char *const whole[] = { "gloo",
+                                         "mpi-default",
+                                         "mpi-ring",
+                                         "all_reduce: mpi-rabenseifner; reduce_scatter_v: mpi-butterfly; "
+                                         "reduce_scatter: mpi-recursive-doubling; reduce: mpi-linear",
+                                         "all_reduce: mpi-linear; reduce_scatter_v: mpi-recursive-halving; "
+                                         "reduce_scatter: mpi-recursive-halving; reduce: mpi-default",
+                                         "all_reduce: mpi-segmented-ring; reduce_scatter: mpi-butterfly" };
+    static const char *const protocols[] = { "simple", "ll", "ll128" };
+    draw d = { .state = c->number * 0x9E3779B97F4A7C15u + 5 };
+    if (one_in(&d, 2)) return;
+    const int kind = between(&d, 0, 8);
+    if (kind < 6) {
+        append(c->order, sizeof c->order, "%s", whole[kind]);
+    } else {
+        const int channels = between(&d, 1, 3);
+        append(c->order, sizeof c->order, "nccl-ring version=2.28 protocol=%s channels=%d",
+               protocols[between(&d, 0, 2)], channels);
+        for (int rings = between(&d, 0, channels); rings > 0; rings--)
+            append_ring(&d, c->world_size, c->order, sizeof c->order);
+    }
+    append(c->config_text, sizeof c->config_text, "\"order\":\"%s\",", c->order);
+}
+
 /* One of the two semantics, in some cases with single quirks switched the other way. */
 static void append_zerobit(draw *d, random_case *c)
 {
@@ -335,6 +376,7 @@ static void append_zerobit(draw *d, random_case *c)
         append(c->config_text, sizeof c->config_text, "\"optimizer_vector_width\":16,");
     c->group_count = 0;
     if (one_in(d, 3)) append_groups(d, c);
+    append_order(c);
     append(c->config_text, sizeof c->config_text, "\"quirks\":{");
     zb_quirks preset = zb_quirks_of(c->semantics);
     const char *separator = "";
@@ -427,7 +469,7 @@ static void append_zero(draw *d, random_case *c)
 static zb_status make_config(draw *d, random_case *c)
 {
     static const char *const clips[] = { "0", "0.0001", "0.1", "1.0", "1000" };
-    c->world_size = between(d, 1, 9);
+    c->world_size = between(d, 1, WORLD_MAX);
     c->steps = between(d, 2, 4);
     int micro = between(d, 1, 3), accumulation = between(d, 1, 4);
     append(c->config_text, sizeof c->config_text,
@@ -451,15 +493,19 @@ static zb_status make_config(draw *d, random_case *c)
     return ZB_OK;
 }
 
-/* Those that take the config. Stage 1 takes every one. */
+/* Those that take the config, and whose collectives the order's library offers. Stage 1 takes every config.
+ */
 static zb_status find_stages(random_case *c)
 {
     for (int stage = 0; stage < ZB_STAGE_COUNT; stage++) {
         zb_plan plan;
-        const zb_status status = zb_plan_derive(c->config, stage, c->dtype, c->world_size, &plan);
+        zb_route route = { 0 };
+        zb_status status = zb_plan_derive(c->config, stage, c->dtype, c->world_size, &plan);
+        if (status == ZB_OK) status = zb_route_create(c->config, c->model, &plan, stage, &route);
+        zb_route_destroy(&route);
         if (status == ZB_OK)
             c->stages[c->stage_count++] = stage;
-        else if (status != ZB_INVALID_CONFIG || stage == 1)
+        else if (status != ZB_UNSUPPORTED && (status != ZB_INVALID_CONFIG || stage == 1))
             return status;
     }
     return ZB_OK;

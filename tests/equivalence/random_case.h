@@ -21,11 +21,12 @@ typedef struct random_case {
     zb_weights weights;
     int64_t dataset_size;
     int world_size;
+    char order[512]; /* of addition; "": that of ranks */
     zb_semantics semantics;
     const char *arithmetic; /* of the optimizer; static */
     int group_count;        /* of parameters; 0: the config gives none */
     zb_dtype dtype;
-    int stages[ZB_STAGE_COUNT]; /* that take the config */
+    int stages[ZB_STAGE_COUNT]; /* that take the config and the order; none: there is nothing to compare */
     int stage_count;
     int64_t steps;
     char config_text[4096]; /* JSON, for the report of a failure */
