@@ -175,6 +175,12 @@ zb_status zb_comm_split(zb_comm *comm, int color, int key, zb_comm **out)
     return comm->ops->split(comm, color, key, out);
 }
 
+void zb_comm_fail(zb_comm *comm, zb_status status, const char *message)
+{
+    ZB_ASSERT(comm != NULL && status != ZB_OK && message != NULL);
+    if (comm->ops->fail != NULL) comm->ops->fail(comm, status, message);
+}
+
 void zb_comm_destroy(zb_comm *comm)
 {
     if (comm != NULL) comm->ops->destroy(comm);

@@ -185,6 +185,15 @@ double zb_ref_exchange_sum_fp64(const zb_ref_exchange *exchange);
 void zb_ref_exchange_gradients(const zb_ref_exchange *exchange, const zb_plan *plan,
                                const zb_ref_tensors *ranks, zb_ref_tensors *out);
 
+/* --- bound.c: how far rounding can take a reduced gradient --- */
+
+/* How many roundings an element meets on its way at most. */
+int zb_ref_roundings(const zb_plan *plan);
+/* Adds up |gradient|, which is one rank's of one micro-batch. */
+void zb_ref_bound_note(const zb_ref_tensors *gradient, double *magnitudes);
+/* For an element whose gradients' magnitudes add up to this. */
+double zb_ref_bound_of(const zb_plan *plan, double magnitude);
+
 /* The gradients of one optimizer step on their way to the optimizer. */
 typedef struct zb_ref_sums {
     int world_size;

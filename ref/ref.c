@@ -18,6 +18,7 @@ struct zb_ref {
     zb_ref_pass pass;        /* one for all ranks, which take turns */
     zb_ref_tensors values;   /* the masters in the model's type: what forward reads */
     zb_ref_tensors gradient; /* of one micro-batch of one rank */
+    double *magnitudes;      /* [numel] of the first step's gradients; NULL: no bounds are wanted */
     uint16_t *payload;       /* one parameter's elements as 16-bit numbers, for showing */
 };
 
@@ -162,6 +163,10 @@ static zb_status fill(zb_ref *ref, const zb_ref_options *options)
     ZB_TRY(create_loaders(ref, options));
     ZB_TRY(zb_ref_pass_create(ref->model, plan->param_dtype, rows_max(plan, options->dataset), &ref->pass));
     ZB_TRY(create_tensors(ref));
+    if (options->with_bounds) {
+        ref->magnitudes = zb_alloc_array(ref->gradient.numel, sizeof *ref->magnitudes);
+        if (ref->magnitudes == NULL) return ZB_NO_MEMORY;
+    }
     set_weights(ref, options->weights);
     return ZB_OK;
 }
@@ -194,6 +199,7 @@ void zb_ref_destroy(zb_ref *ref)
         zb_loader_destroy(ref->loader[r]);
     zb_free(ref->loader);
     zb_free(ref->payload);
+    zb_free(ref->magnitudes);
     zb_ref_tensors_destroy(&ref->values);
     zb_ref_tensors_destroy(&ref->gradient);
     zb_ref_pass_destroy(&ref->pass);
@@ -330,6 +336,8 @@ static zb_status compute_gradients(zb_ref *ref, const zb_observer *observer)
     for (int64_t micro = 0; micro < plan->accumulation_steps; micro++)
         for (int r = 0; r < plan->world_size; r++) {
             ZB_TRY(run_micro_batch(ref, observer, micro, r));
+            if (ref->magnitudes != NULL && ref->state.steps == 0)
+                zb_ref_bound_note(&ref->gradient, ref->magnitudes);
             zb_ref_state_add(&ref->state, micro, r, &ref->gradient);
         }
     return ZB_OK;
@@ -343,4 +351,22 @@ zb_status zb_ref_step(zb_ref *ref, const zb_observer *observer)
     if (ref->state.optimizer.step > optimizer_steps)
         zb_ref_store(ref->state.plan.param_dtype, &ref->state.master, 0, &ref->values);
     return show_step(ref, observer);
+}
+
+/* --- the first step's gradient --- */
+
+int zb_ref_gradient_roundings(const zb_ref *ref)
+{
+    return zb_ref_roundings(&ref->state.plan);
+}
+
+void zb_ref_first_gradient(const zb_ref *ref, int param, float *gradient, double *bound)
+{
+    const zb_ref_tensors *reduced = &ref->state.sums.reduced;
+    ZB_ASSERT(ref->magnitudes != NULL && ref->state.steps == 1);
+    const size_t first = (size_t)(reduced->param[param] - reduced->data);
+    for (size_t i = 0; i < ref->model->params[param].numel; i++) {
+        gradient[i] = reduced->data[first + i];
+        bound[i] = zb_ref_bound_of(&ref->state.plan, ref->magnitudes[first + i]);
+    }
 }

@@ -369,10 +369,19 @@ static void sim_destroy(zb_comm *comm)
     pthread_mutex_unlock(&sim->lock);
 }
 
+static void sim_fail(zb_comm *comm, zb_status status, const char *message)
+{
+    sim_rank *rank = member_of(comm)->rank;
+    pthread_mutex_lock(&rank->sim->lock);
+    sim_break(rank->sim, rank, status, message);
+    pthread_mutex_unlock(&rank->sim->lock);
+}
+
 const zb_comm_ops sim_comm_ops = {
     .name = "sim",
     .start = sim_start,
     .wait = sim_wait,
     .split = sim_split,
+    .fail = sim_fail,
     .destroy = sim_destroy,
 };

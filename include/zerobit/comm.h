@@ -65,6 +65,8 @@ typedef struct zb_comm_ops {
     zb_status (*wait)(zb_comm *comm, zb_work *work);
     /* Ranks with equal color form a new communicator, ordered by (key, rank); color < 0: none (*out = NULL). Collective. */
     zb_status (*split)(zb_comm *comm, int color, int key, zb_comm **out);
+    /* Optional: tell the other ranks. */
+    void (*fail)(zb_comm *comm, zb_status status, const char *message);
     void (*destroy)(zb_comm *comm);
 } zb_comm_ops;
 
@@ -99,6 +101,11 @@ ZB_API zb_status zb_comm_start(zb_comm *comm, const zb_collective *collective, z
 /** Finish; fine to call on a zero zb_work. Resets *work to zero. */
 ZB_API zb_status zb_comm_wait(zb_comm *comm, zb_work *work);
 ZB_API zb_status zb_comm_split(zb_comm *comm, int color, int key, zb_comm **out);
+/**
+ * This rank cannot go on, for a reason that is not the communicator's: every other rank gets ZB_REMOTE, with the message, from the
+ * collective that it is in or comes to.
+ */
+ZB_API void zb_comm_fail(zb_comm *comm, zb_status status, const char *message);
 ZB_API void zb_comm_destroy(zb_comm *comm);
 
 /** World of one. */

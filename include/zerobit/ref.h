@@ -30,6 +30,7 @@ typedef struct zb_ref_options {
     /* Where gradients lie in the collectives that add them: for orders in which that matters, as the stage has it. NULL: rank order.
        Borrowed. */
     const zb_route *route;
+    int with_bounds; /* of the first step, for zb_ref_first_gradient */
     uint64_t sampler_seed;
     int shuffle, drop_last, reshuffle; /* of the loader */
 } zb_ref_options;
@@ -49,6 +50,15 @@ ZB_API zb_status zb_ref_observe_initial(zb_ref *ref, const zb_observer *observer
  * passed on) only zb_ref_destroy is left.
  */
 ZB_API zb_status zb_ref_step(zb_ref *ref, const zb_observer *observer);
+
+/** Roundings that an element of a reduced gradient meets at most on its way, whatever the order of addition. */
+ZB_API int zb_ref_gradient_roundings(const zb_ref *ref);
+/**
+ * After the first step, with_bounds set: the reduced gradient of a parameter, and how far each element can lie from what it would be
+ * without any rounding, whatever the order of addition (derived in ref/bound.c). Both [the parameter's numel]; where a gradient is an
+ * infinity or a NaN the bound is no finite number.
+ */
+ZB_API void zb_ref_first_gradient(const zb_ref *ref, int param, float *gradient, double *bound);
 
 /** As zb_reduction_run, one element and one addition at a time. `out` must not be part of an input. */
 ZB_API void zb_ref_reduction_run(const zb_reduction *reduction, const void *const *inputs, size_t first, size_t numel, void *out);

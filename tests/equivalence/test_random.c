@@ -21,6 +21,9 @@ typedef struct tally {
     uint64_t stages[ZB_STAGE_COUNT], semantics[2]; /* cases */
     uint64_t grouped;                              /* cases with more than one parameter group */
     uint64_t ordered;                              /* cases in the order of a library */
+    uint64_t bounded;                              /* pairs of classes that were held to a bound */
+    uint64_t apart;                                /* elements of their gradients that had other bits */
+    double largest;                                /* how much of a bound was used up */
     uint64_t ended;                                /* runs that ended by themselves */
 } tally;
 
@@ -42,6 +45,15 @@ static void count(const random_case *c, const zb_verify_case *results, tally *se
     }
 }
 
+static void count_relation(void *user, const zb_verify_relation *relation)
+{
+    tally *seen = user;
+    if (!relation->is_bounded) return;
+    seen->bounded++;
+    seen->apart += relation->elements_differ;
+    if (relation->largest > seen->largest) seen->largest = relation->largest;
+}
+
 static int case_is_equal(const random_case *c, tally *seen)
 {
     zb_verify_case results[ZB_STAGE_COUNT];
@@ -59,7 +71,9 @@ static int case_is_equal(const random_case *c, tally *seen)
                                         .steps = c->steps,
                                         .workers = 1 + (int)(c->number % 2),
                                         .sim_seed = c->number,
-                                        .sampler_seed = c->number % 3 };
+                                        .sampler_seed = c->number % 3,
+                                        .relation = count_relation,
+                                        .user = seen };
     zb_status status = zb_verify(&options, results);
     if (status == ZB_OK) {
         count(c, results, seen);
@@ -93,8 +107,8 @@ static int run_case(uint64_t number, tally *seen)
 
 static int all_kinds_seen(const tally *seen)
 {
-    int all = seen->ended > 0 && seen->grouped > 0 && seen->ordered > 0 && seen->semantics[0] > 0 &&
-              seen->semantics[1] > 0;
+    int all = seen->ended > 0 && seen->grouped > 0 && seen->ordered > 0 && seen->bounded > 0 &&
+              seen->apart > 0 && seen->semantics[0] > 0 && seen->semantics[1] > 0;
     for (int stage = 0; stage < ZB_STAGE_COUNT; stage++) all = all && seen->stages[stage] > 0;
     return all;
 }
@@ -136,5 +150,8 @@ int main(int argc, char **argv)
            " in the order of a library; %" PRIu64 " runs ended by themselves\n",
            seen.stages[0], seen.stages[1], seen.stages[2], seen.stages[3], seen.semantics[0],
            seen.semantics[1], seen.grouped, seen.ordered, seen.ended);
+    printf("%" PRIu64 " pairs of classes within their bounds, %.2f of one used up at most; %" PRIu64
+           " elements of theirs differed\n",
+           seen.bounded, seen.largest, seen.apart);
     return failed == 0 && leaked == 0 && enough ? 0 : 1;
 }
