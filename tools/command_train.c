@@ -11,8 +11,9 @@
 #include <zerobit/engine.h>
 #include <zerobit/memory.h>
 #include <zerobit/orders.h>
-#include <zerobit/sim.h>
 #include <zerobit/trace.h>
+
+#include "verify/world.h"
 
 static const char command_name[] = "train";
 
@@ -24,77 +25,62 @@ typedef struct train_settings {
     int force;
 } train_settings;
 
-/* One rank's part; only its own thread touches it. */
-typedef struct train_rank {
-    struct train_run *run;
-    zb_device *device;
-    zb_engine *engine;
-    double loss_sum; /* of this step */
-    int64_t loss_count;
-} train_rank;
-
 typedef struct train_run {
     const train_settings *settings;
     const inputs *in;
-    zb_sim *sim;
-    train_rank *ranks;
+    zb_comm *comm; /* NULL: the ranks are simulated; otherwise they are processes, and this is one of them */
+    zb_world *world;
+    zb_device **devices; /* [rank_count], like engines: of the ranks that run here */
+    zb_engine **engines;
     int rank_count;
-    zb_trace_writer *trace; /* NULL: none wanted */
-    zb_weights gathered;    /* rank 0's */
-    double lr;              /* of the step under way */
+    zb_trace_writer *trace; /* NULL: none wanted, or written elsewhere */
+    zb_weights gathered;    /* where rank 0 runs */
+    double lr;              /* likewise: of the step under way */
+    double *loss_sum;       /* [rank_count] of this step, where everything arrives */
+    int64_t *loss_count;
 } train_run;
+
+static int is_judge(const train_run *run)
+{
+    return run->comm == NULL || run->comm->rank == 0;
+}
 
 /* --- what a rank does --- */
 
-static zb_status observe_rank(void *user, const zb_observation *observation)
-{
-    train_rank *rank = user;
-    if (observation->quantity == ZB_Q_LOSS) {
-        rank->loss_sum += (double)*(const float *)observation->data;
-        rank->loss_count++;
-    }
-    return rank->run->trace != NULL ? zb_trace_write(rank->run->trace, observation) : ZB_OK;
-}
-
-static zb_status start_rank(void *user, zb_comm *comm)
+static zb_status start_rank(void *user, zb_comm *comm, const zb_observer *observer)
 {
     train_run *run = user;
-    train_rank *rank = &run->ranks[comm->rank];
-    rank->run = run;
-    ZB_TRY(zb_device_cpu_create(&rank->device));
+    ZB_TRY(zb_device_cpu_create(&run->devices[comm->rank]));
     zb_engine_options options = { .config = run->in->config,
                                   .model = run->in->model,
                                   .weights = &run->in->weights,
                                   .dataset = run->in->dataset,
-                                  .device = rank->device,
+                                  .device = run->devices[comm->rank],
                                   .comm = comm,
                                   .stage = (int)run->settings->stage,
                                   .dtype = (int)run->settings->dtypes.values[0],
                                   .sampler_seed = (uint64_t)run->settings->input.seed };
-    ZB_TRY(zb_initialize(&options, &rank->engine));
-    zb_observer observer = { observe_rank, rank };
-    return run->trace != NULL ? zb_engine_observe(rank->engine, &observer) : ZB_OK;
+    ZB_TRY(zb_initialize(&options, &run->engines[comm->rank]));
+    return run->settings->trace != NULL ? zb_engine_observe(run->engines[comm->rank], observer) : ZB_OK;
 }
 
-static zb_status step_rank(void *user, zb_comm *comm)
+static zb_status step_rank(void *user, zb_comm *comm, const zb_observer *observer)
 {
     train_run *run = user;
-    train_rank *rank = &run->ranks[comm->rank];
-    rank->loss_sum = 0;
-    rank->loss_count = 0;
-    if (comm->rank == 0) run->lr = zb_schedule_lr(&zb_engine_lr_scheduler(rank->engine)->group[0]);
-    zb_observer observer = { observe_rank, rank };
-    ZB_TRY(zb_engine_train_step(rank->engine, &observer));
-    return run->trace != NULL ? zb_engine_observe(rank->engine, &observer) : ZB_OK;
+    zb_engine *engine = run->engines[comm->rank];
+    if (comm->rank == 0) run->lr = zb_schedule_lr(&zb_engine_lr_scheduler(engine)->group[0]);
+    ZB_TRY(zb_engine_train_step(engine, observer));
+    return run->settings->trace != NULL ? zb_engine_observe(engine, observer) : ZB_OK;
 }
 
-static zb_status gather_rank(void *user, zb_comm *comm)
+static zb_status gather_rank(void *user, zb_comm *comm, const zb_observer *observer)
 {
     train_run *run = user;
     zb_weights weights;
+    (void)observer;
     /* The seed's values are overwritten; this is how weights of the right sizes come to be. */
     ZB_TRY(zb_weights_from_seed(run->in->model, 0, &weights));
-    zb_status status = zb_engine_gather_weights(run->ranks[comm->rank].engine, weights.values);
+    zb_status status = zb_engine_gather_weights(run->engines[comm->rank], weights.values);
     if (status == ZB_OK && comm->rank == 0)
         run->gathered = weights;
     else
@@ -102,26 +88,37 @@ static zb_status gather_rank(void *user, zb_comm *comm)
     return status;
 }
 
+/* --- where everything arrives --- */
+
+/* Ranks come from several threads, but each from one. */
+static zb_status observe(void *user, const zb_observation *observation)
+{
+    train_run *run = user;
+    if (observation->quantity == ZB_Q_LOSS) {
+        float loss;
+        memcpy(&loss, observation->data, sizeof loss);
+        run->loss_sum[observation->rank] += (double)loss;
+        run->loss_count[observation->rank]++;
+    }
+    return run->trace != NULL ? zb_trace_write(run->trace, observation) : ZB_OK;
+}
+
+static zb_status run_ranks(train_run *run, zb_world_main *main)
+{
+    const zb_observer observer = { observe, run };
+    return zb_world_run(run->world, main, run, &observer);
+}
+
 /* --- the run --- */
 
-static zb_status create_run(train_run *run)
+static zb_status open_trace(train_run *run, const zb_plan *plan, int stage)
 {
     const train_settings *settings = run->settings;
-    zb_plan plan;
-    int stage = settings->stage >= 0 ? (int)settings->stage : run->in->config->zero.stage;
-    ZB_TRY(
-        zb_plan_derive(run->in->config, stage, settings->dtypes.values[0], (int)settings->world_size, &plan));
-    run->ranks = zb_alloc_array((size_t)run->rank_count, sizeof *run->ranks);
-    if (run->ranks == NULL) return ZB_NO_MEMORY;
-    zb_sim_options sim_options = { .world_size = run->rank_count,
-                                   .workers = (int)settings->workers,
-                                   .seed = (uint64_t)settings->input.seed };
-    ZB_TRY(zb_sim_create(&sim_options, &run->sim));
-    if (settings->trace == NULL) return ZB_OK;
-    char *orders = zb_orders_text(plan.orders);
+    if (settings->trace == NULL || !is_judge(run)) return ZB_OK;
+    char *orders = zb_orders_text(plan->orders);
     if (orders == NULL) return ZB_NO_MEMORY;
     zb_trace_header header = { .model = run->in->model,
-                               .plan = plan,
+                               .plan = *plan,
                                .stage = stage,
                                .comm = settings->comm,
                                .device = settings->device,
@@ -132,57 +129,122 @@ static zb_status create_run(train_run *run)
     return status;
 }
 
+static zb_status allocate(train_run *run)
+{
+    const size_t count = (size_t)run->rank_count;
+    run->devices = zb_alloc_array(count, sizeof *run->devices);
+    run->engines = zb_alloc_array(count, sizeof *run->engines);
+    run->loss_sum = zb_alloc_array(count, sizeof *run->loss_sum);
+    run->loss_count = zb_alloc_array(count, sizeof *run->loss_count);
+    const int complete = run->devices != NULL && run->engines != NULL && run->loss_sum != NULL &&
+                         run->loss_count != NULL;
+    return complete ? ZB_OK : ZB_NO_MEMORY;
+}
+
+static zb_status create_world(train_run *run)
+{
+    if (run->comm != NULL) return zb_world_spread(run->comm, &run->world);
+    const zb_sim_options sim_options = { .world_size = run->rank_count,
+                                         .workers = (int)run->settings->workers,
+                                         .seed = (uint64_t)run->settings->input.seed };
+    return zb_world_simulate(&sim_options, &run->world);
+}
+
+/* An order that the stage's collectives cannot have is found before anything runs. */
+static zb_status check_route(const train_run *run, const zb_plan *plan, int stage)
+{
+    zb_route route;
+    if (plan->orders == NULL) return ZB_OK;
+    ZB_TRY(zb_route_create(run->in->config, run->in->model, plan, stage, &route));
+    zb_route_destroy(&route);
+    return ZB_OK;
+}
+
+static zb_status create_run(train_run *run)
+{
+    const train_settings *settings = run->settings;
+    zb_plan plan;
+    int stage = settings->stage >= 0 ? (int)settings->stage : run->in->config->zero.stage;
+    ZB_TRY(zb_plan_derive(run->in->config, stage, settings->dtypes.values[0], run->rank_count, &plan));
+    ZB_TRY(check_route(run, &plan, stage));
+    ZB_TRY(allocate(run));
+    ZB_TRY(create_world(run));
+    return open_trace(run, &plan, stage);
+}
+
 static void destroy_run(train_run *run)
 {
-    for (int i = 0; run->ranks != NULL && i < run->rank_count; i++) {
-        zb_engine_destroy(run->ranks[i].engine);
-        if (run->ranks[i].device != NULL) zb_device_destroy(run->ranks[i].device);
+    for (int i = 0; i < run->rank_count; i++) {
+        if (run->engines != NULL) zb_engine_destroy(run->engines[i]);
+        if (run->devices != NULL && run->devices[i] != NULL) zb_device_destroy(run->devices[i]);
     }
-    if (run->sim != NULL) zb_sim_destroy(run->sim);
+    zb_world_destroy(run->world);
     zb_trace_writer_destroy(run->trace);
     zb_weights_destroy(&run->gathered);
-    zb_free(run->ranks);
+    zb_free(run->devices);
+    zb_free(run->engines);
+    zb_free(run->loss_sum);
+    zb_free(run->loss_count);
 }
 
 static void print_step(const train_run *run, int64_t step)
 {
     int64_t every = run->settings->print_every;
+    if (!is_judge(run)) return;
     if ((step + 1) % every != 0 && step + 1 != run->settings->steps) return;
     double sum = 0;
     int64_t count = 0;
     for (int i = 0; i < run->rank_count; i++) {
-        sum += run->ranks[i].loss_sum;
-        count += run->ranks[i].loss_count;
+        sum += run->loss_sum[i];
+        count += run->loss_count[i];
     }
     printf("step %6" PRId64 "  loss %.9g  lr %.9g\n", step + 1, sum / (double)count, run->lr);
     fflush(stdout);
 }
 
-static zb_status train(train_run *run)
+/* Every process stops before the same step. */
+static zb_status check_interrupt(train_run *run, int64_t step)
+{
+    int64_t interrupted = interrupt_flag != 0;
+    ZB_TRY(zb_world_agree(run->world, &interrupted, 1));
+    if (!interrupted) return ZB_OK;
+    return zb_fail(ZB_INTERRUPTED, "interrupted before step %" PRId64 " of %" PRId64 "; nothing was written",
+                   step, run->settings->steps);
+}
+
+static zb_status step_all(train_run *run, int64_t step)
+{
+    memset(run->loss_sum, 0, (size_t)run->rank_count * sizeof *run->loss_sum);
+    memset(run->loss_count, 0, (size_t)run->rank_count * sizeof *run->loss_count);
+    ZB_TRY(run_ranks(run, step_rank));
+    print_step(run, step);
+    return ZB_OK;
+}
+
+static zb_status save(train_run *run)
 {
     const train_settings *settings = run->settings;
-    ZB_TRY(create_run(run));
-    ZB_TRY(zb_sim_run(run->sim, start_rank, run));
-    /* Once more after the last step: when it came in time, nothing is written. */
-    for (int64_t step = 0;; step++) {
-        if (interrupt_flag != 0)
-            return zb_fail(ZB_INTERRUPTED,
-                           "interrupted before step %" PRId64 " of %" PRId64 "; nothing was written", step,
-                           settings->steps);
-        if (step == settings->steps) break;
-        ZB_TRY(zb_sim_run(run->sim, step_rank, run));
-        print_step(run, step);
-    }
-    if (settings->save_weights != NULL) {
-        ZB_TRY(zb_sim_run(run->sim, gather_rank, run));
+    if (settings->save_weights != NULL) ZB_TRY(run_ranks(run, gather_rank));
+    if (settings->save_weights != NULL && is_judge(run)) {
         ZB_TRY(zb_weights_save(run->in->model, &run->gathered, settings->save_weights));
         printf("%s: the weights\n", settings->save_weights);
     }
-    if (run->trace != NULL) {
-        ZB_TRY(zb_trace_writer_finish(run->trace));
-        printf("%s: the trace\n", settings->trace);
-    }
+    if (run->trace == NULL) return ZB_OK;
+    ZB_TRY(zb_trace_writer_finish(run->trace));
+    printf("%s: the trace\n", settings->trace);
     return ZB_OK;
+}
+
+static zb_status train(train_run *run)
+{
+    ZB_TRY(create_run(run));
+    ZB_TRY(run_ranks(run, start_rank));
+    /* Once more after the last step: when an interruption came in time, nothing is written. */
+    for (int64_t step = 0;; step++) {
+        ZB_TRY(check_interrupt(run, step));
+        if (step == run->settings->steps) return save(run);
+        ZB_TRY(step_all(run, step));
+    }
 }
 
 /* --- the command --- */
@@ -240,6 +302,7 @@ exit_code command_train(int argc, char **argv)
     int help = 0;
     const option_spec options[] = {
         OPTION_ROW_SEMANTICS(settings.input),
+        OPTION_ROW_ORDER(settings.input),
         OPTION_ROW_MODEL(settings.input),
         OPTION_ROWS_DATA(settings.input),
         { "--comm", OPTION_TEXT, &settings.comm, "NAME", "how ranks talk: sim (sim)", 0, 0 },

@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 #include <zerobit/memory.h>
+#include <zerobit/orders.h>
 #include <zerobit/verify.h>
 
 static const char command_name[] = "verify";
@@ -24,11 +25,25 @@ typedef struct verify_settings {
     int quiet;
 } verify_settings;
 
-/* --- progress --- */
+/* --- what is told on the way --- */
+
+typedef struct listener {
+    int watched; /* a progress bar is shown */
+    zb_verify_relation *relations;
+    int relation_count, relation_capacity;
+} listener;
+
+static void note_relation(void *user, const zb_verify_relation *relation)
+{
+    listener *l = user;
+    ZB_ASSERT(l->relation_count < l->relation_capacity);
+    l->relations[l->relation_count++] = *relation;
+}
 
 static void show_progress(void *user, const zb_verify_case *current, int64_t done, int64_t total)
 {
-    (void)user;
+    const listener *l = user;
+    if (!l->watched) return;
     enum { WIDTH = 30 };
     char bar[WIDTH + 1];
     int filled = (int)(done * WIDTH / total);
@@ -112,37 +127,63 @@ static exit_code give_report(const verify_settings *settings, const verify_repor
     return code_of_cases(report);
 }
 
-static exit_code run_cases(const verify_settings *settings, const inputs *in, zb_verify_case *cases,
-                           int case_count)
+static zb_status run_cases(const verify_settings *settings, const inputs *in, listener *l,
+                           zb_verify_case *cases)
 {
-    int watched = !settings->quiet && isatty(STDERR_FILENO);
-    zb_verify_options options = { .config = in->config,
-                                  .model = in->model,
-                                  .weights = &in->weights,
-                                  .dataset = in->dataset,
-                                  .stages = settings->stages.values,
-                                  .stage_count = settings->stages.count,
-                                  .worlds = settings->worlds.values,
-                                  .world_count = settings->worlds.count,
-                                  .dtypes = settings->dtypes.values,
-                                  .dtype_count = settings->dtypes.count,
-                                  .steps = settings->steps,
-                                  .workers = (int)settings->workers,
-                                  .sim_seed = (uint64_t)settings->input.seed,
-                                  .sampler_seed = (uint64_t)settings->input.seed,
-                                  .interrupt = &interrupt_flag,
-                                  .progress = watched ? show_progress : NULL };
+    const zb_verify_options options = { .config = in->config,
+                                        .model = in->model,
+                                        .weights = &in->weights,
+                                        .dataset = in->dataset,
+                                        .stages = settings->stages.values,
+                                        .stage_count = settings->stages.count,
+                                        .worlds = settings->worlds.values,
+                                        .world_count = settings->worlds.count,
+                                        .dtypes = settings->dtypes.values,
+                                        .dtype_count = settings->dtypes.count,
+                                        .steps = settings->steps,
+                                        .workers = (int)settings->workers,
+                                        .sim_seed = (uint64_t)settings->input.seed,
+                                        .sampler_seed = (uint64_t)settings->input.seed,
+                                        .interrupt = &interrupt_flag,
+                                        .progress = show_progress,
+                                        .relation = note_relation,
+                                        .user = l };
     interrupt_watch();
-    double begin = seconds_now();
-    zb_status status = zb_verify(&options, cases);
-    if (watched) clear_progress();
+    const zb_status status = zb_verify(&options, cases);
+    if (l->watched) clear_progress();
+    return status;
+}
+
+static exit_code conclude(const verify_settings *settings, const inputs *in, zb_status status,
+                          verify_report *report)
+{
     if (status == ZB_INTERRUPTED) {
         fprintf(stderr, "zerobit verify: %s\n", zb_error_message());
         return EXIT_INTERNAL; /* main ends by the signal itself */
     }
     /* ZB_DIFFERENT is told by the cases; anything else kept them from running. */
     if (status != ZB_OK && status != ZB_DIFFERENT) return command_failed(command_name, status);
+    char *order = zb_orders_text(in->config->orders);
+    if (order == NULL) return command_failed(command_name, ZB_NO_MEMORY);
+    report->order = in->config->orders != NULL ? order : NULL;
+    const exit_code code = give_report(settings, report);
+    zb_free(order);
+    return code;
+}
 
+static exit_code verify_inputs(verify_settings *settings, const inputs *in)
+{
+    if (settings->dtypes.count == 0) settings->dtypes = (dtype_list){ { in->config->dtype }, 1 };
+    const int worlds = settings->worlds.count * settings->dtypes.count;
+    const int case_count = settings->stages.count * worlds;
+    enum { PAIRS = ZB_STAGE_COUNT * (ZB_STAGE_COUNT - 1) / 2 };
+    listener l = { .watched = !settings->quiet && isatty(STDERR_FILENO),
+                   .relation_capacity = PAIRS * worlds };
+    const double begin = seconds_now();
+    zb_verify_case *cases = zb_alloc_array((size_t)case_count, sizeof *cases);
+    l.relations = zb_alloc_array((size_t)l.relation_capacity, sizeof *l.relations);
+    zb_status status = cases != NULL && l.relations != NULL ? ZB_OK : ZB_NO_MEMORY;
+    if (status == ZB_OK) status = run_cases(settings, in, &l, cases);
     verify_report report = { .config = in->config,
                              .model = in->model->name,
                              .data = settings->input.data,
@@ -150,17 +191,11 @@ static exit_code run_cases(const verify_settings *settings, const inputs *in, zb
                              .seed = settings->input.seed,
                              .cases = cases,
                              .case_count = case_count,
+                             .relations = l.relations,
+                             .relation_count = l.relation_count,
                              .seconds = seconds_now() - begin };
-    return give_report(settings, &report);
-}
-
-static exit_code verify_inputs(verify_settings *settings, const inputs *in)
-{
-    if (settings->dtypes.count == 0) settings->dtypes = (dtype_list){ { in->config->dtype }, 1 };
-    int case_count = settings->stages.count * settings->worlds.count * settings->dtypes.count;
-    zb_verify_case *cases = zb_alloc_array((size_t)case_count, sizeof *cases);
-    if (cases == NULL) return command_failed(command_name, ZB_NO_MEMORY);
-    exit_code code = run_cases(settings, in, cases, case_count);
+    const exit_code code = conclude(settings, in, status, &report);
+    zb_free(l.relations);
     zb_free(cases);
     return code;
 }
@@ -186,6 +221,7 @@ exit_code command_verify(int argc, char **argv)
     int help = 0;
     const option_spec options[] = {
         OPTION_ROW_SEMANTICS(settings.input),
+        OPTION_ROW_ORDER(settings.input),
         OPTION_ROW_MODEL(settings.input),
         OPTION_ROWS_DATA(settings.input),
         { "--stages", OPTION_INTS, &settings.stages, "LIST", "ZeRO stages (0,1,2,3)", 0, ZB_STAGE_COUNT - 1 },

@@ -28,7 +28,10 @@ zb_status inputs_open_config(const input_options *options, inputs *in)
     *in = (inputs){ 0 };
     ZB_TRY(load_config(options, &in->config));
     apply_batch(options, in->config);
-    return ZB_OK;
+    if (options->order == NULL || zb_config_set_order(in->config, options->order) == ZB_OK) return ZB_OK;
+    const zb_status status = zb_fail_context("--order");
+    inputs_close(in);
+    return status;
 }
 
 static int looks_like_cifar10(const zb_model *model)

@@ -13,6 +13,7 @@ typedef struct input_options {
     const char *data;      /* "synthetic", a folder or a file */
     const char *weights;   /* NULL: from the seed */
     const char *semantics; /* by name; NULL: the config's */
+    const char *order;     /* of addition, likewise */
     int64_t seed;
     int64_t records;                                /* of synthetic data */
     int64_t train_batch, micro_batch, accumulation; /* 0: not given */
@@ -24,6 +25,9 @@ typedef struct input_options {
 /* Rows of an option table (options.h). */
 #define OPTION_ROW_SEMANTICS(in)                                                                             \
     { "--semantics", OPTION_TEXT, &(in).semantics, "NAME", "standard or deepspeed-0.19.6 (the config's)", 0, 0 }
+#define OPTION_ROW_ORDER(in)                                                                                 \
+    { "--order", OPTION_TEXT, &(in).order, "ORDER",                                                          \
+      "in which ranks are added: rank, mpi-ring, ... or \"KIND: ORDER; ..\" (the config's)", 0, 0 }
 #define OPTION_ROW_MODEL(in)                                                                                 \
     { "--model", OPTION_TEXT, &(in).model, "M",                                                              \
       "cifar10-net, mlp:IN-..-OUT, mlp-mse:.. or a JSON file (cifar10-net)", 0, 0 }

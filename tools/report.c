@@ -42,15 +42,44 @@ const char *report_grouped(uint64_t value, char text[REPORT_NUMBER_BYTES])
     return text;
 }
 
+/* Simulated ranks go without saying. */
+static const char *ranks_of(const zb_verify_case *c)
+{
+    if (c->ranks == NULL || strcmp(c->ranks, "sim") == 0) return "";
+    return strcmp(c->ranks, "mpi") == 0 ? ", Open MPI" : c->ranks;
+}
+
 void report_unequal(const verify_report *report, FILE *to)
 {
     for (int i = 0; i < report->case_count; i++) {
         const zb_verify_case *c = &report->cases[i];
         if (c->status != ZB_OK)
-            fprintf(to, "stage %d, world %d, %s: %s: %s%s\n", c->stage, c->world_size,
-                    zb_dtype_name(c->dtype), zb_status_string(c->status), c->message,
+            fprintf(to, "stage %d, world %d, %s%s: %s: %s%s\n", c->stage, c->world_size,
+                    zb_dtype_name(c->dtype), ranks_of(c), zb_status_string(c->status), c->message,
                     c->difference.found && !c->difference.missing ? " (oracle against engine)" : "");
     }
+}
+
+/* Stages of one class are equal to the bit; what holds between classes is said here. */
+static void report_relations(const verify_report *report, FILE *to)
+{
+    for (int i = 0; i < report->relation_count; i++) {
+        const zb_verify_relation *r = &report->relations[i];
+        fprintf(to, "world %d, %s, classes %c and %c: ", r->world_size, zb_dtype_name(r->dtype),
+                'A' + r->class_a, 'A' + r->class_b);
+        if (!r->is_bounded)
+            fprintf(to, "not comparable: %s\n", r->message);
+        else if (r->status != ZB_OK)
+            fprintf(to, "%s: %s\n", zb_status_string(r->status), r->message);
+        else
+            fprintf(
+                to,
+                "they round in different places; %" PRIu64 " of %" PRIu64
+                " elements of the first reduced gradients differ, within %.0f %% of the %d roundings that "
+                "they may\n",
+                r->elements_differ, r->elements, 100 * r->largest, r->roundings);
+    }
+    if (report->relation_count > 0) fputc('\n', to);
 }
 
 void report_table(const verify_report *report, FILE *to)
@@ -58,11 +87,12 @@ void report_table(const verify_report *report, FILE *to)
     char text[48], number[REPORT_NUMBER_BYTES];
     for (size_t i = 0; i < report->config->note_count; i++)
         fprintf(to, "note: %s\n", report->config->notes[i]);
-    fprintf(to,
-            "%s on %s, %" PRId64 " steps, seed %" PRId64 ": engine on simulated ranks against the oracle\n\n",
-            report->model, report->data, report->steps, report->seed);
-    fprintf(to, "%5s %6s  %-5s  %-14s %9s  %-9s %17s %9s\n", "stage", "world", "dtype", "batch per rank",
-            "steps", "result", "values compared", "time");
+    fprintf(to, "%s on %s, %" PRId64 " steps, seed %" PRId64 ": the engine against the oracle%s%s\n\n",
+            report->model, report->data, report->steps, report->seed,
+            report->order != NULL ? ", adding in the order " : "",
+            report->order != NULL ? report->order : "");
+    fprintf(to, "%-5s %5s %6s  %-5s  %5s  %-14s %9s  %-9s %17s %9s\n", "ranks", "stage", "world", "dtype",
+            "class", "batch per rank", "steps", "result", "values compared", "time");
     uint64_t values = 0;
     int unequal = 0;
     for (int i = 0; i < report->case_count; i++) {
@@ -71,11 +101,13 @@ void report_table(const verify_report *report, FILE *to)
         unequal += c->status != ZB_OK;
         snprintf(text, sizeof text, "%" PRId64 " x %" PRId64, c->plan.micro_batch_size,
                  c->plan.accumulation_steps);
-        fprintf(to, "%5d %6d  %-5s  %-14s %9" PRId64 "  %-9s %17s %7.2f s\n", c->stage, c->world_size,
-                zb_dtype_name(c->dtype), text, c->steps_done, report_result_word(c->status),
+        fprintf(to, "%-5s %5d %6d  %-5s  %5c  %-14s %9" PRId64 "  %-9s %17s %7.2f s\n",
+                c->ranks != NULL ? c->ranks : "sim", c->stage, c->world_size, zb_dtype_name(c->dtype),
+                'A' + c->equality_class, text, c->steps_done, report_result_word(c->status),
                 report_grouped(c->values_compared, number), c->seconds);
     }
     fputc('\n', to);
+    report_relations(report, to);
     for (int i = 0; i < report->case_count; i++) {
         const zb_verify_case *c = &report->cases[i];
         if (c->ended)
@@ -130,6 +162,8 @@ static void put_case(zb_json_writer *json, const zb_verify_case *c)
     zb_json_put_int(json, "stage", c->stage);
     zb_json_put_int(json, "world", c->world_size);
     zb_json_put_string(json, "dtype", zb_dtype_name(c->dtype));
+    zb_json_put_string(json, "ranks", c->ranks);
+    zb_json_put_int(json, "class", c->equality_class);
     zb_json_put_int(json, "micro_batch_size", c->plan.micro_batch_size);
     zb_json_put_int(json, "accumulation_steps", c->plan.accumulation_steps);
     zb_json_put_string(json, "plan", plan);
@@ -146,6 +180,23 @@ static void put_case(zb_json_writer *json, const zb_verify_case *c)
     zb_json_end_object(json);
 }
 
+static void put_relation(zb_json_writer *json, const zb_verify_relation *r)
+{
+    zb_json_begin_object(json, NULL);
+    zb_json_put_int(json, "world", r->world_size);
+    zb_json_put_string(json, "dtype", zb_dtype_name(r->dtype));
+    zb_json_put_int(json, "class_a", r->class_a);
+    zb_json_put_int(json, "class_b", r->class_b);
+    zb_json_put_bool(json, "bounded", r->is_bounded);
+    zb_json_put_int(json, "roundings", r->roundings);
+    zb_json_put_double(json, "largest", r->largest);
+    zb_json_put_uint(json, "elements", r->elements);
+    zb_json_put_uint(json, "elements_differ", r->elements_differ);
+    zb_json_put_string(json, "result", report_result_word(r->status));
+    if (r->message[0] != '\0') zb_json_put_string(json, "message", r->message);
+    zb_json_end_object(json);
+}
+
 static zb_status json_text(const verify_report *report, zb_json_writer *json)
 {
     zb_json_begin_object(json, NULL);
@@ -153,7 +204,7 @@ static zb_status json_text(const verify_report *report, zb_json_writer *json)
     zb_json_put_string(json, "config", report->config->path);
     zb_json_put_string(json, "model", report->model);
     zb_json_put_string(json, "data", report->data);
-    zb_json_put_string(json, "against", "ref");
+    zb_json_put_string(json, "order", report->order != NULL ? report->order : "rank");
     zb_json_put_int(json, "steps", report->steps);
     zb_json_put_int(json, "seed", report->seed);
     zb_json_begin_array(json, "notes");
@@ -162,6 +213,9 @@ static zb_status json_text(const verify_report *report, zb_json_writer *json)
     zb_json_end_array(json);
     zb_json_begin_array(json, "cases");
     for (int i = 0; i < report->case_count; i++) put_case(json, &report->cases[i]);
+    zb_json_end_array(json);
+    zb_json_begin_array(json, "relations");
+    for (int i = 0; i < report->relation_count; i++) put_relation(json, &report->relations[i]);
     zb_json_end_array(json);
     zb_json_put_double(json, "seconds", report->seconds);
     zb_json_put_bool(json, "equal", report_all_equal(report));
@@ -234,8 +288,8 @@ static void put_testcase(FILE *to, const char *model, const zb_verify_case *c)
 {
     fputs("  <testcase classname=\"zerobit.verify.", to);
     put_xml(to, model);
-    fprintf(to, "\" name=\"stage %d, world %d, %s\" time=\"%.3f\"", c->stage, c->world_size,
-            zb_dtype_name(c->dtype), c->seconds);
+    fprintf(to, "\" name=\"stage %d, world %d, %s%s\" time=\"%.3f\"", c->stage, c->world_size,
+            zb_dtype_name(c->dtype), ranks_of(c), c->seconds);
     if (c->status == ZB_OK) {
         fputs("/>\n", to);
         return;

@@ -9,8 +9,11 @@ typedef struct verify_report {
     const zb_config *config; /* for its path and notes */
     const char *model, *data;
     int64_t steps, seed;
+    const char *order; /* of addition; NULL: that of ranks */
     const zb_verify_case *cases;
     int case_count;
+    const zb_verify_relation *relations; /* between classes of stages */
+    int relation_count;
     double seconds;
 } verify_report;
 

@@ -319,7 +319,8 @@ static zb_status plan_cases(const zb_verify_options *options, zb_verify_case *ca
             for (int s = 0; s < options->stage_count; s++, c++) {
                 *c = (zb_verify_case){ .stage = options->stages[s],
                                        .dtype = options->dtypes[d],
-                                       .world_size = options->worlds[w] };
+                                       .world_size = options->worlds[w],
+                                       .ranks = options->comm != NULL ? options->comm->ops->name : "sim" };
                 if (zb_plan_derive(options->config, c->stage, c->dtype, c->world_size, &c->plan) != ZB_OK)
                     return zb_fail_context("stage %d, world %d, %s", c->stage, c->world_size,
                                            zb_dtype_name(c->dtype));

@@ -21,6 +21,7 @@ typedef struct zb_verify_case {
     int stage;
     zb_dtype dtype;
     int world_size;
+    const char *ranks;      /* where they run: "sim", or the communicator's name ("mpi"); static */
     zb_plan plan;
     int equality_class;     /* cases of one precision and world with one number, from 0, must agree to the bit: equal plans, and every
                                element added by the same tree */

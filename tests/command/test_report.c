@@ -184,7 +184,7 @@ static void table_names_the_difference(void **state)
     fclose(to);
     static const char *const parts[] = {
         "note: a \"key\" with <marks> & more\n",
-        "    0      2  fp32   4 x 3                  5  equal             1,234,567    0.25 s\n",
+        "sim       0      2  fp32       A  4 x 3                  5  equal             1,234,567    0.25 s\n",
         "stage 2, world 2, fp32: results differ: step 3, rank 1, <loss> (oracle against engine)\n",
         "stage 3, world 4, fp32: no rank can go on: rank 0 waits\nrank 1 too\n",
         "3 of 4 cases not equal\n",
