@@ -1,0 +1,254 @@
+/*
+ * zb_verify with its ranks spread: every rank of a world calls it alike, and rank 0 judges. Here the world is
+ * a simulated one, so that the protocol is seen in one process: the same verdicts as with simulated ranks,
+ * failures that reach every rank, and none that hangs.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <string.h>
+#include <zerobit/memory.h>
+#include <zerobit/sim.h>
+#include <zerobit/verify.h>
+
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+
+enum { WORLD_MAX = 4, STAGES = 4, STACK_BYTES = 4 << 20 };
+
+typedef struct fixture {
+    zb_config *config;
+    zb_model *model;
+    zb_weights weights;
+    zb_dataset *dataset;
+} fixture;
+
+static void open_fixture(const char *config, fixture *f)
+{
+    assert_int_equal(zb_config_parse(config, strlen(config), NULL, &f->config), ZB_OK);
+    assert_int_equal(zb_model_open("mlp:6-5-3", &f->model), ZB_OK);
+    assert_int_equal(zb_weights_from_seed(f->model, 1, &f->weights), ZB_OK);
+    assert_int_equal(zb_dataset_synthetic(f->model, 64, 1, &f->dataset), ZB_OK);
+}
+
+static void close_fixture(fixture *f)
+{
+    zb_dataset_destroy(f->dataset);
+    zb_weights_destroy(&f->weights);
+    zb_model_destroy(f->model);
+    zb_config_destroy(f->config);
+}
+
+/* --- one run, on every rank --- */
+
+typedef struct spread_run {
+    zb_verify_options options;
+    zb_verify_case cases[WORLD_MAX][STAGES]; /* of each rank */
+    zb_status status[WORLD_MAX];
+    int lying_rank; /* given other weights than the rest; -1: none */
+    const zb_weights *lies;
+} spread_run;
+
+static zb_status verify_rank(void *user, zb_comm *comm)
+{
+    spread_run *run = user;
+    zb_verify_options options = run->options;
+    options.comm = comm;
+    if (comm->rank == run->lying_rank) options.weights = run->lies;
+    return run->status[comm->rank] = zb_verify(&options, run->cases[comm->rank]);
+}
+
+static const int all_stages[] = { 0, 1, 2, 3 };
+
+static spread_run run_of(const fixture *f, const int *world, const zb_dtype *dtype)
+{
+    return (spread_run){ .options = { .config = f->config,
+                                      .model = f->model,
+                                      .weights = &f->weights,
+                                      .dataset = f->dataset,
+                                      .stages = all_stages,
+                                      .stage_count = STAGES,
+                                      .worlds = world,
+                                      .world_count = 1,
+                                      .dtypes = dtype,
+                                      .dtype_count = 1,
+                                      .steps = 3,
+                                      .workers = 1 },
+                         .lying_rank = -1 };
+}
+
+static zb_status run_on_world(spread_run *run, int world)
+{
+    const zb_sim_options sim_options = { .world_size = world, .workers = 2, .stack_bytes = STACK_BYTES };
+    zb_sim *sim;
+    assert_int_equal(zb_sim_create(&sim_options, &sim), ZB_OK);
+    const zb_status status = zb_sim_run(sim, verify_rank, run);
+    zb_sim_destroy(sim);
+    return status;
+}
+
+/* --- equal --- */
+
+static const struct equal_case {
+    const char *name, *config;
+    zb_dtype dtype;
+    int world;
+} equal_cases[] = {
+    { "one rank", "{\"train_micro_batch_size_per_gpu\": 2, %s}", ZB_FP32, 1 },
+    { "fp32, accumulation", "{\"train_micro_batch_size_per_gpu\": 2, \"gradient_accumulation_steps\": 2, %s}",
+      ZB_FP32, 2 },
+    { "an order that makes classes",
+      "{\"train_micro_batch_size_per_gpu\": 2, \"zerobit\": {\"order\": \"mpi-ring\"}, %s}", ZB_BF16, 3 },
+    { "steps that are skipped",
+      "{\"train_micro_batch_size_per_gpu\": 1, \"fp16\": {\"enabled\": true, \"initial_scale_power\": 31, "
+      "\"hysteresis\": 1}, %s}",
+      ZB_FP16, 4 },
+};
+
+/* What rank 0 says is what zb_verify says of simulated ranks, and all ranks agree on each case. */
+static void equal_as_simulated(void **state)
+{
+    const struct equal_case *c = *state;
+    char config[512];
+    fixture f;
+    snprintf(config, sizeof config, c->config,
+             "\"optimizer\": {\"type\": \"Adam\", \"params\": {\"lr\": 0.01}}");
+    open_fixture(config, &f);
+    spread_run run = run_of(&f, &c->world, &c->dtype);
+    zb_verify_case simulated[STAGES];
+    assert_int_equal(zb_verify(&run.options, simulated), ZB_OK);
+    const zb_status status = run_on_world(&run, c->world);
+    if (status != ZB_OK) fail_msg("%s", zb_error_message());
+    for (int s = 0; s < STAGES; s++) {
+        const zb_verify_case *judged = &run.cases[0][s];
+        assert_string_equal(judged->ranks, "sim"); /* the name of the communicator */
+        assert_int_equal(judged->steps_done, simulated[s].steps_done);
+        assert_int_equal(judged->values_compared, simulated[s].values_compared);
+        for (int rank = 0; rank < c->world; rank++) {
+            assert_int_equal(run.cases[rank][s].status, ZB_OK);
+            assert_int_equal(run.cases[rank][s].steps_done, simulated[s].steps_done);
+            assert_int_equal(run.cases[rank][s].equality_class, simulated[s].equality_class);
+        }
+    }
+    close_fixture(&f);
+}
+
+/* --- not equal --- */
+
+static const char adam[] =
+    "{\"train_micro_batch_size_per_gpu\": 2, \"optimizer\": {\"type\": \"Adam\", \"params\": {}}}";
+
+/* Another rank's weights are the first thing that it shows; every rank hears of it. */
+static void a_difference_is_told_to_all(void **state)
+{
+    (void)state;
+    static const int world = 3;
+    static const zb_dtype dtype = ZB_FP32;
+    fixture f;
+    zb_weights lies;
+    open_fixture(adam, &f);
+    assert_int_equal(zb_weights_from_seed(f.model, 2, &lies), ZB_OK);
+    spread_run run = run_of(&f, &world, &dtype);
+    run.lying_rank = 1;
+    run.lies = &lies;
+    assert_int_equal(run_on_world(&run, world), ZB_DIFFERENT);
+    assert_int_equal(run.cases[0][0].difference.step, -1);
+    assert_int_equal(run.cases[0][0].difference.rank_b, 1);
+    for (int rank = 0; rank < world; rank++)
+        for (int s = 0; s < STAGES; s++) assert_int_equal(run.cases[rank][s].status, ZB_DIFFERENT);
+    zb_weights_destroy(&lies);
+    close_fixture(&f);
+}
+
+static void other_worlds_are_refused(void **state)
+{
+    (void)state;
+    static const int two = 2;
+    static const zb_dtype dtype = ZB_FP32;
+    fixture f;
+    open_fixture(adam, &f);
+    spread_run run = run_of(&f, &two, &dtype);
+    assert_int_equal(run_on_world(&run, 3), ZB_INVALID_ARGUMENT);
+    assert_non_null(strstr(zb_error_message(), "world 2 on 3 processes, want 3 and no other"));
+    close_fixture(&f);
+}
+
+/* --- failures --- */
+
+static int all_stopped(const spread_run *run, int world)
+{
+    for (int rank = 0; rank < world; rank++)
+        if (run->status[rank] == ZB_OK) return 0;
+    return 1;
+}
+
+/* The n-th collective fails on its rank, for every n in the beginning: nobody waits for ever, nobody says
+ * "equal". */
+static void a_failing_collective_stops_all(void **state)
+{
+    (void)state;
+    static const int world = 3;
+    static const zb_dtype dtype = ZB_FP32;
+    fixture f;
+    open_fixture(adam, &f);
+    for (int n = 0; n < 120; n += 7) {
+        spread_run run = run_of(&f, &world, &dtype);
+        const zb_sim_options sim_options = { .world_size = world, .workers = 1, .stack_bytes = STACK_BYTES };
+        zb_sim *sim;
+        run.options.steps = 1;
+        assert_int_equal(zb_sim_create(&sim_options, &sim), ZB_OK);
+        zb_sim_fail_at(sim, n, ZB_REMOTE);
+        assert_int_not_equal(zb_sim_run(sim, verify_rank, &run), ZB_OK);
+        assert_true(zb_sim_fault_fired(sim));
+        if (!all_stopped(&run, world)) fail_msg("collective %d: a rank says that all is equal", n);
+        zb_sim_destroy(sim);
+    }
+    close_fixture(&f);
+}
+
+/* The same for allocations, which fail on whichever rank comes to the n-th. */
+static void a_failing_allocation_stops_all(void **state)
+{
+    (void)state;
+    static const int world = 2;
+    static const zb_dtype dtype = ZB_FP32;
+    fixture f;
+    open_fixture(adam, &f);
+    for (int64_t n = 60;; n += 13) { /* a few dozen make the world itself */
+        spread_run run = run_of(&f, &world, &dtype);
+        const uint64_t live = zb_alloc_get_stats().live;
+        const zb_sim_options sim_options = { .world_size = world, .workers = 1, .stack_bytes = STACK_BYTES };
+        zb_sim *sim;
+        run.options.steps = 1;
+        run.options.stage_count = 2;
+        assert_int_equal(zb_sim_create(&sim_options, &sim), ZB_OK);
+        zb_alloc_fail_at(n);
+        const zb_status status = zb_sim_run(sim, verify_rank, &run);
+        const int fired = zb_alloc_fault_fired();
+        zb_alloc_fail_at(-1);
+        zb_sim_destroy(sim);
+        assert_int_equal(zb_alloc_get_stats().live, live);
+        if (!fired) {
+            assert_int_equal(status, ZB_OK);
+            break;
+        }
+        assert_int_not_equal(status, ZB_OK);
+        if (!all_stopped(&run, world)) fail_msg("allocation %d: a rank says that all is equal", (int)n);
+    }
+    close_fixture(&f);
+}
+
+int main(void)
+{
+    struct CMUnitTest tests[COUNT(equal_cases) + 4];
+    size_t count = 0;
+    for (size_t i = 0; i < COUNT(equal_cases); i++)
+        tests[count++] = (struct CMUnitTest){ equal_cases[i].name, equal_as_simulated, NULL, NULL,
+                                              (void *)&equal_cases[i] };
+    tests[count++] = (struct CMUnitTest)cmocka_unit_test(a_difference_is_told_to_all);
+    tests[count++] = (struct CMUnitTest)cmocka_unit_test(other_worlds_are_refused);
+    tests[count++] = (struct CMUnitTest)cmocka_unit_test(a_failing_collective_stops_all);
+    tests[count++] = (struct CMUnitTest)cmocka_unit_test(a_failing_allocation_stops_all);
+    return cmocka_run_group_tests_name("spread", tests, NULL, NULL);
+}
