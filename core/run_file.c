@@ -539,8 +539,9 @@ static zb_status read_framework(const zb_json_at *root, zb_semantics *semantics)
     return ZB_OK;
 }
 
-/* Who added: two numbers have one sum, more than two are added in rank order here. */
-static zb_status check_collectives(const zb_json_at *root, int world_size)
+/* Who added. Two numbers have one sum. DistributedDataParallel's buckets are not known here, and with them
+ * where in a collective an element lies. */
+static zb_status read_collectives(const zb_json_at *root, const zb_replay_run *run)
 {
     zb_json_at at = zb_json_member(root, "collectives");
     const char *text;
@@ -548,9 +549,13 @@ static zb_status check_collectives(const zb_json_at *root, int world_size)
     ZB_TRY(zb_json_string(&at, &text));
     if (strcmp(text, "rank") != 0 && strcmp(text, "gloo") != 0)
         return zb_json_fail(&at, ZB_INVALID_CONFIG, "\"rank\" or \"gloo\"");
-    if (strcmp(text, "rank") == 0 || world_size <= 2) return ZB_OK;
-    return zb_json_fail(&at, ZB_UNSUPPORTED,
-                        "\"rank\" with %d ranks: gloo adds more than two in an order of its own", world_size);
+    if (strcmp(text, "rank") == 0 || run->world_size <= 2) return ZB_OK;
+    if (run->config->semantics == ZB_SEMANTICS_DEEPSPEED_0_19_6)
+        return zb_config_set_order(run->config, text);
+    return zb_json_fail(
+        &at, ZB_UNSUPPORTED,
+        "\"rank\" with %d ranks: gloo's order depends on the buckets, which are the framework's own",
+        run->world_size);
 }
 
 static zb_status read_config(const zb_json_at *root, const char *path, zb_semantics semantics,
@@ -564,7 +569,7 @@ static zb_status read_config(const zb_json_at *root, const char *path, zb_semant
     if (zb_batch_resolve(&run->config->batch, run->world_size, &batch) != ZB_OK)
         return zb_fail_context("%s", label);
     run->accumulation_steps = batch.accumulation_steps;
-    ZB_TRY(check_collectives(root, run->world_size));
+    ZB_TRY(read_collectives(root, run));
     return read_optimizer(root, run->config);
 }
 

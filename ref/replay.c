@@ -1,7 +1,8 @@
 /*
  * A recorded run of DeepSpeed 0.19.6 or PyTorch, played by the oracle: the recorded gradients go through the
- * plan of the run's stage. Reading order: zb_replay_oracle_create, step, state.
+ * plan of the run's stage. Reading order: zb_ref_replay_create, step, state.
  */
+#include <zerobit/ref.h>
 #include <zerobit/replay.h>
 
 #include <stdio.h>
@@ -11,7 +12,8 @@
 #include "ref/oracle.h"
 
 typedef struct replay {
-    const zb_replay_run *run; /* borrowed */
+    const zb_replay_run *run; /* borrowed, like the next */
+    const zb_route *route;    /* NULL: rank order */
     zb_ref_state state;
     zb_model model;          /* has parameters only, made from the run's sizes */
     zb_ref_tensors gradient; /* of one micro-batch of one rank */
@@ -53,7 +55,8 @@ static zb_status create_state(replay *r, const zb_plan *plan)
     if (group_of == NULL) return ZB_NO_MEMORY;
     zb_config_list_schedules(r->run->config, schedules);
     zb_status status = zb_config_assign_groups(r->run->config, &r->model, group_of);
-    if (status == ZB_OK) status = zb_ref_state_create(plan, schedules, &r->model, group_of, NULL, &r->state);
+    if (status == ZB_OK)
+        status = zb_ref_state_create(plan, schedules, &r->model, group_of, r->route, &r->state);
     zb_free(group_of);
     return status;
 }
@@ -159,12 +162,13 @@ static void state(void *self, int rank, zb_replay_state *out)
     };
 }
 
-zb_status zb_replay_oracle_create(const zb_replay_run *run, zb_replay_player *player)
+zb_status zb_ref_replay_create(const zb_replay_run *run, const zb_route *route, zb_replay_player *player)
 {
     ZB_TRY(zb_replay_check(run));
     replay *r = zb_alloc(sizeof *r);
     if (r == NULL) return ZB_NO_MEMORY;
     r->run = run;
+    r->route = route;
     const zb_status status = fill(r);
     if (status != ZB_OK) {
         destroy(r);

@@ -11,6 +11,8 @@
 #include <zerobit/memory.h>
 #include <zerobit/sim.h>
 
+#include "verify/replay_model.h"
+
 typedef struct rank_player {
     zb_device *device;
     zb_engine *engine;
@@ -37,27 +39,7 @@ typedef struct world_player {
     size_t step;        /* that the ranks are taking */
 } world_player;
 
-/* Whether the engine calls what the recorded one does. DistributedDataParallel has buckets of its own, and
- * tells the ranks in its second step how it has made them anew. */
-static int calls_alike(const zb_replay_run *run)
-{
-    return run->config->semantics == ZB_SEMANTICS_DEEPSPEED_0_19_6;
-}
-
-/* --- the model and its initial values --- */
-
-/* The order of modules bears on nothing but collectives. */
-static zb_status create_model(const zb_replay_run *run, zb_model **model_p)
-{
-    ZB_TRY(zb_model_create(run->name, NULL, ZB_LOSS_ELSEWHERE, model_p));
-    for (int p = 0; p < run->param_count; p++)
-        ZB_TRY(zb_model_add(*model_p, &(zb_module_spec){ .kind = ZB_MODULE_PARAMETER,
-                                                         .name = run->param_names[p],
-                                                         .shape = { 1, { (int64_t)run->param_numel[p] } },
-                                                         .frozen = run->frozen[p] }));
-    if (calls_alike(run) && run->order.layer_count > 0) ZB_TRY(zb_model_set_order(*model_p, &run->order));
-    return zb_model_finish(*model_p);
-}
+/* --- initial values --- */
 
 static zb_status point_weights(const zb_replay_run *run, zb_weights *weights)
 {
@@ -312,8 +294,8 @@ static void state(void *self, int rank, zb_replay_state *out)
         .lr = r->lr,
         .lr_count = (size_t)w->plan.group_count,
         .skipped = counters.skipped_steps,
-        .calls = calls_alike(w->run) ? r->calls : NULL,
-        .call_count = calls_alike(w->run) ? r->call_count : 0,
+        .calls = zb_replay_calls_alike(w->run) ? r->calls : NULL,
+        .call_count = zb_replay_calls_alike(w->run) ? r->call_count : 0,
     };
 }
 
@@ -358,7 +340,7 @@ static zb_status fill(world_player *w, int workers)
     const zb_replay_run *run = w->run;
     ZB_TRY(
         zb_plan_derive(run->config, run->config->zero.stage, run->config->dtype, run->world_size, &w->plan));
-    ZB_TRY(create_model(run, &w->model));
+    ZB_TRY(zb_replay_model_create(run, &w->model));
     ZB_TRY(point_weights(run, &w->weights));
     if ((w->group_of = zb_alloc_array((size_t)run->param_count, sizeof *w->group_of)) == NULL)
         return ZB_NO_MEMORY;

@@ -10,6 +10,7 @@
 #include <zerobit/observe.h>
 #include <zerobit/plan.h>
 #include <zerobit/reduction.h>
+#include <zerobit/replay.h>
 #include <zerobit/route.h>
 #include <zerobit/schedule.h>
 #include <zerobit/status.h>
@@ -50,6 +51,12 @@ ZB_API zb_status zb_ref_observe_initial(zb_ref *ref, const zb_observer *observer
  * passed on) only zb_ref_destroy is left.
  */
 ZB_API zb_status zb_ref_step(zb_ref *ref, const zb_observer *observer);
+
+/**
+ * The oracle as a player of a recorded run (replay.h), by the route of the run's gradients where its ranks were not added in rank
+ * order; NULL otherwise. Both are borrowed until the player is destroyed. zb_replay_oracle_create has the route made.
+ */
+ZB_API zb_status zb_ref_replay_create(const zb_replay_run *run, const zb_route *route, zb_replay_player *player);
 
 /** Roundings that an element of a reduced gradient meets at most on its way, whatever the order of addition. */
 ZB_API int zb_ref_gradient_roundings(const zb_ref *ref);

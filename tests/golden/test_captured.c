@@ -31,8 +31,6 @@ static const struct captured {
 static const struct refused {
     const char *run, *words;
 } refusals[] = {
-    { "fp32-s1-w3-gloo", "collectives: is \"gloo\", want \"rank\" with 3 ranks" },
-    { "fp32-s3-w3-gloo", "collectives: is \"gloo\", want \"rank\" with 3 ranks" },
     { "fp32-s3-layers-all-reduce-fetch", "stage3_use_all_reduce_for_fetch_params: is true, want false" },
 };
 
