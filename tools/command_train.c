@@ -3,6 +3,7 @@
 #include "tools/inputs.h"
 #include "tools/interrupt.h"
 #include "tools/options.h"
+#include "tools/processes.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -19,9 +20,11 @@ static const char command_name[] = "train";
 
 typedef struct train_settings {
     input_options input;
-    int64_t world_size, steps, stage /* -1: the config's */, workers, print_every;
+    processes processes;
+    int64_t world_size /* 0: 1, or as many as there are processes */, steps, stage /* -1: the config's */,
+        workers, print_every;
     dtype_list dtypes;
-    const char *comm, *device, *trace, *save_weights;
+    const char *device, *trace, *save_weights;
     int force;
 } train_settings;
 
@@ -120,7 +123,7 @@ static zb_status open_trace(train_run *run, const zb_plan *plan, int stage)
     zb_trace_header header = { .model = run->in->model,
                                .plan = *plan,
                                .stage = stage,
-                               .comm = settings->comm,
+                               .comm = settings->processes.comm_name,
                                .device = settings->device,
                                .order = orders,
                                .steps = settings->steps };
@@ -267,37 +270,77 @@ static zb_status check_outputs(const train_settings *settings)
 
 static exit_code check_back_ends(const train_settings *settings)
 {
-    if (strcmp(settings->comm, "mpi") == 0) return command_lacks(command_name, "MPI communicator");
-    if (strcmp(settings->comm, "nccl") == 0) return command_lacks(command_name, "NCCL communicator");
+    const exit_code code = processes_check(command_name, &settings->processes, &settings->input);
+    if (code != EXIT_EQUAL) return code;
     if (strcmp(settings->device, "cuda") == 0) return command_lacks(command_name, "CUDA device");
-    zb_status status = ZB_OK;
-    if (strcmp(settings->comm, "sim") != 0)
-        status = zb_fail(ZB_INVALID_ARGUMENT, "--comm %s: want sim, mpi or nccl", settings->comm);
-    else if (strcmp(settings->device, "cpu") != 0)
-        status = zb_fail(ZB_INVALID_ARGUMENT, "--device %s: want cpu or cuda", settings->device);
-    return status == ZB_OK ? EXIT_EQUAL : command_failed(command_name, status);
+    if (strcmp(settings->device, "cpu") == 0) return EXIT_EQUAL;
+    return command_failed(command_name,
+                          zb_fail(ZB_INVALID_ARGUMENT, "--device %s: want cpu or cuda", settings->device));
+}
+
+static zb_status resolve_world(train_settings *settings)
+{
+    const int process_count = settings->processes.comm != NULL ? settings->processes.comm->world_size : 0;
+    if (process_count > 0 && settings->world_size != 0 && settings->world_size != process_count)
+        return zb_fail(ZB_INVALID_ARGUMENT, "--world %" PRId64 " on %d processes; each of them is a rank",
+                       settings->world_size, process_count);
+    if (settings->world_size == 0) settings->world_size = process_count > 0 ? process_count : 1;
+    return ZB_OK;
 }
 
 static zb_status train_inputs(train_settings *settings, const inputs *in)
 {
-    if (settings->dtypes.count == 0) settings->dtypes = (dtype_list){ { in->config->dtype }, 1 };
-    if (settings->dtypes.count > 1)
-        return zb_fail(ZB_INVALID_ARGUMENT, "--dtypes: a training run has one precision");
+    ZB_TRY(resolve_world(settings));
     if (settings->print_every == 0) settings->print_every = settings->steps >= 10 ? settings->steps / 10 : 1;
-    train_run run = { .settings = settings, .in = in, .rank_count = (int)settings->world_size };
-    interrupt_watch();
+    train_run run = { .settings = settings,
+                      .in = in,
+                      .comm = settings->processes.comm,
+                      .rank_count = (int)settings->world_size };
     zb_status status = train(&run);
     destroy_run(&run);
     return status;
 }
 
+/* What all processes must have in common, beside their inputs. */
+static void describe_options(const train_settings *settings, char *text, size_t text_bytes)
+{
+    const input_options *input = &settings->input;
+    snprintf(text, text_bytes,
+             "train %s %s %d %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64
+             " %d %d %d",
+             input->semantics != NULL ? input->semantics : "-", input->order != NULL ? input->order : "-",
+             settings->dtypes.count > 0 ? (int)settings->dtypes.values[0] : -1, input->seed,
+             input->train_batch, input->micro_batch, input->accumulation, settings->steps, settings->stage,
+             settings->processes.native, settings->trace != NULL, settings->save_weights != NULL);
+}
+
+static zb_status open_inputs(train_settings *settings, inputs *in)
+{
+    char options[1024];
+    ZB_TRY(processes_read_native(&settings->processes, &settings->input));
+    interrupt_watch(); /* processes_start has its own way with SIGTERM */
+    ZB_TRY(inputs_open(&settings->input, in));
+    describe_options(settings, options, sizeof options);
+    if (settings->dtypes.count == 0) settings->dtypes = (dtype_list){ { in->config->dtype }, 1 };
+    const zb_status status = processes_start(&settings->processes, in, options);
+    if (status != ZB_OK) inputs_close(in);
+    return status;
+}
+
+/* One word for all where they stop together; else each has a failure of its own to tell. */
+static exit_code conclude(const train_settings *settings, zb_status status)
+{
+    if (status == ZB_OK) return EXIT_EQUAL;
+    if (status == ZB_INTERRUPTED && !processes_speaks(&settings->processes)) return exit_code_of(status);
+    return command_failed(command_name, status);
+}
+
 exit_code command_train(int argc, char **argv)
 {
     train_settings settings = { .input = INPUT_OPTIONS_DEFAULT,
-                                .world_size = 1,
+                                .processes = PROCESSES_DEFAULT,
                                 .steps = 20,
                                 .stage = -1,
-                                .comm = "sim",
                                 .device = "cpu" };
     int help = 0;
     const option_spec options[] = {
@@ -305,9 +348,10 @@ exit_code command_train(int argc, char **argv)
         OPTION_ROW_ORDER(settings.input),
         OPTION_ROW_MODEL(settings.input),
         OPTION_ROWS_DATA(settings.input),
-        { "--comm", OPTION_TEXT, &settings.comm, "NAME", "how ranks talk: sim (sim)", 0, 0 },
+        OPTION_ROWS_PROCESSES(settings.processes),
         { "--device", OPTION_TEXT, &settings.device, "NAME", "what computes: cpu (cpu)", 0, 0 },
-        { "--world", OPTION_INT, &settings.world_size, "W", "number of ranks (1)", 1, 65536 },
+        { "--world", OPTION_INT, &settings.world_size, "W",
+          "number of ranks (1; with --comm mpi as many as there are processes)", 1, 65536 },
         { "--stage", OPTION_INT, &settings.stage, "S", "ZeRO stage (the config's)", 0, ZB_STAGE_COUNT - 1 },
         { "--dtypes", OPTION_DTYPES, &settings.dtypes, "DTYPE",
           "precision: fp32, fp16 or bf16 (the config's)", 0, 0 },
@@ -324,7 +368,9 @@ exit_code command_train(int argc, char **argv)
           0, 1024 },
         { 0 },
     };
-    const command_spec spec = { command_name, "Trains on simulated ranks.", { "CONFIG" }, options };
+    const command_spec spec = {
+        command_name, "Trains on simulated ranks, or on those of mpirun.", { "CONFIG" }, options
+    };
     const char *operands[OPERAND_MAX];
     zb_status status = options_parse(&spec, argc, argv, operands, &help);
     if (status != ZB_OK) return command_failed(command_name, status);
@@ -334,15 +380,19 @@ exit_code command_train(int argc, char **argv)
     }
     exit_code code = check_back_ends(&settings);
     if (code != EXIT_EQUAL) return code;
+    if (settings.dtypes.count > 1)
+        return command_failed(command_name,
+                              zb_fail(ZB_INVALID_ARGUMENT, "--dtypes: a training run has one precision"));
     status = check_outputs(&settings);
     if (status != ZB_OK) return command_failed(command_name, status);
 
     settings.input.config_path = operands[0];
     inputs in;
-    status = inputs_open(&settings.input, &in);
+    status = open_inputs(&settings, &in);
     if (status == ZB_OK) {
         status = train_inputs(&settings, &in);
         inputs_close(&in);
     }
-    return status == ZB_OK ? EXIT_EQUAL : command_failed(command_name, status);
+    code = conclude(&settings, status);
+    return processes_end(&settings.processes, code, status == ZB_OK || status == ZB_INTERRUPTED);
 }

@@ -2,8 +2,11 @@
 #include "tools/command.h"
 #include "tools/inputs.h"
 #include "tools/interrupt.h"
+#include "tools/launch.h"
 #include "tools/options.h"
+#include "tools/processes.h"
 #include "tools/report.h"
+#include "tools/report_read.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -18,10 +21,12 @@ static const char command_name[] = "verify";
 
 typedef struct verify_settings {
     input_options input;
-    int_list stages, worlds;
-    dtype_list dtypes; /* empty: the config's */
+    processes processes;
+    int_list stages, worlds; /* worlds empty: 1, 2, 4, 8, or as many as there are processes */
+    dtype_list dtypes;       /* empty: the config's */
     int64_t steps, workers;
-    const char *against, *json, *junit;
+    const char *against, *mpirun, *json, *junit;
+    int against_ref, against_mpi;
     int quiet;
 } verify_settings;
 
@@ -68,18 +73,19 @@ static double seconds_now(void)
 
 /* --- what it is held against --- */
 
-static exit_code check_against(const char *against)
+static exit_code check_against(verify_settings *settings)
 {
-    static const struct {
+    const struct {
         const char *name, *lacks;
+        int *wanted;
     } rungs[] = {
-        { "ref", NULL },
-        { "mpi", "MPI communicator" },
-        { "cuda", "CUDA device" },
-        { "nccl", "NCCL communicator" },
+        { "ref", NULL, &settings->against_ref },
+        { "mpi", ZB_WITH_MPI ? NULL : "MPI communicator", &settings->against_mpi },
+        { "cuda", "CUDA device", NULL },
+        { "nccl", "NCCL communicator", NULL },
     };
     char word[16];
-    for (const char *at = against;; at++) {
+    for (const char *at = settings->against;; at++) {
         size_t length = strcspn(at, ",");
         snprintf(word, sizeof word, "%.*s", (int)length, at);
         size_t i = 0;
@@ -89,9 +95,29 @@ static exit_code check_against(const char *against)
                 command_name,
                 zb_fail(ZB_INVALID_ARGUMENT, "--against %.*s: want ref, mpi, cuda or nccl", (int)length, at));
         if (rungs[i].lacks != NULL) return command_lacks(command_name, rungs[i].lacks);
+        *rungs[i].wanted = 1;
         at += length;
         if (*at == '\0') return EXIT_EQUAL;
     }
+}
+
+/* Ranks started here are told what concerns MPI; simulated ones have nothing to do with it. */
+static exit_code check_processes(const verify_settings *settings)
+{
+    const int is_native = settings->input.order != NULL && strcmp(settings->input.order, "native") == 0;
+    if (!settings->against_mpi) return processes_check(command_name, &settings->processes, &settings->input);
+    if (strcmp(settings->processes.comm_name, "sim") != 0)
+        return command_failed(command_name,
+                              zb_fail(ZB_INVALID_ARGUMENT,
+                                      "--against mpi starts the processes itself; --comm %s is for "
+                                      "processes that mpirun has started",
+                                      settings->processes.comm_name));
+    if (is_native && settings->against_ref)
+        return command_failed(command_name,
+                              zb_fail(ZB_INVALID_ARGUMENT,
+                                      "--order native with --against ref: simulated ranks have no MPI to "
+                                      "ask; leave ref out, or name the order"));
+    return EXIT_EQUAL;
 }
 
 /* --- the run --- */
@@ -141,6 +167,7 @@ static zb_status run_cases(const verify_settings *settings, const inputs *in, li
                                         .dtypes = settings->dtypes.values,
                                         .dtype_count = settings->dtypes.count,
                                         .steps = settings->steps,
+                                        .comm = settings->processes.comm,
                                         .workers = (int)settings->workers,
                                         .sim_seed = (uint64_t)settings->input.seed,
                                         .sampler_seed = (uint64_t)settings->input.seed,
@@ -148,56 +175,277 @@ static zb_status run_cases(const verify_settings *settings, const inputs *in, li
                                         .progress = show_progress,
                                         .relation = note_relation,
                                         .user = l };
-    interrupt_watch();
     const zb_status status = zb_verify(&options, cases);
     if (l->watched) clear_progress();
     return status;
 }
 
-static exit_code conclude(const verify_settings *settings, const inputs *in, zb_status status,
-                          verify_report *report)
+/* --- the run on processes that are started here --- */
+
+static zb_status add_list(word_list *words, const char *name, const int *values, int count)
 {
+    char text[16 * OPTION_LIST_MAX] = "";
+    for (int i = 0; i < count; i++)
+        snprintf(text + strlen(text), sizeof text - strlen(text), "%s%d", i > 0 ? "," : "", values[i]);
+    ZB_TRY(words_add(words, "%s", name));
+    return words_add(words, "%s", text);
+}
+
+static zb_status add_text(word_list *words, const char *name, const char *value)
+{
+    if (value == NULL) return ZB_OK;
+    ZB_TRY(words_add(words, "%s", name));
+    return words_add(words, "%s", value);
+}
+
+/* 0: not given. */
+static zb_status add_number(word_list *words, const char *name, int64_t value)
+{
+    if (value == 0) return ZB_OK;
+    ZB_TRY(words_add(words, "%s", name));
+    return words_add(words, "%" PRId64, value);
+}
+
+static zb_status add_dtypes(word_list *words, const dtype_list *dtypes)
+{
+    ZB_TRY(words_add(words, "--dtypes"));
+    char text[8 * ZB_DTYPE_COUNT] = "";
+    for (int i = 0; i < dtypes->count; i++)
+        snprintf(text + strlen(text), sizeof text - strlen(text), "%s%s", i > 0 ? "," : "",
+                 zb_dtype_name(dtypes->values[i]));
+    return words_add(words, "%s", text);
+}
+
+static zb_status add_inputs(const input_options *input, word_list *words)
+{
+    ZB_TRY(add_text(words, "--semantics", input->semantics));
+    ZB_TRY(add_text(words, "--order", input->order));
+    ZB_TRY(add_text(words, "--model", input->model));
+    ZB_TRY(add_text(words, "--data", input->data));
+    ZB_TRY(add_text(words, "--weights", input->weights));
+    ZB_TRY(add_number(words, "--records", input->records));
+    ZB_TRY(add_number(words, "--seed", input->seed));
+    ZB_TRY(add_number(words, "--train-batch", input->train_batch));
+    ZB_TRY(add_number(words, "--micro-batch", input->micro_batch));
+    return add_number(words, "--accumulation", input->accumulation);
+}
+
+/* The same command on each process, which is told the world and writes its report to standard output. */
+static zb_status list_words(const verify_settings *settings, int world_size, word_list *words)
+{
+    ZB_TRY(launch_begin(settings->mpirun, world_size, words));
+    ZB_TRY(words_add(words, "verify"));
+    ZB_TRY(words_add(words, "%s", settings->input.config_path));
+    ZB_TRY(add_inputs(&settings->input, words));
+    ZB_TRY(add_list(words, "--stages", settings->stages.values, settings->stages.count));
+    ZB_TRY(add_list(words, "--worlds", &world_size, 1));
+    ZB_TRY(add_dtypes(words, &settings->dtypes));
+    ZB_TRY(add_number(words, "--steps", settings->steps));
+    ZB_TRY(add_text(words, "--comm", "mpi"));
+    if (settings->processes.native) ZB_TRY(words_add(words, "--native"));
+    ZB_TRY(add_number(words, "--timeout", settings->processes.timeout));
+    ZB_TRY(add_text(words, "--json", "-"));
+    return words_add(words, "--quiet");
+}
+
+/* Without a report the processes have failed, and have said so on standard error. */
+static void fail_world(zb_verify_case *cases, int case_count, int world_size, int ended_with)
+{
+    for (int i = 0; i < case_count; i++) {
+        if (cases[i].world_size != world_size) continue;
+        cases[i].ranks = "mpi";
+        cases[i].status = ZB_REMOTE;
+        snprintf(cases[i].message, sizeof cases[i].message,
+                 "the %d processes ended without a report, with exit status %d; what they said stands above",
+                 world_size, ended_with);
+    }
+}
+
+/* All cases of a world, in one start of its processes. */
+static zb_status launch_world(const verify_settings *settings, int world_size, report_target *target)
+{
+    word_list words = { 0 };
+    char *output = NULL, label[64];
+    size_t bytes = 0;
+    int ended_with = 0;
+    zb_status status = list_words(settings, world_size, &words);
+    if (status == ZB_OK) status = launch_run(&words, &output, &bytes, &ended_with);
+    words_destroy(&words);
+    snprintf(label, sizeof label, "the report of %d processes", world_size);
+    if (status == ZB_OK && bytes > 0)
+        status = report_read(output, bytes, label, target);
+    else if (status == ZB_OK)
+        fail_world(target->cases, target->case_count, world_size, ended_with);
+    zb_free(output);
+    return status;
+}
+
+static void name_cases(const verify_settings *settings, int world_size, zb_verify_case *cases)
+{
+    for (int d = 0; d < settings->dtypes.count; d++)
+        for (int s = 0; s < settings->stages.count; s++)
+            *cases++ = (zb_verify_case){ .stage = settings->stages.values[s],
+                                         .dtype = settings->dtypes.values[d],
+                                         .world_size = world_size };
+}
+
+static zb_status launch_cases(const verify_settings *settings, listener *l, zb_verify_case *cases,
+                              char *order, size_t order_bytes)
+{
+    const int of_world = settings->stages.count * settings->dtypes.count;
+    for (int w = 0; w < settings->worlds.count; w++, cases += of_world) {
+        report_target target = { .cases = cases,
+                                 .case_count = of_world,
+                                 .relations = l->relations,
+                                 .relation_capacity = l->relation_capacity,
+                                 .relation_count = l->relation_count };
+        name_cases(settings, settings->worlds.values[w], cases);
+        ZB_TRY(launch_world(settings, settings->worlds.values[w], &target));
+        if (interrupt_flag != 0) return zb_fail(ZB_INTERRUPTED, "interrupted; the processes have ended");
+        l->relation_count = target.relation_count;
+        if (target.order[0] != '\0') snprintf(order, order_bytes, "%s", target.order);
+    }
+    return ZB_OK;
+}
+
+/* --- both --- */
+
+static int any_difference(const verify_report *report)
+{
+    for (int i = 0; i < report->case_count; i++)
+        if (report->cases[i].difference.found) return 1;
+    return 0;
+}
+
+static exit_code conclude(const verify_settings *settings, zb_status status, const verify_report *report)
+{
+    const int speaks = processes_speaks(&settings->processes);
     if (status == ZB_INTERRUPTED) {
-        fprintf(stderr, "zerobit verify: %s\n", zb_error_message());
+        if (speaks) fprintf(stderr, "zerobit verify: %s\n", zb_error_message());
         return EXIT_INTERNAL; /* main ends by the signal itself */
     }
-    /* ZB_DIFFERENT is told by the cases; anything else kept them from running. */
-    if (status != ZB_OK && status != ZB_DIFFERENT) return command_failed(command_name, status);
-    char *order = zb_orders_text(in->config->orders);
-    if (order == NULL) return command_failed(command_name, ZB_NO_MEMORY);
-    report->order = in->config->orders != NULL ? order : NULL;
-    const exit_code code = give_report(settings, report);
-    zb_free(order);
+    /* ZB_DIFFERENT is told by the cases; anything else kept them from running, or from going on. */
+    if (status != ZB_OK && status != ZB_DIFFERENT) {
+        const exit_code code = command_failed(command_name, status);
+        if (speaks && any_difference(report)) report_unequal(report, stderr);
+        return code;
+    }
+    return speaks ? give_report(settings, report) : code_of_cases(report);
+}
+
+/* Everything that is to be filled in. */
+typedef struct verify_results {
+    zb_verify_case *cases;
+    listener listener;
+    char order[512];
+} verify_results;
+
+static zb_status run_rungs(verify_settings *settings, const inputs *in, int of_rung, verify_results *results)
+{
+    zb_verify_case *cases = results->cases;
+    zb_status status = ZB_OK;
+    if (settings->against_ref) status = run_cases(settings, in, &results->listener, cases);
+    if (status != ZB_OK && status != ZB_DIFFERENT) return status;
+    if (settings->against_ref) cases += of_rung;
+    if (settings->against_mpi)
+        status = launch_cases(settings, &results->listener, cases, results->order, sizeof results->order);
+    return status;
+}
+
+static zb_status create_results(const verify_settings *settings, int case_count, verify_results *results)
+{
+    enum { PAIRS = ZB_STAGE_COUNT * (ZB_STAGE_COUNT - 1) / 2 };
+    const int rungs = settings->against_ref + settings->against_mpi;
+    listener *l = &results->listener;
+    l->watched = !settings->quiet && isatty(STDERR_FILENO) && processes_speaks(&settings->processes);
+    l->relation_capacity = PAIRS * rungs * settings->worlds.count * settings->dtypes.count;
+    results->cases = zb_alloc_array((size_t)case_count, sizeof *results->cases);
+    l->relations = zb_alloc_array((size_t)l->relation_capacity, sizeof *l->relations);
+    return results->cases != NULL && l->relations != NULL ? ZB_OK : ZB_NO_MEMORY;
+}
+
+static exit_code verify_inputs(verify_settings *settings, const inputs *in, int *orderly)
+{
+    const int of_rung = settings->stages.count * settings->worlds.count * settings->dtypes.count;
+    const int case_count = of_rung * (settings->against_ref + settings->against_mpi);
+    const double begin = seconds_now();
+    verify_results results = { 0 };
+    zb_status status = create_results(settings, case_count, &results);
+    zb_orders_describe(in->config->orders, results.order, sizeof results.order);
+    if (status == ZB_OK) status = run_rungs(settings, in, of_rung, &results);
+    const verify_report report = { .config = in->config,
+                                   .model = in->model->name,
+                                   .data = settings->input.data,
+                                   .order = strcmp(results.order, "rank") != 0 ? results.order : NULL,
+                                   .steps = settings->steps,
+                                   .seed = settings->input.seed,
+                                   .cases = results.cases,
+                                   .case_count = results.cases != NULL ? case_count : 0,
+                                   .relations = results.listener.relations,
+                                   .relation_count = results.listener.relation_count,
+                                   .seconds = seconds_now() - begin };
+    const exit_code code = conclude(settings, status, &report);
+    *orderly = status == ZB_OK || status == ZB_DIFFERENT || status == ZB_INTERRUPTED;
+    zb_free(results.listener.relations);
+    zb_free(results.cases);
     return code;
 }
 
-static exit_code verify_inputs(verify_settings *settings, const inputs *in)
+static void fill_defaults(verify_settings *settings, const inputs *in)
 {
+    static const int_list simulated = { { 1, 2, 4, 8 }, 4 };
     if (settings->dtypes.count == 0) settings->dtypes = (dtype_list){ { in->config->dtype }, 1 };
-    const int worlds = settings->worlds.count * settings->dtypes.count;
-    const int case_count = settings->stages.count * worlds;
-    enum { PAIRS = ZB_STAGE_COUNT * (ZB_STAGE_COUNT - 1) / 2 };
-    listener l = { .watched = !settings->quiet && isatty(STDERR_FILENO),
-                   .relation_capacity = PAIRS * worlds };
-    const double begin = seconds_now();
-    zb_verify_case *cases = zb_alloc_array((size_t)case_count, sizeof *cases);
-    l.relations = zb_alloc_array((size_t)l.relation_capacity, sizeof *l.relations);
-    zb_status status = cases != NULL && l.relations != NULL ? ZB_OK : ZB_NO_MEMORY;
-    if (status == ZB_OK) status = run_cases(settings, in, &l, cases);
-    verify_report report = { .config = in->config,
-                             .model = in->model->name,
-                             .data = settings->input.data,
-                             .steps = settings->steps,
-                             .seed = settings->input.seed,
-                             .cases = cases,
-                             .case_count = case_count,
-                             .relations = l.relations,
-                             .relation_count = l.relation_count,
-                             .seconds = seconds_now() - begin };
-    const exit_code code = conclude(settings, in, status, &report);
-    zb_free(l.relations);
-    zb_free(cases);
-    return code;
+    if (settings->worlds.count > 0) return;
+    settings->worlds = simulated;
+    if (settings->processes.comm != NULL)
+        settings->worlds = (int_list){ { settings->processes.comm->world_size }, 1 };
+}
+
+/* What all processes must have in common, beside their inputs. */
+static void describe_options(const verify_settings *settings, char *text, size_t text_bytes)
+{
+    const input_options *input = &settings->input;
+    snprintf(text, text_bytes, "verify %s %s %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %d",
+             input->semantics != NULL ? input->semantics : "-", input->order != NULL ? input->order : "-",
+             input->seed, input->train_batch, input->micro_batch, input->accumulation, settings->steps,
+             settings->processes.native);
+    for (int i = 0; i < settings->stages.count; i++)
+        snprintf(text + strlen(text), text_bytes - strlen(text), " %d", settings->stages.values[i]);
+    for (int i = 0; i < settings->dtypes.count; i++)
+        snprintf(text + strlen(text), text_bytes - strlen(text), " %d", (int)settings->dtypes.values[i]);
+}
+
+static zb_status open_inputs(verify_settings *settings, inputs *in)
+{
+    char options[2048];
+    input_options own = settings->input;
+    /* Which order that is only the processes know. */
+    if (settings->against_mpi && own.order != NULL && strcmp(own.order, "native") == 0) own.order = NULL;
+    ZB_TRY(inputs_open(&own, in));
+    describe_options(settings, options, sizeof options);
+    const zb_status status = processes_start(&settings->processes, in, options);
+    if (status != ZB_OK) inputs_close(in);
+    return status;
+}
+
+static exit_code verify(verify_settings *settings)
+{
+    inputs in;
+    int orderly = 0;
+    exit_code code;
+    zb_status status = processes_read_native(&settings->processes, &settings->input);
+    if (status == ZB_OK) {
+        interrupt_watch(); /* processes_start has its own way with SIGTERM */
+        status = open_inputs(settings, &in);
+    }
+    if (status == ZB_OK) {
+        fill_defaults(settings, &in);
+        code = verify_inputs(settings, &in, &orderly);
+        inputs_close(&in);
+    } else {
+        code = command_failed(command_name, status);
+    }
+    return processes_end(&settings->processes, code, orderly);
 }
 
 static zb_status check_reports(const verify_settings *settings)
@@ -214,8 +462,8 @@ static zb_status check_reports(const verify_settings *settings)
 exit_code command_verify(int argc, char **argv)
 {
     verify_settings settings = { .input = INPUT_OPTIONS_DEFAULT,
+                                 .processes = PROCESSES_DEFAULT,
                                  .stages = { { 0, 1, 2, 3 }, 4 },
-                                 .worlds = { { 1, 2, 4, 8 }, 4 },
                                  .steps = 20,
                                  .against = "ref" };
     int help = 0;
@@ -230,8 +478,12 @@ exit_code command_verify(int argc, char **argv)
           0, 0 },
         { "--steps", OPTION_INT, &settings.steps, "N", "optimizer steps (20)", 1, INT32_MAX },
         OPTION_ROWS_BATCH(settings.input),
-        { "--against", OPTION_TEXT, &settings.against, "LIST", "what to hold the engine against: ref (ref)",
+        { "--against", OPTION_TEXT, &settings.against, "LIST",
+          "ref: the engine on simulated ranks, mpi: on Open MPI's processes; each against the oracle (ref)",
           0, 0 },
+        { "--mpirun", OPTION_TEXT, &settings.mpirun, "WORDS",
+          "with --against mpi: what starts the processes (ZEROBIT_MPIRUN, or mpirun)", 0, 0 },
+        OPTION_ROWS_PROCESSES(settings.processes),
         { "--workers", OPTION_INT, &settings.workers, "N", "threads of the simulation; 0: one per core (0)",
           0, 1024 },
         { "--json", OPTION_TEXT, &settings.json, "FILE", "write a report as JSON; -: to standard output", 0,
@@ -254,17 +506,12 @@ exit_code command_verify(int argc, char **argv)
         options_print_help(&spec);
         return EXIT_EQUAL;
     }
-    exit_code code = check_against(settings.against);
+    exit_code code = check_against(&settings);
+    if (code == EXIT_EQUAL) code = check_processes(&settings);
     if (code != EXIT_EQUAL) return code;
 
     status = check_reports(&settings);
     if (status != ZB_OK) return command_failed(command_name, status);
-
     settings.input.config_path = operands[0];
-    inputs in;
-    status = inputs_open(&settings.input, &in);
-    if (status != ZB_OK) return command_failed(command_name, status);
-    code = verify_inputs(&settings, &in);
-    inputs_close(&in);
-    return code;
+    return verify(&settings);
 }

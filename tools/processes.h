@@ -1,0 +1,53 @@
+/*
+ * Ranks that are processes, started by mpirun, for `train` and `verify`: what --comm mpi means. Every process
+ * runs the same command with the same arguments. A build without MPI says so when it is asked for them.
+ */
+#ifndef TOOLS_PROCESSES_H
+#define TOOLS_PROCESSES_H
+
+#include <stdint.h>
+#include <zerobit/comm.h>
+
+#include "tools/command.h"
+#include "tools/inputs.h"
+#include "tools/options.h"
+
+typedef struct processes {
+    const char *comm_name; /* --comm */
+    int native;            /* --native */
+    int64_t timeout;       /* --timeout, seconds; 0: the back end's own */
+    char *order;           /* owned: what "--order native" was found to be */
+    zb_comm *comm;         /* NULL: ranks are simulated */
+} processes;
+
+/* clang-format off */
+#define PROCESSES_DEFAULT { .comm_name = "sim" }
+/* Rows of an option table (options.h). */
+#define OPTION_ROWS_PROCESSES(p)                                                                             \
+    { "--comm", OPTION_TEXT, &(p).comm_name, "NAME",                                                         \
+      "where ranks run: sim, in this process; mpi, one in each process of mpirun (sim)", 0, 0 },             \
+    { "--native", OPTION_FLAG, &(p).native, NULL,                                                            \
+      "with --comm mpi: Open MPI itself adds, by the algorithm that --order names", 0, 0 },                  \
+    { "--timeout", OPTION_INT, &(p).timeout, "S",                                                            \
+      "with --comm mpi: seconds without progress after which a rank gives up (300)", 1, INT32_MAX }
+/* clang-format on */
+
+/** EXIT_EQUAL, or what is wrong with the name and the options that go with it has been said. */
+exit_code processes_check(const char *command, const processes *p, const input_options *input);
+/** Before the config is read: "--order native" becomes the order of the algorithms that Open MPI is set to
+ * use. */
+zb_status processes_read_native(processes *p, input_options *input);
+/**
+ * After the inputs are read: the communicator of all processes. On every rank ZB_MISMATCH names what one of
+ * them was given that rank 0 was not; `options` is whatever else must be the same, as text.
+ */
+zb_status processes_start(processes *p, const inputs *in, const char *options);
+/** Whether this is the process that speaks for all of them: the only one, or rank 0's. */
+int processes_speaks(const processes *p);
+/**
+ * The end of a command: exits together with the other processes. orderly: all of them have come to this end,
+ * with this code; otherwise they are told that this one has failed. Returns the process's exit code.
+ */
+exit_code processes_end(processes *p, exit_code code, int orderly);
+
+#endif
