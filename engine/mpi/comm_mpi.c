@@ -174,6 +174,15 @@ static void mpi_destroy(zb_comm *comm)
     zb_mpi_group_destroy(group);
 }
 
-const zb_comm_ops zb_mpi_comm_ops = {
-    .name = "mpi", .start = mpi_start, .wait = mpi_wait, .split = mpi_split, .destroy = mpi_destroy
-};
+static void mpi_fail(zb_comm *comm, zb_status status, const char *message)
+{
+    (void)comm; /* the process has one world, and it is told as a whole */
+    zb_mpi_fail(status, message);
+}
+
+const zb_comm_ops zb_mpi_comm_ops = { .name = "mpi",
+                                      .start = mpi_start,
+                                      .wait = mpi_wait,
+                                      .split = mpi_split,
+                                      .fail = mpi_fail,
+                                      .destroy = mpi_destroy };
