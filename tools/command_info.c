@@ -12,13 +12,14 @@
 typedef struct capability {
     const char *name;
     int found; /* by the build */
+    int used;  /* by a back end */
 } capability;
 
-/* What the build found; no back end of this version uses it. */
+/* What the build found; what no back end of this version uses is said. */
 static const capability capabilities[] = {
-    { "mpi", ZB_FOUND_MPI },
-    { "cuda", ZB_FOUND_CUDA },
-    { "nccl", ZB_FOUND_NCCL },
+    { "mpi", ZB_FOUND_MPI, ZB_WITH_MPI },
+    { "cuda", ZB_FOUND_CUDA, 0 },
+    { "nccl", ZB_FOUND_NCCL, 0 },
 };
 enum { CAPABILITY_COUNT = sizeof capabilities / sizeof capabilities[0] };
 
@@ -32,6 +33,7 @@ static zb_status print_json(const char *simd)
     zb_json_begin_array(&json, "communicators");
     zb_json_put_string(&json, NULL, "self");
     zb_json_put_string(&json, NULL, "sim");
+    if (ZB_WITH_MPI) zb_json_put_string(&json, NULL, "mpi");
     zb_json_end_array(&json);
     zb_json_begin_array(&json, "devices");
     zb_json_put_string(&json, NULL, "cpu");
@@ -52,11 +54,13 @@ static void print_text(const char *simd)
     printf("zerobit        %s\n", ZB_VERSION);
     printf("simd           %s\n", simd);
     printf("cores          %ld\n", sysconf(_SC_NPROCESSORS_ONLN));
-    printf("communicators  self, sim\n");
+    printf("communicators  self, sim%s\n", ZB_WITH_MPI ? ", mpi" : "");
     printf("devices        cpu\n");
     for (int i = 0; i < CAPABILITY_COUNT; i++)
         printf("%-14s %s\n", capabilities[i].name,
-               capabilities[i].found ? "found when this was built; no back end uses it yet" : "not found");
+               !capabilities[i].found ? "not found"
+               : capabilities[i].used ? "found when this was built"
+                                      : "found when this was built; no back end uses it yet");
 }
 
 exit_code command_info(int argc, char **argv)

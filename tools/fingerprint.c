@@ -118,7 +118,7 @@ static zb_status find_difference(const fingerprint *all, int world_size)
         for (int which = 0; which < PART_COUNT; which++)
             if (strcmp(all[0].digest[which], all[rank].digest[which]) != 0)
                 return zb_fail(
-                    ZB_MISMATCH,
+                    ZB_INVALID_ARGUMENT,
                     "rank %d was given another %s than rank 0 (SHA-256 %.12s..., rank 0 has %.12s...); "
                     "every rank must be given the same",
                     rank, part_names[which], all[rank].digest[which], all[0].digest[which]);

@@ -7,7 +7,7 @@
 
 #include "tools/inputs.h"
 
-/** Collective. ZB_MISMATCH, on every rank with the same words, names the first rank that has something else
+/** Collective. ZB_INVALID_ARGUMENT, on every rank with the same words, names the first rank that has something else
  * than rank 0, and what. */
 zb_status fingerprint_compare(zb_comm *comm, const inputs *in, const char *options);
 

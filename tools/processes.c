@@ -112,6 +112,7 @@ exit_code processes_end(processes *p, exit_code code, int orderly)
     if (!are_processes(p)) return code;
     fflush(stdout);
     fflush(stderr);
+    signal(SIGTERM, SIG_DFL); /* this one has said what it had to say */
     const int ended = zb_mpi_end(orderly ? 0 : (int)code);
     return orderly ? code : (exit_code)ended;
 }

@@ -38,7 +38,8 @@ exit_code processes_check(const char *command, const processes *p, const input_o
  * use. */
 zb_status processes_read_native(processes *p, input_options *input);
 /**
- * After the inputs are read: the communicator of all processes. On every rank ZB_MISMATCH names what one of
+ * After the inputs are read: the communicator of all processes. On every rank ZB_INVALID_ARGUMENT
+ * names what one of
  * them was given that rank 0 was not; `options` is whatever else must be the same, as text.
  */
 zb_status processes_start(processes *p, const inputs *in, const char *options);

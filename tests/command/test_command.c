@@ -83,11 +83,26 @@ static const struct refusal {
     { "verify " CIFAR " --dtypes fp32 --junit /dev/null", 2,
       "/dev/null: cannot be written: not a regular file" },
     { "verify " CIFAR " --dtypes fp32 --junit @/no/such/place", 2, "no/such/place: cannot be written" },
+#if ZB_WITH_MPI
+    { "verify " CIFAR " --against mpi --comm mpi", 2, "--against mpi starts the processes itself" },
+    { "verify " CIFAR " --against ref,mpi --order native", 2, "simulated ranks have no MPI to ask" },
+    { "verify " CIFAR " --against mpi --mpirun ' '", 2, "--mpirun or ZEROBIT_MPIRUN is blank" },
+    { "verify " CIFAR " --against mpi --mpirun nowhere", 2,
+      "nowhere is not there: Open MPI's launcher is needed" },
+#else
     { "verify " CIFAR " --against mpi", 3, "zerobit verify: this build has no MPI communicator\n" },
+    { "train " CIFAR " --comm mpi", 3, "this build has no MPI communicator" },
+#endif
+    { "verify " CIFAR " --native", 2, "--native without --comm mpi: there is no MPI to ask" },
+    { "verify " CIFAR " --order native", 2, "--order native without --comm mpi" },
+    { "verify " CIFAR " --order mpi-rng", 2, "--order: the order \"mpi-rng\" is not known; want rank," },
+    { "verify " CIFAR " --order mpi-rabenseifner", 2,
+      "stage 1, world 1, fp16: mpi-rabenseifner does not offer reduce_scatter_v of 1 ranks" },
+    { "train " CIFAR " --stage 1 --order mpi-linear", 2, "mpi-linear does not offer reduce_scatter_v" },
+    { "train " CIFAR " --timeout 3", 2, "--timeout without --comm mpi" },
     { "verify " CIFAR " --against ref,cuda", 3, "zerobit verify: this build has no CUDA device\n" },
     { "verify " CIFAR " --against ref,nonsense", 2, "--against nonsense: want ref, mpi, cuda or nccl" },
 
-    { "train " CIFAR " --comm mpi", 3, "this build has no MPI communicator" },
     { "train " CIFAR " --comm nccl", 3, "this build has no NCCL communicator" },
     { "train " CIFAR " --device cuda", 3, "this build has no CUDA device" },
     { "train " CIFAR " --comm pigeon", 2, "--comm pigeon: want sim, mpi or nccl" },
