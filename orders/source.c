@@ -20,6 +20,14 @@ const char *zb_nccl_protocol_name(zb_nccl_protocol protocol)
     return (unsigned)protocol <= ZB_NCCL_LL128 ? names[protocol] : "?";
 }
 
+const char *zb_verdict_name(zb_verdict verdict)
+{
+    static const char *const names[] = {
+        [ZB_VERDICT_NAMED] = "named", [ZB_VERDICT_ORDER] = "order", [ZB_VERDICT_VALUE] = "value"
+    };
+    return (unsigned)verdict <= ZB_VERDICT_VALUE ? names[verdict] : "?";
+}
+
 void zb_order_source_destroy(zb_order_source *source)
 {
     zb_free(source->rings);

@@ -36,6 +36,8 @@ static size_t slots_of_quantity(const zb_reference *reference, zb_quantity quant
     size_t count = 1;
     if (facts->scope == ZB_SCOPE_PARAM) count = (size_t)reference->model->param_count;
     if (facts->scope == ZB_SCOPE_RANK) count = (size_t)reference->world_size;
+    if (facts->scope == ZB_SCOPE_RANK_PARAM)
+        count = (size_t)reference->world_size * (size_t)reference->model->param_count;
     return facts->of_micro_batch ? count * (size_t)reference->micro_count : count;
 }
 
@@ -45,10 +47,15 @@ static slot *find_slot(const zb_reference *reference, const zb_observation *o)
     const zb_quantity_facts *facts = zb_quantity_get(o->quantity);
     size_t index = 0;
     if (facts->scope == ZB_SCOPE_PARAM) index = (size_t)o->param;
+    size_t per_micro = (size_t)reference->world_size;
     if (facts->scope == ZB_SCOPE_RANK) index = (size_t)o->rank;
+    if (facts->scope == ZB_SCOPE_RANK_PARAM) {
+        index = (size_t)o->rank * (size_t)reference->model->param_count + (size_t)o->param;
+        per_micro *= (size_t)reference->model->param_count;
+    }
     if (facts->of_micro_batch) {
         if (o->micro >= reference->micro_count) return NULL;
-        index += (size_t)o->micro * (size_t)reference->world_size;
+        index += (size_t)o->micro * per_micro;
     }
     return &reference->slots[reference->first_slot[o->quantity] + index];
 }
@@ -279,7 +286,7 @@ static zb_status compare_observe(void *user, const zb_observation *o)
         /* The formula is of a training step; what initialize sends is not in it. */
         const int64_t *formula = o->quantity == ZB_Q_CALLS ? compare->calls : compare->bytes_sent;
         if (o->step >= 0) compare_values(compare, o, formula, ZB_COLLECTIVE_COUNT);
-    } else if (s->is_shown || o->step >= 0) {
+    } else if (zb_quantity_is_optional(o->quantity) ? s->is_shown : s->is_shown || o->step >= 0) {
         /* Before training the oracle shows weights only; an engine may show more of itself. */
         compare_values(compare, o, s->data, s->numel);
         if (zb_quantity_get(o->quantity)->scope == ZB_SCOPE_PARAM) return note_coverage(compare, o, s);
@@ -324,6 +331,7 @@ static uint64_t expected_elements(const zb_compare *compare, zb_quantity quantit
 {
     const zb_reference *reference = compare->reference;
     const slot *slots = &reference->slots[reference->first_slot[quantity]];
+    if (zb_quantity_is_optional(quantity)) return UINT64_MAX;
     if (quantity == ZB_Q_BYTES_HELD) return ZB_MEM_COUNT;
     if (quantity == ZB_Q_CALLS || quantity == ZB_Q_BYTES_SENT)
         return reference->step >= 0 ? ZB_COLLECTIVE_COUNT : UINT64_MAX;
@@ -337,6 +345,7 @@ static uint64_t expected_elements(const zb_compare *compare, zb_quantity quantit
     case ZB_SCOPE_WORLD:
         return slots->is_shown || reference->step >= 0 ? slots->numel : UINT64_MAX;
     case ZB_SCOPE_RANK:
+    case ZB_SCOPE_RANK_PARAM: /* optional, so far */
         break;
     }
     uint64_t sum = 0;

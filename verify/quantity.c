@@ -13,6 +13,7 @@ const zb_quantity_facts *zb_quantity_get(zb_quantity quantity)
     static const zb_quantity_facts facts[ZB_QUANTITY_COUNT] = {
         [ZB_Q_SAMPLES] = { ZB_INT64, ZB_SCOPE_RANK, 1, 0, 0 },
         [ZB_Q_LOSS] = { ZB_FP32, ZB_SCOPE_RANK, 1, 1, 0 },
+        [ZB_Q_CONTRIBUTION] = { ZB_FP32, ZB_SCOPE_RANK_PARAM, 1, 0, .may_be_16_bit = 1 },
         [ZB_Q_GRAD] = { ZB_FP32, ZB_SCOPE_PARAM, 0, 0, .may_be_16_bit = 1 },
         [ZB_Q_NORM] = { ZB_FP64, ZB_SCOPE_WORLD, 0, 1, 0 },
         [ZB_Q_OVERFLOW] = { ZB_INT64, ZB_SCOPE_WORLD, 0, 1, 0 },
@@ -29,6 +30,17 @@ const zb_quantity_facts *zb_quantity_get(zb_quantity quantity)
     };
     ZB_ASSERT((unsigned)quantity < ZB_QUANTITY_COUNT);
     return &facts[quantity];
+}
+
+int zb_quantity_is_of_param(zb_quantity quantity)
+{
+    const zb_scope scope = zb_quantity_get(quantity)->scope;
+    return scope == ZB_SCOPE_PARAM || scope == ZB_SCOPE_RANK_PARAM;
+}
+
+int zb_quantity_is_optional(zb_quantity quantity)
+{
+    return quantity == ZB_Q_CONTRIBUTION;
 }
 
 const char *zb_quantity_element_name(zb_quantity quantity, uint64_t element)
@@ -60,7 +72,8 @@ const char *zb_observation_fault(const zb_observation *observation, const zb_par
     if (observation->rank < ZB_EVERY_RANK || observation->rank >= world_size) return "rank outside the world";
 
     size_t limit = facts->numel != 0 ? facts->numel : SIZE_MAX;
-    if (facts->scope == ZB_SCOPE_PARAM) {
+    if (facts->scope == ZB_SCOPE_RANK_PARAM && observation->rank == ZB_EVERY_RANK) return "no rank";
+    if (zb_quantity_is_of_param(observation->quantity)) {
         if (observation->param < 0 || observation->param >= param_count) return "parameter outside the model";
         limit = params[observation->param].numel;
     } else if (observation->param != ZB_NO_PARAM) {

@@ -7,9 +7,10 @@
 #include <zerobit/observe.h>
 
 typedef enum zb_scope {
-    ZB_SCOPE_PARAM, /* one tensor per parameter, the same whichever rank shows it */
-    ZB_SCOPE_WORLD, /* a few numbers on which all ranks agree */
-    ZB_SCOPE_RANK   /* each rank has its own */
+    ZB_SCOPE_PARAM,     /* one tensor per parameter, the same whichever rank shows it */
+    ZB_SCOPE_WORLD,     /* a few numbers on which all ranks agree */
+    ZB_SCOPE_RANK,      /* each rank has its own */
+    ZB_SCOPE_RANK_PARAM /* each rank has its own tensor per parameter */
 } zb_scope;
 
 typedef struct zb_quantity_facts {
@@ -21,6 +22,11 @@ typedef struct zb_quantity_facts {
 } zb_quantity_facts;
 
 const zb_quantity_facts *zb_quantity_get(zb_quantity quantity);
+
+/** Whether the quantity has a tensor per parameter. */
+int zb_quantity_is_of_param(zb_quantity quantity);
+/** Whether nobody has to show it. */
+int zb_quantity_is_optional(zb_quantity quantity);
 
 /** "global_steps", "gradients", "all_reduce", ... for quantities whose elements have names of their own; else
  * NULL. */

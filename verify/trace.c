@@ -6,11 +6,13 @@
 #include "verify/quantity.h"
 #include "verify/record_list.h"
 #include "verify/trace_format.h"
+#include "verify/trace_route.h"
 
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <zerobit/memory.h>
+#include <zerobit/orders.h>
 #include <zerobit/version.h>
 
 struct zb_trace_writer {
@@ -68,6 +70,7 @@ static void put_plan(zb_json_writer *json, const zb_plan *plan)
     zb_json_put_string(json, "grad_dtype", zb_dtype_name(plan->grad_dtype));
     zb_json_put_string(json, "comm_dtype", zb_dtype_name(plan->comm_dtype));
     zb_json_put_int(json, "reduce_when", plan->reduce_when);
+    zb_trace_put_averaging(json, &plan->averaging);
     zb_json_put_int(json, "norm", plan->norm);
     zb_json_put_double(json, "clip_norm", plan->clip_norm);
     zb_json_begin_array(json, "groups");
@@ -97,17 +100,22 @@ static zb_status header_text(const zb_trace_header *header, zb_json_writer *json
 {
     char plan_text[512];
     zb_plan_describe(&header->plan, plan_text, sizeof plan_text);
+    char *orders = zb_orders_text(header->plan.orders);
+    if (orders == NULL) return ZB_NO_MEMORY;
     zb_json_begin_object(json, NULL);
     zb_json_put_string(json, "zerobit_version", ZB_VERSION);
     zb_json_put_int(json, "stage", header->stage);
     zb_json_put_string(json, "comm", header->comm);
     zb_json_put_string(json, "device", header->device);
     zb_json_put_string(json, "order", header->order);
+    zb_json_put_string(json, "orders", orders);
     zb_json_put_int(json, "steps", header->steps);
     zb_json_put_string(json, "plan_text", plan_text);
     put_plan(json, &header->plan);
     put_model(json, header->model);
+    if (header->route != NULL) zb_trace_put_route(json, header->route);
     zb_json_end_object(json);
+    zb_free(orders);
     return zb_json_writer_finish(json);
 }
 

@@ -194,12 +194,29 @@ typedef struct diff {
     side a, b; /* of the group being compared */
 } diff;
 
+static int factors_equal(zb_factor a, zb_factor b)
+{
+    return a.kind == b.kind && (a.kind == ZB_FACTOR_NONE || a.by == b.by);
+}
+
+/* Whether equal gradients on a rank are equal contributions. */
+static int send_alike(const zb_trace_plan *a, const zb_trace_plan *b)
+{
+    const int same_micro_batches = a->accumulation_steps == b->accumulation_steps &&
+                                   (a->reduce_when == b->reduce_when || a->accumulation_steps == 1);
+    int same_factors = factors_equal(a->averaging.in_bucket, b->averaging.in_bucket);
+    for (int k = 0; k < 2; k++) same_factors &= factors_equal(a->averaging.before[k], b->averaging.before[k]);
+    return same_micro_batches && same_factors && a->local_dtype == b->local_dtype &&
+           a->bucket_dtype == b->bucket_dtype && a->comm_dtype == b->comm_dtype;
+}
+
 /* Ranks of different worlds have nothing in common but what all of them agree on. */
 static int is_compared(const diff *d, zb_quantity quantity)
 {
     int same_world = d->info_a->world_size == d->info_b->world_size;
     if (quantity == ZB_Q_BYTES_HELD || quantity == ZB_Q_CALLS || quantity == ZB_Q_BYTES_SENT)
         return same_world && d->info_a->stage == d->info_b->stage;
+    if (quantity == ZB_Q_CONTRIBUTION) return same_world && send_alike(&d->info_a->plan, &d->info_b->plan);
     if (quantity == ZB_Q_COUNTERS || zb_quantity_get(quantity)->scope == ZB_SCOPE_RANK) return same_world;
     return 1;
 }
@@ -209,6 +226,7 @@ static int is_compared(const diff *d, zb_quantity quantity)
 static int must_be_shown(const diff *d, const zb_observation *like)
 {
     zb_quantity quantity = like->quantity;
+    if (zb_quantity_is_optional(quantity)) return 0;
     if (like->step < 0 && quantity != ZB_Q_MASTER && quantity != ZB_Q_PARAM) return 0;
     if (zb_quantity_get(quantity)->scope != ZB_SCOPE_PARAM || quantity == ZB_Q_PARAM) return 1;
     return d->info_a->params[like->param].requires_grad;
@@ -229,7 +247,7 @@ static size_t group_numel(const diff *d, const side *a, const side *b)
 {
     const zb_observation *like = a->count > 0 ? a->records : b->records;
     const zb_quantity_facts *facts = zb_quantity_get(like->quantity);
-    if (facts->scope == ZB_SCOPE_PARAM) return d->info_a->params[like->param].numel;
+    if (zb_quantity_is_of_param(like->quantity)) return d->info_a->params[like->param].numel;
     return facts->numel != 0 ? facts->numel : extent(a, b);
 }
 
@@ -330,7 +348,8 @@ static zb_status compare_step(diff *d, const zb_record_list *list_a, const zb_re
         take_group(&d->a, list_a, &next_a, like);
         take_group(&d->b, list_b, &next_b, like);
         if (!is_compared(d, like->quantity)) continue;
-        if (zb_quantity_get(like->quantity)->scope == ZB_SCOPE_RANK)
+        const zb_scope scope = zb_quantity_get(like->quantity)->scope;
+        if (scope == ZB_SCOPE_RANK || scope == ZB_SCOPE_RANK_PARAM)
             ZB_TRY(compare_ranks(d, d->a, d->b, kept));
         else
             ZB_TRY(compare_group(d, &d->a, &d->b, kept));
@@ -362,29 +381,7 @@ static zb_status compare_traces(diff *d, finding *kept)
     return ZB_OK;
 }
 
-/* --- are they comparable at all --- */
-
-static zb_status check_models(const diff *d)
-{
-    const zb_trace_info *a = d->info_a, *b = d->info_b;
-    if (a->param_count != b->param_count)
-        return zb_fail(ZB_INVALID_ARGUMENT,
-                       "%s and %s are of different models: %s with %d parameters, %s with %d", d->path_a,
-                       d->path_b, a->model, a->param_count, b->model, b->param_count);
-    for (int i = 0; i < a->param_count; i++) {
-        const zb_param *pa = &a->params[i], *pb = &b->params[i];
-        int same_shape = pa->shape.dims == pb->shape.dims;
-        for (int n = 0; same_shape && n < pa->shape.dims; n++)
-            same_shape = pa->shape.extent[n] == pb->shape.extent[n];
-        if (strcmp(pa->name, pb->name) != 0 || !same_shape || pa->requires_grad != pb->requires_grad)
-            return zb_fail(ZB_INVALID_ARGUMENT,
-                           "%s and %s are of different models: parameter %d is %s (%zu elements%s) in one, "
-                           "%s (%zu elements%s) in the other",
-                           d->path_a, d->path_b, i, pa->name, pa->numel, pa->requires_grad ? "" : ", frozen",
-                           pb->name, pb->numel, pb->requires_grad ? "" : ", frozen");
-    }
-    return ZB_OK;
-}
+/* --- */
 
 static zb_status run_diff(diff *d, zb_difference *difference)
 {
@@ -392,7 +389,7 @@ static zb_status run_diff(diff *d, zb_difference *difference)
     ZB_TRY(zb_trace_reader_open(d->path_b, &d->reader_b));
     d->info_a = zb_trace_reader_info(d->reader_a);
     d->info_b = zb_trace_reader_info(d->reader_b);
-    ZB_TRY(check_models(d));
+    ZB_TRY(zb_trace_check_models(d->path_a, d->info_a, d->path_b, d->info_b));
 
     finding kept = { 0 };
     ZB_TRY(compare_traces(d, &kept));

@@ -19,7 +19,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "trace files are writt
 
 #define ZB_TRACE_MAGIC "ZBTRACE\n"
 enum {
-    ZB_TRACE_VERSION = 1,
+    ZB_TRACE_VERSION = 2, /* 1: without contributions and routes */
     ZB_TRACE_RECORD = 0x44434552 /* "RECD" */,
     ZB_TRACE_END = 0x53444e45 /* "ENDS" */
 };

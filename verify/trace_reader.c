@@ -3,6 +3,7 @@
 
 #include "verify/quantity.h"
 #include "verify/trace_format.h"
+#include "verify/trace_route.h"
 
 #include <cjson/cJSON.h>
 #include <errno.h>
@@ -72,11 +73,7 @@ static zb_status read_check(zb_trace_reader *reader, uint64_t from, const char *
 
 static int get_integer(const cJSON *object, const char *key, int64_t min, int64_t max, int64_t *value)
 {
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
-    if (!cJSON_IsNumber(item) || item->valuedouble != floor(item->valuedouble)) return 0;
-    if (item->valuedouble < (double)min || item->valuedouble > (double)max) return 0;
-    *value = (int64_t)item->valuedouble;
-    return 1;
+    return zb_trace_get_integer(cJSON_GetObjectItemCaseSensitive(object, key), min, max, value);
 }
 
 static int get_text(const cJSON *object, const char *key, char *to, size_t bytes)
@@ -114,6 +111,42 @@ static int read_param(const cJSON *json, zb_param *param)
            read_shape(cJSON_GetObjectItemCaseSensitive(json, "shape"), param);
 }
 
+static int get_dtype(const cJSON *object, const char *key, zb_dtype *dtype)
+{
+    return zb_trace_get_dtype(cJSON_GetObjectItemCaseSensitive(object, key), dtype);
+}
+
+static const char *read_plan(const cJSON *json, zb_trace_plan *plan)
+{
+    int64_t reduce_when;
+    if (!get_integer(json, "accumulation_steps", 1, INT64_C(1) << 48, &plan->accumulation_steps))
+        return "plan.accumulation_steps";
+    if (!get_dtype(json, "local_dtype", &plan->local_dtype)) return "plan.local_dtype";
+    if (!get_dtype(json, "bucket_dtype", &plan->bucket_dtype)) return "plan.bucket_dtype";
+    if (!get_dtype(json, "comm_dtype", &plan->comm_dtype)) return "plan.comm_dtype";
+    if (!get_dtype(json, "grad_dtype", &plan->grad_dtype)) return "plan.grad_dtype";
+    if (!get_integer(json, "reduce_when", ZB_REDUCE_AT_BOUNDARY, ZB_REDUCE_EVERY_MICRO_BATCH, &reduce_when))
+        return "plan.reduce_when";
+    plan->reduce_when = (zb_reduce_when)reduce_when;
+    if (!zb_trace_read_averaging(cJSON_GetObjectItemCaseSensitive(json, "averaging"), &plan->averaging))
+        return "plan.averaging";
+    return NULL;
+}
+
+/* How gradients crossed ranks, as far as the header tells. */
+static const char *read_travel(const cJSON *json, zb_trace_info *info, zb_status *status)
+{
+    const cJSON *orders = cJSON_GetObjectItemCaseSensitive(json, "orders");
+    const cJSON *route = cJSON_GetObjectItemCaseSensitive(json, "route");
+    if (!cJSON_IsString(orders)) return "orders";
+    info->orders = zb_strdup(orders->valuestring);
+    if (info->orders == NULL) *status = ZB_NO_MEMORY;
+    if (info->orders == NULL || route == NULL) return NULL;
+    info->has_route = 1;
+    return zb_trace_read_route(route, info->params, info->param_count, info->world_size, &info->route,
+                               status);
+}
+
 /* What is wrong with the header, or NULL. ZB_NO_MEMORY comes back through status. */
 static const char *read_info(const cJSON *json, zb_trace_info *info, zb_status *status)
 {
@@ -139,7 +172,8 @@ static const char *read_info(const cJSON *json, zb_trace_info *info, zb_status *
     {
         if (!read_param(param, &info->params[index++])) return "params";
     }
-    return NULL;
+    const char *wrong = read_plan(plan, &info->plan);
+    return wrong != NULL ? wrong : read_travel(json, info, status);
 }
 
 static zb_status parse_header(zb_trace_reader *reader, const char *text, size_t bytes)
@@ -165,8 +199,9 @@ static zb_status read_header(zb_trace_reader *reader)
     if (memcmp(head.magic, ZB_TRACE_MAGIC, sizeof head.magic) != 0)
         return corrupt(reader, 0, "no trace signature");
     if (head.version != ZB_TRACE_VERSION)
-        return corrupt(reader, offsetof(zb_trace_file_head, version), "version %" PRIu32 " where %d is known",
-                       head.version, ZB_TRACE_VERSION);
+        return corrupt(reader, offsetof(zb_trace_file_head, version),
+                       "version %" PRIu32 " where %d is known, of another zerobit,", head.version,
+                       ZB_TRACE_VERSION);
     uint64_t padded = zb_trace_padded(head.header_bytes);
     if (head.header_bytes > HEADER_BYTES_MAX || padded > reader->file_bytes - reader->offset)
         return corrupt(reader, offsetof(zb_trace_file_head, header_bytes), "a header of %" PRIu32 " bytes",
@@ -281,6 +316,8 @@ void zb_trace_reader_destroy(zb_trace_reader *reader)
     if (reader->stream != NULL) fclose(reader->stream);
     zb_record_list_destroy(&reader->step);
     zb_free(reader->info.params);
+    zb_free(reader->info.orders);
+    zb_route_destroy(&reader->info.route);
     zb_free(reader->path);
     zb_free(reader);
 }
@@ -288,4 +325,26 @@ void zb_trace_reader_destroy(zb_trace_reader *reader)
 const zb_trace_info *zb_trace_reader_info(const zb_trace_reader *reader)
 {
     return &reader->info;
+}
+
+zb_status zb_trace_check_models(const char *path_a, const zb_trace_info *a, const char *path_b,
+                                const zb_trace_info *b)
+{
+    if (a->param_count != b->param_count)
+        return zb_fail(ZB_INVALID_ARGUMENT,
+                       "%s and %s are of different models: %s with %d parameters, %s with %d", path_a, path_b,
+                       a->model, a->param_count, b->model, b->param_count);
+    for (int i = 0; i < a->param_count; i++) {
+        const zb_param *pa = &a->params[i], *pb = &b->params[i];
+        int same_shape = pa->shape.dims == pb->shape.dims;
+        for (int n = 0; same_shape && n < pa->shape.dims; n++)
+            same_shape = pa->shape.extent[n] == pb->shape.extent[n];
+        if (strcmp(pa->name, pb->name) != 0 || !same_shape || pa->requires_grad != pb->requires_grad)
+            return zb_fail(ZB_INVALID_ARGUMENT,
+                           "%s and %s are of different models: parameter %d is %s (%zu elements%s) in one, "
+                           "%s (%zu elements%s) in the other",
+                           path_a, path_b, i, pa->name, pa->numel, pa->requires_grad ? "" : ", frozen",
+                           pb->name, pb->numel, pb->requires_grad ? "" : ", frozen");
+    }
+    return ZB_OK;
 }

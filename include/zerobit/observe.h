@@ -14,10 +14,14 @@
 extern "C" {
 #endif
 
-/* In the order in which a step computes them: the first difference is the earliest in this order. */
+/*
+ * In the order in which a step computes them: the first difference is the earliest in this order. A contribution is what a rank
+ * sends of its gradient of a parameter; where all micro-batches are sent at once it has one of them, the last. Nobody has to show it.
+ */
 #define ZB_QUANTITY_MAP(X)                                                                                 \
     X(SAMPLES, "sample indices", INT64)  /* per rank and micro-batch: [rows]                            */ \
     X(LOSS, "loss", FP32)                /* per rank and micro-batch: 1, the rank's own mean            */ \
+    X(CONTRIBUTION, "contribution", FP32) /* per rank, micro-batch and parameter, in comm_dtype; optional */ \
     X(GRAD, "reduced gradient", FP32)    /* per parameter, in grad_dtype: after reduction, before clipping */ \
     X(NORM, "gradient norm", FP64)       /* 1, before clipping                                          */ \
     X(OVERFLOW, "overflow", INT64)       /* 1: 0 or 1                                                   */ \

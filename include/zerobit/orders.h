@@ -145,11 +145,17 @@ ZB_API zb_status zb_nccl_log_source(const zb_nccl_log *log, size_t index, zb_ord
 
 /* --- the way back --- */
 
+/*
+ * Another way of adding is an order: the sequence of the ranks, where partial sums are rounded, whether contributions or sums are
+ * scaled, divided or multiplied by the reciprocal. Another number is a value: ranks left out or taken twice, a division that was
+ * not made, was made twice or by something else, and single elements amid an order that they do not follow.
+ */
 typedef enum zb_verdict {
     ZB_VERDICT_NAMED, /* an order with a name gives the whole result                                             */
     ZB_VERDICT_ORDER, /* none does, but every element is the sum of its contributions in some order: see `parts` */
-    ZB_VERDICT_VALUE  /* `element` is the first that no known order gives                                        */
+    ZB_VERDICT_VALUE  /* `element` is the first that no known order gives, or not the one of its neighbours      */
 } zb_verdict;
+ZB_API const char *zb_verdict_name(zb_verdict verdict); /* "named", "order", "value" */
 
 /** Elements [first, first + numel) are this sum of ranks. */
 typedef struct zb_explained_part {
@@ -162,22 +168,46 @@ enum { ZB_EXPLAINED_PARTS = 16, ZB_EXPLANATION_BYTES = 4096 };
 typedef struct zb_explanation {
     zb_verdict verdict;
     int as_expected;     /* NAMED: it is the order that was expected                                     */
-    char source[512];    /* NAMED: as zb_order_source_text has it, cut                                   */
+    char source[512];    /* NAMED: as zb_order_source_text has it, cut. ORDER: the same trees, rounded otherwise; else "" */
     size_t part_count;   /* ORDER: of all parts; the first ZB_EXPLAINED_PARTS of them are kept           */
     zb_explained_part parts[ZB_EXPLAINED_PARTS];
+    size_t unexpected;   /* the first element that the expected order does not give, 0 when it has none for such a call; the
+                            number of elements: there is none, or nothing was expected */
     size_t element;      /* VALUE                                                                        */
-    int within_rounding; /* VALUE: it is no farther off than an order that is not known could make it    */
-    char text[ZB_EXPLANATION_BYTES]; /* all of this in words */
+    int within_rounding; /* VALUE: no cause, and no farther off than an order that is not known could make it */
+    size_t cause_numel;  /* VALUE: from `element` on, so many elements are what `cause` says, within rounding; 0: unknown */
+    char cause[320];     /* "the sum of ranks 0, 1, 3: rank 2 is missing" */
+    char text[ZB_EXPLANATION_BYTES]; /* all of this in words, cut */
 } zb_explanation;
 
 /**
  * In which order was `result` added up? inputs[r] is the whole contribution of rank r, `result` all of the result (of a
  * reduce_scatter: the ranks' blocks, one after the other). The order `expected` is tried first, unless NULL, then all that have a
- * name, with NCCL's rings in the order of ranks; then single trees, part by part. Where contributions leave more than one order
- * possible (two ranks, whole numbers), the first that fits is named.
+ * name, with NCCL's rings in the order of ranks; then these with other roundings; then single trees, part by part. Where
+ * contributions leave more than one order possible (two ranks, whole numbers), the first that fits is named.
  */
 ZB_API zb_status zb_reduction_explain(const zb_reduction_call *call, const zb_order_source *expected, const void *const *inputs,
                                       const void *result, zb_explanation *explanation_p);
+
+/** What becomes of a sum: `after`, rounded to the type of the call, and then another type. */
+typedef struct zb_finish {
+    zb_factor after;
+    zb_dtype dtype; /* of the result */
+} zb_finish;
+
+/** A result that is made of several reductions, as reduced gradients are: each is finished, and they are added up in finish->dtype. */
+typedef struct zb_explain_options {
+    const zb_reduction_call *call;
+    const zb_order_source *expected; /* NULL: none in particular */
+    const void *const *inputs;       /* [rounds][world_size] */
+    const void *result;
+    int rounds;                      /* 0: one */
+    const zb_finish *finish;         /* NULL: the sum as it is */
+} zb_explain_options;
+
+/** The same for such a result; all rounds are taken to be added alike. ZB_UNSUPPORTED: other types than fp32, fp16 and bf16 with a
+ * finish that changes anything, or with several rounds. */
+ZB_API zb_status zb_reduction_explain_finished(const zb_explain_options *options, zb_explanation *explanation_p);
 
 #ifdef __cplusplus
 }
