@@ -6,7 +6,7 @@
 typedef struct view {
     zb_engine *engine;
     const zb_observer *observer;
-    int64_t step;
+    int64_t step, micro; /* micro: -1, but for contributions */
 } view;
 
 static zb_status show_values(const view *v, zb_quantity quantity, zb_dtype dtype, size_t numel,
@@ -33,7 +33,7 @@ static zb_status show_range(const view *v, zb_quantity quantity, int param, zb_d
         ZB_TRY(zb_stream_wait_idle(e->compute));
         ZB_TRY(v->observer->observe(v->observer->user, &(zb_observation){ .quantity = quantity,
                                                                           .step = v->step,
-                                                                          .micro = -1,
+                                                                          .micro = v->micro,
                                                                           .rank = e->comm->rank,
                                                                           .param = param,
                                                                           .dtype = dtype,
@@ -113,7 +113,7 @@ zb_status zb_engine_observe(zb_engine *e, const zb_observer *observer)
 {
     ZB_ASSERT(observer != NULL);
     ZB_TRY(zb_engine_check_whole(e, "observe"));
-    const view v = { .engine = e, .observer = observer, .step = e->counters.global_steps - 1 };
+    const view v = { .engine = e, .observer = observer, .step = e->counters.global_steps - 1, .micro = -1 };
     if (v.step >= 0) {
         ZB_TRY(show_shard(&v, ZB_Q_GRAD, e->plan.grad_dtype));
         ZB_TRY(show_scalars(&v));
@@ -125,6 +125,19 @@ zb_status zb_engine_observe(zb_engine *e, const zb_observer *observer)
     }
     ZB_TRY(show_held(&v));
     return show_accounts(&v);
+}
+
+void zb_engine_observe_contributions(zb_engine *e, const zb_observer *observer)
+{
+    e->contributions = observer != NULL ? *observer : (zb_observer){ 0 };
+}
+
+zb_status zb_engine_show_contribution(zb_engine *e, int param, size_t first, size_t numel, const void *sent)
+{
+    const view v = {
+        .engine = e, .observer = &e->contributions, .step = e->counters.global_steps, .micro = e->micro_index
+    };
+    return show_range(&v, ZB_Q_CONTRIBUTION, param, e->plan.comm_dtype, sent, first, numel);
 }
 
 zb_status zb_engine_gather_weights(zb_engine *e, float *const *out)

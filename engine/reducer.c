@@ -163,6 +163,20 @@ static zb_status scatter(zb_reducer *r, const zb_bucket *bucket, void *wire, zb_
                                     .order = zb_orders_source(plan->orders, kind), .what = r->what);
 }
 
+/* For whoever wants to see what is sent; what comes to nothing contributes nothing. */
+static zb_status show(const zb_reducer *r, const zb_bucket *bucket, const void *wire)
+{
+    zb_engine *engine = r->engine;
+    if (engine->contributions.observe == NULL || engine->plan.averaging.absent) return ZB_OK;
+    for (int i = 0; i < bucket->param_count; i++)
+        for (int k = 0; k < r->plan.piece_count[bucket->params[i]]; k++) {
+            const zb_bucket_piece piece = zb_buckets_piece(&r->plan, bucket->params[i], k);
+            ZB_TRY(zb_engine_show_contribution(engine, bucket->params[i], piece.first, piece.numel,
+                                               zb_at(wire, piece.at, engine->plan.comm_dtype)));
+        }
+    return ZB_OK;
+}
+
 /* works NULL: finished on return. */
 static zb_status send_bucket(zb_reducer *r, const zb_bucket *bucket, void *wire, zb_work *works)
 {
@@ -268,8 +282,10 @@ static zb_status launch(zb_reducer *r, zb_reducer_buffer *buffer, int index)
     zb_work *works = r->buffer_count > 1 ? buffer->works : NULL;
     r->open_bucket = -1;
     buffer->bucket = index;
-    if (bucket->transport != ZB_TRANSPORT_NONE)
+    if (bucket->transport != ZB_TRANSPORT_NONE) {
         ZB_TRY(prepare(r->engine, buffer->data, buffer->wire, bucket->numel));
+        ZB_TRY(show(r, bucket, buffer->wire));
+    }
     return send_bucket(r, bucket, buffer->wire, works);
 }
 
@@ -324,6 +340,7 @@ zb_status zb_reducer_run_in_place(zb_reducer *r, void *flat)
         const zb_bucket *bucket = &r->plan.buckets[b];
         void *range = zb_at(flat, bucket->flat_offset, dtype);
         ZB_TRY(prepare(r->engine, range, range, bucket->numel));
+        ZB_TRY(show(r, bucket, range));
         ZB_TRY(send_bucket(r, bucket, range, overlap ? &r->works[b] : NULL));
     }
     for (int b = 0; b < r->plan.bucket_count; b++) {

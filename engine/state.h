@@ -45,6 +45,7 @@ struct zb_engine {
     double lr_used[ZB_PARAM_GROUP_MAX];
     double scale_used;
     int overflow;
+    zb_observer contributions; /* shown what is sent; observe NULL: nobody */
     float *staging; /* host, 2 * ZB_STAGING_NUMEL: what observers, loading and saving pass through */
     zb_traffic traffic_before[ZB_COLLECTIVE_COUNT]; /* at the end of the step before */
     zb_traffic traffic[ZB_COLLECTIVE_COUNT];        /* in the last step */
@@ -75,6 +76,11 @@ zb_status zb_engine_check_whole(const zb_engine *engine, const char *call);
 #define zb_engine_collective_run(engine, work, ...)                                                          \
     zb_engine_collective((engine), &(zb_collective){ __VA_ARGS__, .file = __FILE__, .line = __LINE__ },      \
                          (work))
+
+/* Shows elements [first, first + numel) of a parameter's gradient, in comm_dtype at `sent` on the device, to
+ * whoever wants to see contributions. */
+zb_status zb_engine_show_contribution(zb_engine *engine, int param, size_t first, size_t numel,
+                                      const void *sent);
 
 /* What the stage's formulas, and its choices, are made from. */
 zb_stage_facts zb_engine_facts(const zb_engine *engine);

@@ -18,6 +18,7 @@ struct zb_ref {
     zb_ref_pass pass;        /* one for all ranks, which take turns */
     zb_ref_tensors values;   /* the masters in the model's type: what forward reads */
     zb_ref_tensors gradient; /* of one micro-batch of one rank */
+    float *sent;             /* one parameter's contribution; NULL: they are not shown */
     double *magnitudes;      /* [numel] of the first step's gradients; NULL: no bounds are wanted */
     uint16_t *payload;       /* one parameter's elements as 16-bit numbers, for showing */
 };
@@ -163,6 +164,10 @@ static zb_status fill(zb_ref *ref, const zb_ref_options *options)
     ZB_TRY(create_loaders(ref, options));
     ZB_TRY(zb_ref_pass_create(ref->model, plan->param_dtype, rows_max(plan, options->dataset), &ref->pass));
     ZB_TRY(create_tensors(ref));
+    if (options->with_contributions) {
+        ref->sent = zb_alloc_array(largest_param_numel(ref->model), sizeof *ref->sent);
+        if (ref->sent == NULL) return ZB_NO_MEMORY;
+    }
     if (options->with_bounds) {
         ref->magnitudes = zb_alloc_array(ref->gradient.numel, sizeof *ref->magnitudes);
         if (ref->magnitudes == NULL) return ZB_NO_MEMORY;
@@ -200,6 +205,7 @@ void zb_ref_destroy(zb_ref *ref)
     zb_free(ref->loader);
     zb_free(ref->payload);
     zb_free(ref->magnitudes);
+    zb_free(ref->sent);
     zb_ref_tensors_destroy(&ref->values);
     zb_ref_tensors_destroy(&ref->gradient);
     zb_ref_pass_destroy(&ref->pass);
@@ -329,6 +335,31 @@ static zb_status run_micro_batch(zb_ref *ref, const zb_observer *observer, int64
     return ZB_OK;
 }
 
+/* What rank r sends of its gradients after this micro-batch. */
+static zb_status show_contributions(zb_ref *ref, const zb_observer *observer, int64_t micro, int r)
+{
+    const zb_plan *plan = &ref->state.plan;
+    const int is_sent = plan->reduce_when == ZB_REDUCE_EVERY_MICRO_BATCH ||
+                        micro == plan->accumulation_steps - 1;
+    if (ref->sent == NULL || observer == NULL || plan->averaging.absent || !is_sent) return ZB_OK;
+    for (int p = 0; p < ref->model->param_count; p++) {
+        const size_t numel = ref->model->params[p].numel;
+        if (!ref->model->params[p].requires_grad || numel == 0) continue;
+        for (size_t i = 0; i < numel; i++)
+            ref->sent[i] = zb_ref_contribution(plan, ref->state.sums.rank[r].param[p][i]);
+        ZB_TRY(
+            show(observer, (zb_observation){ .quantity = ZB_Q_CONTRIBUTION,
+                                             .step = ref->state.steps,
+                                             .micro = micro,
+                                             .rank = r,
+                                             .param = p,
+                                             .dtype = plan->comm_dtype,
+                                             .numel = numel,
+                                             .data = payload_of(ref, plan->comm_dtype, ref->sent, numel) }));
+    }
+    return ZB_OK;
+}
+
 /* All micro-batches of all ranks. */
 static zb_status compute_gradients(zb_ref *ref, const zb_observer *observer)
 {
@@ -339,6 +370,7 @@ static zb_status compute_gradients(zb_ref *ref, const zb_observer *observer)
             if (ref->magnitudes != NULL && ref->state.steps == 0)
                 zb_ref_bound_note(&ref->gradient, ref->magnitudes);
             zb_ref_state_add(&ref->state, micro, r, &ref->gradient);
+            ZB_TRY(show_contributions(ref, observer, micro, r));
         }
     return ZB_OK;
 }

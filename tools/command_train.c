@@ -25,7 +25,7 @@ typedef struct train_settings {
         workers, print_every;
     dtype_list dtypes;
     const char *device, *trace, *save_weights;
-    int force;
+    int force, contributions;
 } train_settings;
 
 typedef struct train_run {
@@ -36,6 +36,7 @@ typedef struct train_run {
     zb_device **devices; /* [rank_count], like engines: of the ranks that run here */
     zb_engine **engines;
     int rank_count;
+    zb_route route;         /* empty where neither trace nor order wants it */
     zb_trace_writer *trace; /* NULL: none wanted, or written elsewhere */
     zb_weights gathered;    /* where rank 0 runs */
     double lr;              /* likewise: of the step under way */
@@ -71,6 +72,7 @@ static zb_status step_rank(void *user, zb_comm *comm, const zb_observer *observe
 {
     train_run *run = user;
     zb_engine *engine = run->engines[comm->rank];
+    if (run->settings->contributions) zb_engine_observe_contributions(engine, observer);
     if (comm->rank == 0) run->lr = zb_schedule_lr(&zb_engine_lr_scheduler(engine)->group[0]);
     ZB_TRY(zb_engine_train_step(engine, observer));
     return run->settings->trace != NULL ? zb_engine_observe(engine, observer) : ZB_OK;
@@ -126,7 +128,8 @@ static zb_status open_trace(train_run *run, const zb_plan *plan, int stage)
                                .comm = settings->processes.comm_name,
                                .device = settings->device,
                                .order = orders,
-                               .steps = settings->steps };
+                               .steps = settings->steps,
+                               .route = &run->route };
     const zb_status status = zb_trace_writer_create(settings->trace, &header, &run->trace);
     zb_free(orders);
     return status;
@@ -153,23 +156,15 @@ static zb_status create_world(train_run *run)
     return zb_world_simulate(&sim_options, &run->world);
 }
 
-/* An order that the stage's collectives cannot have is found before anything runs. */
-static zb_status check_route(const train_run *run, const zb_plan *plan, int stage)
-{
-    zb_route route;
-    if (plan->orders == NULL) return ZB_OK;
-    ZB_TRY(zb_route_create(run->in->config, run->in->model, plan, stage, &route));
-    zb_route_destroy(&route);
-    return ZB_OK;
-}
-
 static zb_status create_run(train_run *run)
 {
     const train_settings *settings = run->settings;
     zb_plan plan;
     int stage = settings->stage >= 0 ? (int)settings->stage : run->in->config->zero.stage;
     ZB_TRY(zb_plan_derive(run->in->config, stage, settings->dtypes.values[0], run->rank_count, &plan));
-    ZB_TRY(check_route(run, &plan, stage));
+    /* An order that the stage's collectives cannot have is found before anything runs. */
+    if (plan.orders != NULL || settings->trace != NULL)
+        ZB_TRY(zb_route_create(run->in->config, run->in->model, &plan, stage, &run->route));
     ZB_TRY(allocate(run));
     ZB_TRY(create_world(run));
     return open_trace(run, &plan, stage);
@@ -182,6 +177,7 @@ static void destroy_run(train_run *run)
         if (run->devices != NULL && run->devices[i] != NULL) zb_device_destroy(run->devices[i]);
     }
     zb_world_destroy(run->world);
+    zb_route_destroy(&run->route);
     zb_trace_writer_destroy(run->trace);
     zb_weights_destroy(&run->gathered);
     zb_free(run->devices);
@@ -260,6 +256,8 @@ static zb_status check_output(const train_settings *settings, const char *path)
 
 static zb_status check_outputs(const train_settings *settings)
 {
+    if (settings->contributions && settings->trace == NULL)
+        return zb_fail(ZB_INVALID_ARGUMENT, "--contributions without --trace: there is nowhere to keep them");
     ZB_TRY(check_output(settings, settings->trace));
     ZB_TRY(check_output(settings, settings->save_weights));
     if (settings->trace != NULL && settings->save_weights != NULL &&
@@ -359,6 +357,8 @@ exit_code command_train(int argc, char **argv)
         OPTION_ROWS_BATCH(settings.input),
         { "--trace", OPTION_TEXT, &settings.trace, "FILE", "write everything the run shows, for zerobit diff",
           0, 0 },
+        { "--contributions", OPTION_FLAG, &settings.contributions, NULL,
+          "with --trace: also what each rank sends, for explain and diff", 0, 0 },
         { "--save-weights", OPTION_TEXT, &settings.save_weights, "FILE",
           "write the fp32 weights, safetensors", 0, 0 },
         { "--force", OPTION_FLAG, &settings.force, NULL, "replace existing output files", 0, 0 },

@@ -26,7 +26,7 @@ typedef struct verify_settings {
     dtype_list dtypes;       /* empty: the config's */
     int64_t steps, workers;
     const char *against, *mpirun, *json, *junit;
-    int against_ref, against_mpi;
+    int against_ref, against_mpi, contributions;
     int quiet;
 } verify_settings;
 
@@ -167,6 +167,7 @@ static zb_status run_cases(const verify_settings *settings, const inputs *in, li
                                         .dtypes = settings->dtypes.values,
                                         .dtype_count = settings->dtypes.count,
                                         .steps = settings->steps,
+                                        .contributions = settings->contributions,
                                         .comm = settings->processes.comm,
                                         .workers = (int)settings->workers,
                                         .sim_seed = (uint64_t)settings->input.seed,
@@ -243,6 +244,7 @@ static zb_status list_words(const verify_settings *settings, int world_size, wor
     ZB_TRY(add_number(words, "--steps", settings->steps));
     ZB_TRY(add_text(words, "--comm", "mpi"));
     if (settings->processes.native) ZB_TRY(words_add(words, "--native"));
+    if (settings->contributions) ZB_TRY(words_add(words, "--contributions"));
     ZB_TRY(add_number(words, "--timeout", settings->processes.timeout));
     ZB_TRY(add_text(words, "--json", "-"));
     return words_add(words, "--quiet");
@@ -485,6 +487,8 @@ exit_code command_verify(int argc, char **argv)
         { "--mpirun", OPTION_TEXT, &settings.mpirun, "WORDS",
           "with --against mpi: what starts the processes (ZEROBIT_MPIRUN, or mpirun)", 0, 0 },
         OPTION_ROWS_PROCESSES(settings.processes),
+        { "--contributions", OPTION_FLAG, &settings.contributions, NULL,
+          "also compare what each rank sends of its gradients", 0, 0 },
         { "--workers", OPTION_INT, &settings.workers, "N", "threads of the simulation; 0: one per core (0)",
           0, 1024 },
         { "--json", OPTION_TEXT, &settings.json, "FILE", "write a report as JSON; -: to standard output", 0,

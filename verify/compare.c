@@ -24,6 +24,7 @@ struct zb_reference {
     const zb_model *model;
     int world_size;
     int64_t micro_count;
+    int with_contributions;
     int64_t step;
     slot *slots;
     size_t slot_count;
@@ -34,6 +35,7 @@ static size_t slots_of_quantity(const zb_reference *reference, zb_quantity quant
 {
     const zb_quantity_facts *facts = zb_quantity_get(quantity);
     size_t count = 1;
+    if (quantity == ZB_Q_CONTRIBUTION && !reference->with_contributions) return 0; /* there may be many */
     if (facts->scope == ZB_SCOPE_PARAM) count = (size_t)reference->model->param_count;
     if (facts->scope == ZB_SCOPE_RANK) count = (size_t)reference->world_size;
     if (facts->scope == ZB_SCOPE_RANK_PARAM)
@@ -41,10 +43,11 @@ static size_t slots_of_quantity(const zb_reference *reference, zb_quantity quant
     return facts->of_micro_batch ? count * (size_t)reference->micro_count : count;
 }
 
-/* NULL for a micro-batch that the plan does not have. */
+/* NULL for a micro-batch that the plan does not have, and for a contribution that nobody wants. */
 static slot *find_slot(const zb_reference *reference, const zb_observation *o)
 {
     const zb_quantity_facts *facts = zb_quantity_get(o->quantity);
+    if (slots_of_quantity(reference, o->quantity) == 0) return NULL;
     size_t index = 0;
     if (facts->scope == ZB_SCOPE_PARAM) index = (size_t)o->param;
     size_t per_micro = (size_t)reference->world_size;
@@ -60,13 +63,15 @@ static slot *find_slot(const zb_reference *reference, const zb_observation *o)
     return &reference->slots[reference->first_slot[o->quantity] + index];
 }
 
-zb_status zb_reference_create(const zb_model *model, const zb_plan *plan, zb_reference **reference_p)
+zb_status zb_reference_create(const zb_model *model, const zb_plan *plan, int with_contributions,
+                              zb_reference **reference_p)
 {
     zb_reference *reference = zb_alloc(sizeof *reference);
     if (reference == NULL) return ZB_NO_MEMORY;
     reference->model = model;
     reference->world_size = plan->world_size;
     reference->micro_count = plan->accumulation_steps;
+    reference->with_contributions = with_contributions;
     for (int q = 0; q < ZB_QUANTITY_COUNT; q++) {
         reference->first_slot[q] = reference->slot_count;
         reference->slot_count += slots_of_quantity(reference, (zb_quantity)q);
@@ -107,7 +112,8 @@ static zb_status reference_observe(void *user, const zb_observation *o)
     if (fault == NULL && zb_quantity_get(o->quantity)->scope == ZB_SCOPE_RANK && o->rank == ZB_EVERY_RANK)
         fault = "no rank";
     slot *s = fault == NULL ? find_slot(reference, o) : NULL;
-    if (fault == NULL && s == NULL) fault = "a micro-batch too many";
+    if (fault == NULL && s == NULL)
+        fault = o->quantity == ZB_Q_CONTRIBUTION ? "nobody asking" : "a micro-batch too many";
     if (fault == NULL && o->first != s->numel) fault = "ranges that do not follow one another";
     if (fault != NULL)
         return zb_fail(ZB_INTERNAL, "the oracle shows %s with %s (step %" PRId64 ", rank %d)",
@@ -271,7 +277,8 @@ static zb_status compare_observe(void *user, const zb_observation *o)
     if (fault == NULL && o->rank == ZB_EVERY_RANK) fault = "no rank";
     if (fault == NULL && o->step != reference->step) fault = "another step than the one under way";
     slot *s = fault == NULL ? find_slot(reference, o) : NULL;
-    if (fault == NULL && s == NULL) fault = "a micro-batch too many";
+    if (fault == NULL && s == NULL)
+        fault = o->quantity == ZB_Q_CONTRIBUTION ? "nobody asking" : "a micro-batch too many";
     if (fault == NULL && s->is_shown && s->dtype != o->dtype)
         fault = "another element type than the oracle's";
     if (fault != NULL)
@@ -286,7 +293,7 @@ static zb_status compare_observe(void *user, const zb_observation *o)
         /* The formula is of a training step; what initialize sends is not in it. */
         const int64_t *formula = o->quantity == ZB_Q_CALLS ? compare->calls : compare->bytes_sent;
         if (o->step >= 0) compare_values(compare, o, formula, ZB_COLLECTIVE_COUNT);
-    } else if (zb_quantity_is_optional(o->quantity) ? s->is_shown : s->is_shown || o->step >= 0) {
+    } else if (s->is_shown || o->step >= 0) {
         /* Before training the oracle shows weights only; an engine may show more of itself. */
         compare_values(compare, o, s->data, s->numel);
         if (zb_quantity_get(o->quantity)->scope == ZB_SCOPE_PARAM) return note_coverage(compare, o, s);
@@ -326,12 +333,23 @@ static int any_shown(const zb_reference *reference, zb_quantity quantity)
     return 0;
 }
 
+/* What the oracle shows of a rank's contributions. */
+static uint64_t contributed_elements(const zb_reference *reference, int rank)
+{
+    const int params = reference->model->param_count;
+    const slot *slots = &reference->slots[reference->first_slot[ZB_Q_CONTRIBUTION]];
+    uint64_t sum = 0;
+    for (int64_t micro = 0; reference->with_contributions && micro < reference->micro_count; micro++)
+        for (int param = 0; param < params; param++)
+            sum += slots[(micro * reference->world_size + rank) * params + param].numel;
+    return sum;
+}
+
 /* How many elements of a quantity each rank must show; UINT64_MAX: as many as it likes. */
 static uint64_t expected_elements(const zb_compare *compare, zb_quantity quantity, int rank)
 {
     const zb_reference *reference = compare->reference;
     const slot *slots = &reference->slots[reference->first_slot[quantity]];
-    if (zb_quantity_is_optional(quantity)) return UINT64_MAX;
     if (quantity == ZB_Q_BYTES_HELD) return ZB_MEM_COUNT;
     if (quantity == ZB_Q_CALLS || quantity == ZB_Q_BYTES_SENT)
         return reference->step >= 0 ? ZB_COLLECTIVE_COUNT : UINT64_MAX;
@@ -345,8 +363,9 @@ static uint64_t expected_elements(const zb_compare *compare, zb_quantity quantit
     case ZB_SCOPE_WORLD:
         return slots->is_shown || reference->step >= 0 ? slots->numel : UINT64_MAX;
     case ZB_SCOPE_RANK:
-    case ZB_SCOPE_RANK_PARAM: /* optional, so far */
         break;
+    case ZB_SCOPE_RANK_PARAM:
+        return contributed_elements(reference, rank);
     }
     uint64_t sum = 0;
     for (int64_t micro = 0; micro < reference->micro_count; micro++)

@@ -18,8 +18,9 @@
 #include <zerobit/trace.h>
 
 typedef struct zb_reference zb_reference;
-/** model is borrowed. */
-zb_status zb_reference_create(const zb_model *model, const zb_plan *plan, zb_reference **reference_p);
+/** model is borrowed. with_contributions: the oracle shows what ranks send, and so must the engine. */
+zb_status zb_reference_create(const zb_model *model, const zb_plan *plan, int with_contributions,
+                              zb_reference **reference_p);
 void zb_reference_destroy(zb_reference *reference);
 /** Forget the step before. */
 void zb_reference_begin(zb_reference *reference, int64_t step);

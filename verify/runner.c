@@ -42,6 +42,7 @@ static zb_status start_rank(void *user, zb_comm *comm, const zb_observer *observ
 static zb_status step_rank(void *user, zb_comm *comm, const zb_observer *observer)
 {
     zb_runner *r = user;
+    if (r->options->contributions) zb_engine_observe_contributions(r->engines[comm->rank], observer);
     ZB_TRY(zb_engine_train_step(r->engines[comm->rank], observer));
     return zb_engine_observe(r->engines[comm->rank], observer);
 }
@@ -49,6 +50,7 @@ static zb_status step_rank(void *user, zb_comm *comm, const zb_observer *observe
 static zb_status end_rank(void *user, zb_comm *comm, const zb_observer *observer)
 {
     zb_runner *r = user;
+    if (r->options->contributions) zb_engine_observe_contributions(r->engines[comm->rank], observer);
     const zb_status status = zb_engine_train_step(r->engines[comm->rank], observer);
     r->has_ended[comm->rank] = status == ZB_LOSS_SCALE;
     return status == ZB_LOSS_SCALE ? ZB_OK : status;

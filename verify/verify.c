@@ -66,13 +66,14 @@ static zb_status create_oracle(group *g)
                                             .weights = options->weights,
                                             .dataset = options->dataset,
                                             .route = g->route,
+                                            .with_contributions = options->contributions,
                                             .with_bounds = g->first != NULL,
                                             .sampler_seed = options->sampler_seed,
                                             .shuffle = 1,
                                             .drop_last = options->config->dataloader_drop_last,
                                             .reshuffle = plan->reshuffle },
                          &g->ref));
-    return zb_reference_create(options->model, plan, &g->reference);
+    return zb_reference_create(options->model, plan, options->contributions, &g->reference);
 }
 
 static zb_status group_create(group *g)

@@ -92,6 +92,12 @@ ZB_API double zb_engine_global_grad_norm(const zb_engine *engine);
 ZB_API zb_status zb_engine_observe(zb_engine *engine, const zb_observer *observer);
 
 /**
+ * From now on show CONTRIBUTION: what this rank sends of each gradient, as it is about to be sent, in the step that is under way then.
+ * The observer is copied; NULL: no longer. Each is a copy from the device that everything else waits for.
+ */
+ZB_API void zb_engine_observe_contributions(zb_engine *engine, const zb_observer *observer);
+
+/**
  * Collective: the model's whole weights, as forward reads them, widened to fp32, on every rank, in host memory. out[param] has
  * the parameter's numel.
  */

@@ -31,6 +31,7 @@ typedef struct zb_ref_options {
     /* Where gradients lie in the collectives that add them: for orders in which that matters, as the stage has it. NULL: rank order.
        Borrowed. */
     const zb_route *route;
+    int with_contributions; /* shown beside the rest: what each rank sends */
     int with_bounds; /* of the first step, for zb_ref_first_gradient */
     uint64_t sampler_seed;
     int shuffle, drop_last, reshuffle; /* of the loader */

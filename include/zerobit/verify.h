@@ -60,6 +60,7 @@ typedef struct zb_verify_options {
     const int *worlds; int world_count;
     const zb_dtype *dtypes; int dtype_count;
     int64_t steps;
+    int contributions; /* also hold what each rank sends of its gradients against the oracle */
     /*
      * NULL: the ranks are simulated. Otherwise this is one rank of a world whose processes all call zb_verify with the same options,
      * and `worlds` is its size alone. The oracle runs in the process of rank 0, which compares; in the others a case tells its status.

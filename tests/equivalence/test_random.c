@@ -69,6 +69,7 @@ static int case_is_equal(const random_case *c, tally *seen)
                                         .dtypes = &c->dtype,
                                         .dtype_count = 1,
                                         .steps = c->steps,
+                                        .contributions = c->number % 4 == 0,
                                         .workers = 1 + (int)(c->number % 2),
                                         .sim_seed = c->number,
                                         .sampler_seed = c->number % 3,

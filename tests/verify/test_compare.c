@@ -84,7 +84,7 @@ static zb_status fixture_create(fixture *f, int whole_params)
 {
     zb_plan plan = small_plan(2);
     *f = (fixture){ 0 };
-    ZB_TRY(zb_reference_create(small_model(), &plan, &f->reference));
+    ZB_TRY(zb_reference_create(small_model(), &plan, 0, &f->reference));
     zb_compare_options options = { .reference = f->reference,
                                    .whole_param_on_every_rank = whole_params,
                                    .bytes_held = { 100, 50 } };
@@ -291,7 +291,7 @@ static void every_rank_shows_its_own(void **state)
         };
         fixture f = { 0 };
         zb_difference difference;
-        assert_int_equal(zb_reference_create(small_model(), &plan, &f.reference), ZB_OK);
+        assert_int_equal(zb_reference_create(small_model(), &plan, 0, &f.reference), ZB_OK);
         zb_compare_options options = { .reference = f.reference, .owned_numel = owned };
         assert_int_equal(zb_compare_create(&options, &f.compare), ZB_OK);
         zb_reference_begin(f.reference, -1);
