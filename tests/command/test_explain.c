@@ -1,6 +1,7 @@
 /* `zerobit explain` of safetensors files, from outside: exit codes, what it says, and what it refuses. */
 #include "tests/orders/support.h"
 #include "tests/command/run.h"
+#include "tests/verify/support.h"
 
 #include <cjson/cJSON.h>
 
@@ -371,6 +372,78 @@ static void bad_files_are_refused(void **state)
     expect("explain @/c @/r", 2, "", "/c: has 0 bytes, a safetensors file has at least 8\n");
 }
 
+/* --- traces --- */
+
+/* One step of three ranks, whose reduced gradients are summed from `start` on. */
+static void write_trace_of(const char *name, int start, int has_contributions)
+{
+    static zb_route_piece pieces[] = { { SMALL_WEIGHT, 0, 6, 0 }, { SMALL_BIAS, 0, 2, 6 } };
+    static zb_route_collective collective = { .call = { .kind = ZB_COLLECTIVE_ALL_REDUCE,
+                                                        .world_size = 3,
+                                                        .numel = 8,
+                                                        .dtype = ZB_FP32,
+                                                        .op = ZB_SUM },
+                                              .pieces = pieces,
+                                              .piece_count = 2 };
+    const zb_route route = { .world_size = 3, .collectives = &collective, .count = 1 };
+    zb_trace_header header = small_header(0, 3);
+    zb_trace_writer *writer;
+    float x[3][8], sums[8];
+    for (int rank = 0; rank < 3; rank++)
+        for (int i = 0; i < 8; i++)
+            x[rank][i] = 0.1f * (float)(i + 1) * ((float)rank + 0.7f) * (i % 2 ? 1.0f : -3.3f);
+    for (int i = 0; i < 8; i++) sums[i] = (x[start][i] + x[(start + 1) % 3][i]) + x[(start + 2) % 3][i];
+    header.route = &route;
+    assert_ok(zb_trace_writer_create(in_folder(name), &header, &writer));
+    for (int rank = 0; rank < 3 && has_contributions; rank++)
+        for (int p = 0; p < 2; p++) {
+            const zb_observation sent = { .quantity = ZB_Q_CONTRIBUTION,
+                                          .rank = rank,
+                                          .param = pieces[p].param,
+                                          .dtype = ZB_FP32,
+                                          .numel = pieces[p].numel,
+                                          .data = x[rank] + pieces[p].at };
+            assert_ok(zb_trace_write(writer, &sent));
+        }
+    for (int p = 0; p < 2; p++) {
+        const zb_observation sum = { .quantity = ZB_Q_GRAD,
+                                     .micro = -1,
+                                     .param = pieces[p].param,
+                                     .dtype = ZB_FP32,
+                                     .numel = pieces[p].numel,
+                                     .data = sums + pieces[p].at };
+        assert_ok(zb_trace_write(writer, &sum));
+    }
+    const zb_observation empty = { .quantity = ZB_Q_GRAD, .micro = -1, .param = SMALL_EMPTY, .data = sums };
+    assert_ok(zb_trace_write(writer, &empty));
+    assert_ok(zb_trace_writer_finish(writer));
+    zb_trace_writer_destroy(writer);
+}
+
+static void traces_are_explained(void **state)
+{
+    (void)state;
+    write_trace_of("a", 0, 1);
+    write_trace_of("b", 2, 0);
+    expect(
+        "explain @/a @/b", 1,
+        "step 0, collective 0 (all_reduce, 8 elements): order: none that has a name, but elements 0 to 7 are "
+        "(2 + 0) + 1, each addition rounded; expected: rank, which would have given another element ",
+        "");
+    expect("explain @/a @/a", 0, "equal: the reduced gradients of ", "");
+    expect("explain @/a @/a --step 0", 0, "step 0, collective 0 (all_reduce, 8 elements): order: as rank\n",
+           "");
+    expect("explain @/a @/b --json", 1, "\"sum\": \"(2 + 0) + 1\"", "");
+    expect(
+        "diff @/a @/b", 1,
+        "/b: step 0, collective 0 (all_reduce, 8 elements): order: none that has a name, but elements 0 to 7",
+        "");
+    expect("explain @/b @/a", 2, "", "/b: step 0 holds no contributions, so no order can be told\n");
+    expect("explain @/a @/b --step 4", 2, "", "/a: holds no step 4\n");
+    expect("explain @/a @/b --expect rank", 2, "", "--expect: only for tensors; traces say it themselves\n");
+    expect("explain @/a @/b --op avg", 2, "", "--op: only for tensors");
+}
+
 int main(void)
 {
 #define IN_FOLDER(test) cmocka_unit_test_setup_teardown(test, folder_create, folder_remove)
@@ -378,7 +451,8 @@ int main(void)
         IN_FOLDER(every_type_is_read),      IN_FOLDER(every_kind_and_operation),
         IN_FOLDER(blocks_are_put_together), IN_FOLDER(what_is_wrong_is_told),
         IN_FOLDER(several_tensors),         IN_FOLDER(json_is_one_value),
-        IN_FOLDER(bad_options_are_refused), IN_FOLDER(bad_files_are_refused),
+        IN_FOLDER(traces_are_explained),    IN_FOLDER(bad_options_are_refused),
+        IN_FOLDER(bad_files_are_refused),
     };
     return cmocka_run_group_tests_name("command_explain", tests, NULL, NULL);
 }
