@@ -109,21 +109,24 @@ static zb_status as_corrupt(zb_status status)
     return status == ZB_INVALID_CONFIG ? zb_fail(ZB_CORRUPT, "%s", zb_error_message()) : status;
 }
 
-static zb_status read_dtype(const zb_json_at *at, zb_dtype *dtype)
+static zb_status read_dtype(const zb_json_at *at, int takes_numbers, zb_dtype *dtype)
 {
+    enum { WEIGHTS = 3, NUMBERS = 6 };
     static const struct {
         const char *text;
         zb_dtype dtype;
-    } dtypes[] = { { "F32", ZB_FP32 }, { "F16", ZB_FP16 }, { "BF16", ZB_BF16 } };
+    } dtypes[NUMBERS] = { { "F32", ZB_FP32 }, { "F16", ZB_FP16 },  { "BF16", ZB_BF16 },
+                          { "F64", ZB_FP64 }, { "I32", ZB_INT32 }, { "I64", ZB_INT64 } };
     const char *text;
     ZB_TRY(zb_json_string(at, &text));
-    for (size_t i = 0; i < sizeof dtypes / sizeof dtypes[0]; i++) {
+    for (int i = 0; i < (takes_numbers ? NUMBERS : WEIGHTS); i++) {
         if (strcmp(text, dtypes[i].text) == 0) {
             *dtype = dtypes[i].dtype;
             return ZB_OK;
         }
     }
-    return zb_json_fail(at, ZB_UNSUPPORTED, "F32, F16 or BF16");
+    return zb_json_fail(at, ZB_UNSUPPORTED,
+                        takes_numbers ? "F32, F16, BF16, F64, I32 or I64" : "F32, F16 or BF16");
 }
 
 static zb_status read_shape(const zb_json_at *at, zb_shape *shape, size_t *numel)
@@ -160,7 +163,7 @@ static zb_status read_offsets(const zb_json_at *at, zb_safetensors_tensor *tenso
     return ZB_OK;
 }
 
-static zb_status read_tensor(const zb_json_at *at, zb_safetensors_tensor *tensor)
+static zb_status read_tensor(const zb_json_at *at, int takes_numbers, zb_safetensors_tensor *tensor)
 {
     static const char *const keys[] = { "dtype", "shape", "data_offsets", NULL };
     ZB_TRY(zb_json_object(at));
@@ -168,7 +171,7 @@ static zb_status read_tensor(const zb_json_at *at, zb_safetensors_tensor *tensor
     zb_json_at dtype = zb_json_member(at, "dtype"), shape = zb_json_member(at, "shape"),
                offsets = zb_json_member(at, "data_offsets");
     tensor->name = at->name;
-    ZB_TRY(read_dtype(&dtype, &tensor->dtype));
+    ZB_TRY(read_dtype(&dtype, takes_numbers, &tensor->dtype));
     ZB_TRY(read_shape(&shape, &tensor->shape, &tensor->numel));
     return read_offsets(&offsets, tensor);
 }
@@ -193,7 +196,7 @@ static zb_status read_tensors(zb_safetensors *file)
         if (strcmp(at.name, METADATA_KEY) == 0)
             ZB_TRY(check_metadata(&at));
         else
-            ZB_TRY(read_tensor(&at, &file->tensors[file->count++]));
+            ZB_TRY(read_tensor(&at, file->takes_numbers, &file->tensors[file->count++]));
     }
     return ZB_OK;
 }
@@ -268,10 +271,12 @@ static zb_status read_structure(zb_safetensors *file)
     return check_cover(file, (uint64_t)info.st_size - file->data_at);
 }
 
-zb_status zb_safetensors_open(const char *path, zb_safetensors *file)
+static zb_status open_file(const char *path, int takes_numbers, zb_safetensors *file)
 {
     /* O_NONBLOCK: a pipe is refused by what it is, not waited for. */
-    zb_safetensors opened = { .path = path, .file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) };
+    zb_safetensors opened = { .path = path,
+                              .takes_numbers = takes_numbers,
+                              .file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) };
     if (opened.file < 0) return zb_fail(ZB_IO, "%s: cannot be opened: %s", path, strerror(errno));
     zb_status status = read_structure(&opened);
     if (status != ZB_OK) {
@@ -280,6 +285,16 @@ zb_status zb_safetensors_open(const char *path, zb_safetensors *file)
     }
     *file = opened;
     return ZB_OK;
+}
+
+zb_status zb_safetensors_open(const char *path, zb_safetensors *file)
+{
+    return open_file(path, 0, file);
+}
+
+zb_status zb_safetensors_open_numbers(const char *path, zb_safetensors *file)
+{
+    return open_file(path, 1, file);
 }
 
 void zb_safetensors_close(zb_safetensors *file)
@@ -296,6 +311,34 @@ const zb_safetensors_tensor *zb_safetensors_find(const zb_safetensors *file, con
     for (size_t i = 0; i < file->count; i++)
         if (strcmp(file->tensors[i].name, name) == 0) return &file->tensors[i];
     return NULL;
+}
+
+/* Elements of the file, little endian, to the host's. */
+static void decode_as_is(const unsigned char *bytes, size_t element_bytes, size_t numel, void *values)
+{
+    for (size_t i = 0; i < numel; i++) {
+        const uint64_t bits = load_le(bytes + i * element_bytes, (int)element_bytes);
+        const uint32_t low = (uint32_t)bits;
+        const uint16_t lowest = (uint16_t)bits;
+        const void *from = element_bytes == 8   ? (const void *)&bits
+                           : element_bytes == 4 ? (const void *)&low
+                                                : &lowest;
+        memcpy((unsigned char *)values + i * element_bytes, from, element_bytes);
+    }
+}
+
+zb_status zb_safetensors_read_as_is(const zb_safetensors *file, const zb_safetensors_tensor *tensor,
+                                    void *values)
+{
+    unsigned char chunk[CHUNK_BYTES];
+    const size_t element_bytes = zb_dtype_bytes(tensor->dtype), chunk_numel = sizeof chunk / element_bytes;
+    for (size_t first = 0; first < tensor->numel; first += chunk_numel) {
+        const size_t numel = tensor->numel - first < chunk_numel ? tensor->numel - first : chunk_numel;
+        ZB_TRY(read_at(file->file, file->path, file->data_at + tensor->first_byte + first * element_bytes,
+                       chunk, numel * element_bytes));
+        decode_as_is(chunk, element_bytes, numel, (unsigned char *)values + first * element_bytes);
+    }
+    return ZB_OK;
 }
 
 zb_status zb_safetensors_read(const zb_safetensors *file, const zb_safetensors_tensor *tensor, float *values)

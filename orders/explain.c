@@ -321,11 +321,12 @@ static void say_cause(search *s, const zb_cause *cause)
         say(found, "elements %zu to %zu are %s; ", cause->first, cause->first + cause->numel - 1,
             cause->text);
     if (cause->sum_numel == 0) return;
+    say(found, "to the bit ");
     if (cause->sum_numel < cause->numel)
-        say(found, "those up to %zu are %s, %s, to the bit; ", cause->first + cause->sum_numel - 1,
-            cause->sum, cause->rounding);
+        say(found, "those up to %zu", cause->first + cause->sum_numel - 1);
     else
-        say(found, "%s, %s, to the bit; ", cause->sum, cause->rounding);
+        say(found, cause->numel == 1 ? "it" : "they");
+    say(found, " %s %s, %s; ", cause->numel == 1 ? "is" : "are", cause->sum, cause->rounding);
 }
 
 /* What the elements around it are, and what that would give here. */

@@ -28,6 +28,7 @@ zb_status check_writable(const char *path);
 exit_code command_verify(int argc, char **argv);
 exit_code command_train(int argc, char **argv);
 exit_code command_diff(int argc, char **argv);
+exit_code command_explain(int argc, char **argv);
 exit_code command_replay(int argc, char **argv);
 exit_code command_inspect(int argc, char **argv);
 exit_code command_info(int argc, char **argv);

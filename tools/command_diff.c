@@ -25,9 +25,16 @@ exit_code command_diff(int argc, char **argv)
     zb_difference difference;
     status = zb_trace_diff(paths[0], paths[1], &difference);
     if (status != ZB_OK) return command_failed(spec.name, status);
-    if (difference.found)
+    char explanation[2 * ZB_COLLECTIVE_TEXT_BYTES];
+    status = zb_trace_explain_difference(paths[0], paths[1], &difference, explanation, sizeof explanation);
+    if (difference.found) {
         printf("%s\n", difference.text);
-    else if (!quiet)
-        printf("equal: %s and %s\n", paths[0], paths[1]);
+        /* The difference stands, whatever keeps it from being explained. */
+        if (status != ZB_OK)
+            printf("not explained: %s\n", zb_error_message());
+        else if (explanation[0] != '\0')
+            printf("%s\n", explanation);
+    }
+    if (!difference.found && !quiet) printf("equal: %s and %s\n", paths[0], paths[1]);
     return difference.found ? EXIT_DIFFERENT : EXIT_EQUAL;
 }

@@ -18,6 +18,7 @@ static const struct {
     { "verify", command_verify, "hold the engine against the oracle, to the bit" },
     { "train", command_train, "train on simulated ranks; write a trace and weights" },
     { "diff", command_diff, "compare two traces; name the first difference" },
+    { "explain", command_explain, "say in which order ranks were added, by contributions and a result" },
     { "replay", command_replay, "hold the oracle and the engine against recorded runs of real DeepSpeed" },
     { "inspect", command_inspect, "say what a config will mean, as JSON" },
     { "info", command_info, "say what this build and machine offer" },

@@ -310,10 +310,10 @@ static zb_status find_step(side *a, side *b, int64_t step, int *found_p)
         ZB_TRY(go_to(a, 0));
         ZB_TRY(go_to(b, 0));
     }
-    if (step_of(a) == step_of(b) && step < 0) return ZB_OK; /* both have ended */
-    const side *shorter = step_of(a) > step_of(b) ? a : b;
-    const int64_t wanted = step >= 0 ? step : step_of(shorter == a ? b : a);
-    return zb_fail(ZB_INVALID_ARGUMENT, "%s: holds no step %" PRId64, shorter->path, wanted);
+    if (step < 0 && step_of(a) == step_of(b)) return ZB_OK; /* both have ended */
+    const int a_lacks = step >= 0 ? step_of(a) != step : step_of(a) > step_of(b);
+    if (step < 0) step = a_lacks ? step_of(b) : step_of(a);
+    return zb_fail(ZB_INVALID_ARGUMENT, "%s: holds no step %" PRId64, a_lacks ? a->path : b->path, step);
 }
 
 static zb_status explain_step(const side *a, const side *b, zb_trace_explanation *out)

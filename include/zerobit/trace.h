@@ -67,6 +67,8 @@ typedef struct zb_difference {
  */
 ZB_API zb_status zb_trace_diff(const char *path_a, const char *path_b, zb_difference *difference);
 
+enum { ZB_COLLECTIVE_TEXT_BYTES = ZB_EXPLANATION_BYTES + 256 };
+
 /** What orders.h says of one collective in which gradients crossed ranks. */
 typedef struct zb_trace_collective {
     int64_t step;
@@ -75,7 +77,7 @@ typedef struct zb_trace_collective {
     size_t numel; /* of a rank's contribution */
     zb_explanation explanation;
     char place[ZB_NAME_BYTES + 32]; /* VALUE: its element in the tensor, "fc1.weight[3]"; "" in the padding */
-    char text[ZB_EXPLANATION_BYTES + 256]; /* "step 0, collective 2 (reduce_scatter_v, 1000 elements): order: as mpi-ring" */
+    char text[ZB_COLLECTIVE_TEXT_BYTES]; /* "step 0, collective 2 (reduce_scatter_v, 1000 elements): order: as mpi-ring" */
 } zb_trace_collective;
 
 typedef struct zb_trace_explanation {

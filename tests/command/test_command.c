@@ -1,4 +1,5 @@
 /* The command from outside: exit codes, what it says and where, and what it leaves behind. */
+#include "tests/command/run.h"
 #include "tests/verify/support.h"
 
 #include <cjson/cJSON.h>
@@ -12,40 +13,6 @@
 #define SMALL        CIFAR " --dtypes fp32 --model mlp:12-7-5 --micro-batch 3 "
 
 #define RUNS ZB_SOURCE_DIR "/fixtures/deepspeed-runs/runs.json"
-
-typedef struct outcome {
-    int exit;
-    char *out, *err; /* owned */
-} outcome;
-
-/* Run with '@' standing for the test's folder. Output goes to hidden files, which folder_entries does not
- * count. */
-static outcome run(const char *arguments)
-{
-    char line[2048];
-    size_t used = (size_t)snprintf(line, sizeof line, "%s ", ZB_COMMAND);
-    for (; *arguments != '\0'; arguments++)
-        used += (size_t)snprintf(line + used, sizeof line - used, *arguments == '@' ? "%s" : "%.1s",
-                                 *arguments == '@' ? folder : arguments);
-    snprintf(line + used, sizeof line - used, " >%s/.out 2>%s/.err </dev/null", folder, folder);
-    int status = system(line);
-    assert_true(WIFEXITED(status));
-    outcome o = { .exit = WEXITSTATUS(status) };
-    size_t bytes;
-    o.out = (char *)read_whole(in_folder(".out"), &bytes);
-    o.out[bytes] = '\0';
-    o.err = (char *)read_whole(in_folder(".err"), &bytes);
-    o.err[bytes] = '\0';
-    unlink(in_folder(".out"));
-    unlink(in_folder(".err"));
-    return o;
-}
-
-static void outcome_free(outcome *o)
-{
-    free(o->out);
-    free(o->err);
-}
 
 /* --- refusals: nothing on standard output, nothing written --- */
 
@@ -118,6 +85,10 @@ static const struct refusal {
     { "diff @ @", 2, "not a regular file" },
     { "diff " CIFAR " " CIFAR, 2, "not a whole trace: no trace signature at byte 0" },
 
+    { "explain", 2, "zerobit explain: CONTRIBUTIONS is missing; see zerobit explain --help\n" },
+    { "explain @/nothing @/nothing", 2, "nothing: cannot be opened: No such file" },
+    { "explain @ @", 2, "not a regular file" },
+
     { "replay", 2, "RUNS.json is missing" },
     { "replay @/nothing", 2, "nothing: cannot be opened" },
     { "replay " CIFAR, 2, "want an array" },
@@ -183,15 +154,6 @@ static void check_refusal(void **state)
 
 /* --- what works --- */
 
-static void expect(const char *arguments, int exit, const char *out, const char *err)
-{
-    outcome o = run(arguments);
-    if (o.exit != exit || strstr(o.out, out) == NULL || strstr(o.err, err) == NULL)
-        fail_msg("%s\nexit %d, want %d\nstdout: %s\nwant:   %s\nstderr: %s\nwant:   %s", arguments, o.exit,
-                 exit, o.out, out, o.err, err);
-    outcome_free(&o);
-}
-
 static void help_is_everywhere(void **state)
 {
     (void)state;
@@ -200,6 +162,7 @@ static void help_is_everywhere(void **state)
     static const char *const commands[] = { "verify",
                                             "train",
                                             "diff",
+                                            "explain",
                                             "inspect",
                                             "inspect batch",
                                             "inspect lr",

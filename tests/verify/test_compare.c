@@ -307,6 +307,56 @@ static void every_rank_shows_its_own(void **state)
     }
 }
 
+/* Nobody has to show what ranks send; where both do, it is compared, rank by rank and parameter by parameter.
+ */
+static void contributions_are_optional(void **state)
+{
+    (void)state;
+    const shown sent[] = {
+        { ZB_Q_CONTRIBUTION, 0, 0, 0, SMALL_WEIGHT, 0, 6, { .f = { 1, 2, 3, 4, 5, 6 } } },
+        { ZB_Q_CONTRIBUTION, 0, 0, 1, SMALL_WEIGHT, 0, 6, { .f = { 9, 8, 7, 6, 5, 4 } } },
+        { ZB_Q_CONTRIBUTION, 0, 0, 1, SMALL_BIAS, 0, 2, { .f = { 3, 1 } } },
+    };
+    static const struct {
+        const char *name;
+        size_t oracle_shows, engine_shows, first; /* of `sent` */
+        int breaks;
+        const char *text;
+    } rows[] = {
+        { "only the oracle", 3, 0, 0, 0, NULL },
+        { "only the engine", 0, 3, 0, 1, NULL },
+        { "both", 3, 3, 0, 0, NULL },
+        { "the engine a part", 3, 1, 1, 0, NULL },
+        { "both, a rank differs", 3, 3, 0, 1,
+          "step 0, micro-batch 0, rank 1, contribution fc.bias[1]: 0x3f800000 (1) against 0x00000000 (0)" },
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        fixture f;
+        zb_difference difference;
+        shown list[COUNT(sent)];
+        memcpy(list, sent, sizeof sent);
+        if (rows[i].breaks) list[2].values.f[1] = 0;
+        assert_int_equal(fixture_create(&f, 1), ZB_OK);
+        zb_observer observer = zb_reference_observer(f.reference);
+        assert_int_equal(show_all(&observer, sent, rows[i].oracle_shows), ZB_OK);
+        observer = zb_compare_observer(f.compare);
+        assert_int_equal(show_all(&observer, list + rows[i].first, rows[i].engine_shows), ZB_OK);
+        assert_int_equal(show_all(&observer, engine, ENGINE_COUNT), ZB_OK);
+        zb_compare_finish(f.compare, &difference);
+        if (difference.found != (rows[i].text != NULL) ||
+            (difference.found && strncmp(difference.text, rows[i].text, strlen(rows[i].text)) != 0))
+            fail_msg("%s: %s", rows[i].name, difference.found ? difference.text : "nothing found");
+        fixture_destroy(&f);
+    }
+    fixture f;
+    assert_int_equal(fixture_create(&f, 1), ZB_OK);
+    const zb_observer observer = zb_compare_observer(f.compare);
+    const shown of_all = { ZB_Q_CONTRIBUTION, 0, 0, ALL, SMALL_BIAS, 0, 2, { .f = { 0 } } };
+    assert_int_equal(show_all(&observer, &of_all, 1), ZB_DIFFERENT);
+    assert_non_null(strstr(zb_error_message(), "no rank"));
+    fixture_destroy(&f);
+}
+
 /* Before training the oracle shows weights only; the engine may show more, but no less. */
 static void before_training(void **state)
 {
@@ -423,11 +473,9 @@ static void allocation_failures_are_survived(void **state)
 int main(void)
 {
     const struct CMUnitTest whole[] = {
-        cmocka_unit_test(impossible_observations_are_refused),
-        cmocka_unit_test(every_rank_shows_its_own),
-        cmocka_unit_test(before_training),
-        cmocka_unit_test(wrong_oracle_is_an_internal_error),
-        cmocka_unit_test(ranks_in_parallel),
+        cmocka_unit_test(impossible_observations_are_refused), cmocka_unit_test(every_rank_shows_its_own),
+        cmocka_unit_test(contributions_are_optional),          cmocka_unit_test(before_training),
+        cmocka_unit_test(wrong_oracle_is_an_internal_error),   cmocka_unit_test(ranks_in_parallel),
         cmocka_unit_test(allocation_failures_are_survived),
     };
     struct CMUnitTest tests[COUNT(cases)];
