@@ -53,10 +53,11 @@ void report_unequal(const verify_report *report, FILE *to)
 {
     for (int i = 0; i < report->case_count; i++) {
         const zb_verify_case *c = &report->cases[i];
-        if (c->status != ZB_OK)
-            fprintf(to, "stage %d, world %d, %s%s: %s: %s%s\n", c->stage, c->world_size,
-                    zb_dtype_name(c->dtype), ranks_of(c), zb_status_string(c->status), c->message,
-                    c->difference.found && !c->difference.missing ? " (oracle against engine)" : "");
+        if (c->status == ZB_OK) continue;
+        fprintf(to, "stage %d, world %d, %s%s: %s: %s%s\n", c->stage, c->world_size, zb_dtype_name(c->dtype),
+                ranks_of(c), zb_status_string(c->status), c->message,
+                c->difference.found && !c->difference.missing ? " (oracle against engine)" : "");
+        if (c->explanation[0] != '\0') fprintf(to, "    %s\n", c->explanation);
     }
 }
 
@@ -176,6 +177,8 @@ static void put_case(zb_json_writer *json, const zb_verify_case *c)
         zb_json_put_string(json, "message", c->message);
     }
     if (c->ended) zb_json_put_string(json, "ended", c->message);
+    if (c->is_explained) zb_json_put_string(json, "verdict", zb_verdict_name(c->verdict));
+    if (c->explanation[0] != '\0') zb_json_put_string(json, "explanation", c->explanation);
     if (c->difference.found) put_difference(json, &c->difference);
     zb_json_end_object(json);
 }

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <zerobit/orders.h>
+
 #include "core/json.h"
 
 /* --- members --- */
@@ -128,6 +130,21 @@ static zb_verify_case *find_case(const report_target *target, int64_t stage, int
     return NULL;
 }
 
+static zb_status read_verdict(const zb_json_at *object, zb_verify_case *c)
+{
+    const char *text;
+    zb_json_at at = zb_json_member(object, "verdict");
+    if (!zb_json_given(&at)) return ZB_OK;
+    ZB_TRY(zb_json_string(&at, &text));
+    for (int v = ZB_VERDICT_NAMED; v <= ZB_VERDICT_VALUE; v++)
+        if (strcmp(zb_verdict_name((zb_verdict)v), text) == 0) {
+            c->is_explained = 1;
+            c->verdict = (zb_verdict)v;
+            return ZB_OK;
+        }
+    return zb_json_fail(&at, ZB_CORRUPT, "the name of a verdict");
+}
+
 static zb_status read_case(const zb_json_at *at, report_target *target)
 {
     int64_t stage, world, class, values, micro, accumulation;
@@ -154,6 +171,8 @@ static zb_status read_case(const zb_json_at *at, report_target *target)
     const zb_json_at ended = zb_json_member(at, "ended");
     c->ended = zb_json_given(&ended);
     if (c->ended) ZB_TRY(copy_string(at, "ended", c->message, sizeof c->message));
+    ZB_TRY(copy_string(at, "explanation", c->explanation, sizeof c->explanation));
+    ZB_TRY(read_verdict(at, c));
     return read_difference(at, &c->difference);
 }
 

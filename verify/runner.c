@@ -2,10 +2,13 @@
 #include "verify/runner.h"
 
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <zerobit/memory.h>
+
+#include "verify/explain_case.h"
 
 static double seconds_now(void)
 {
@@ -78,13 +81,57 @@ static void judge(zb_verify_case *result, zb_status status, const zb_difference 
     }
 }
 
-/* All processes go on alike: with what the one that judges has found. */
-static zb_status share_verdict(zb_runner *r)
+/* --- a gradient that differs, explained --- */
+
+/* The gradients of all ranks, which come from several threads. */
+typedef struct gathering {
+    pthread_mutex_t lock;
+    zb_record_list gradients;
+} gathering;
+
+static zb_status gather_gradient(void *user, const zb_observation *o)
 {
-    int64_t words[] = { (int64_t)r->result->status, r->result->ended };
-    ZB_TRY(zb_world_agree(r->world, words, 2));
+    gathering *g = user;
+    void *values;
+    if (o->quantity != ZB_Q_GRAD) return ZB_OK;
+    pthread_mutex_lock(&g->lock);
+    const zb_status status = zb_record_list_append(&g->gradients, o, &values);
+    if (status == ZB_OK) memcpy(values, o->data, o->numel * zb_dtype_bytes(o->dtype));
+    pthread_mutex_unlock(&g->lock);
+    return status;
+}
+
+static zb_status observe_rank(void *user, zb_comm *comm, const zb_observer *observer)
+{
+    const zb_runner *r = user;
+    return zb_engine_observe(r->engines[comm->rank], observer);
+}
+
+/* Why no explanation was possible is told in its place: the difference stands in any case. */
+static zb_status explain(zb_runner *r)
+{
+    gathering g = { .lock = PTHREAD_MUTEX_INITIALIZER };
+    const zb_observer observer = { gather_gradient, &g };
+    const zb_status ran = zb_world_run(r->world, observe_rank, r, &observer);
+    zb_status status = ran;
+    if (ran == ZB_OK && zb_world_judges(r->world))
+        status = zb_case_explain(r->options, r->group_of, &g.gradients, r->result);
+    if (status != ZB_OK)
+        snprintf(r->result->explanation, sizeof r->result->explanation, "not explained: %s",
+                 zb_error_message());
+    zb_record_list_destroy(&g.gradients);
+    pthread_mutex_destroy(&g.lock);
+    return ran;
+}
+
+/* All processes go on alike: with what the one that judges has found. */
+static zb_status share_verdict(zb_runner *r, int *explains_p)
+{
+    int64_t words[] = { (int64_t)r->result->status, r->result->ended, *explains_p };
+    ZB_TRY(zb_world_agree(r->world, words, 3));
     r->result->status = (zb_status)words[0];
     r->result->ended = (int)words[1];
+    *explains_p = (int)words[2];
     return ZB_OK;
 }
 
@@ -93,8 +140,13 @@ static zb_status conclude(zb_runner *r, zb_status status, double begin)
 {
     if (r->compare != NULL) r->result->values_compared = zb_compare_value_count(r->compare);
     r->result->seconds += seconds_now() - begin;
+    if (status == ZB_OK) {
+        int explains = zb_case_is_explainable(r->result);
+        ZB_TRY(share_verdict(r, &explains));
+        const zb_status explained = explains ? explain(r) : ZB_OK;
+        return r->options->comm != NULL ? explained : ZB_OK;
+    }
     if (r->options->comm == NULL) return ZB_OK;
-    if (status == ZB_OK) return share_verdict(r);
     if (r->result->status == ZB_OK) zb_case_fail(r->result, status);
     return status;
 }

@@ -14,6 +14,7 @@
 #include <zerobit/ref.h>
 
 #include "verify/classes.h"
+#include "verify/oracle.h"
 #include "verify/runner.h"
 
 /* --- one class of stages beside one oracle --- */
@@ -55,25 +56,15 @@ static void report(const group *g, const zb_verify_case *current)
 
 static zb_status create_oracle(group *g)
 {
-    const zb_verify_options *options = g->options;
     const zb_plan *plan = &g->runners[0].result->plan;
-    zb_schedule_config schedules[ZB_PARAM_GROUP_MAX];
-    zb_config_list_schedules(options->config, schedules);
-    ZB_TRY(zb_ref_create(&(zb_ref_options){ .plan = plan,
-                                            .schedules = schedules,
-                                            .group_of = g->group_of,
-                                            .model = options->model,
-                                            .weights = options->weights,
-                                            .dataset = options->dataset,
-                                            .route = g->route,
-                                            .with_contributions = options->contributions,
-                                            .with_bounds = g->first != NULL,
-                                            .sampler_seed = options->sampler_seed,
-                                            .shuffle = 1,
-                                            .drop_last = options->config->dataloader_drop_last,
-                                            .reshuffle = plan->reshuffle },
-                         &g->ref));
-    return zb_reference_create(options->model, plan, options->contributions, &g->reference);
+    const zb_oracle_options options = { .verify = g->options,
+                                        .plan = plan,
+                                        .group_of = g->group_of,
+                                        .route = g->route,
+                                        .with_contributions = g->options->contributions,
+                                        .with_bounds = g->first != NULL };
+    ZB_TRY(zb_oracle_create(&options, &g->ref));
+    return zb_reference_create(g->options->model, plan, g->options->contributions, &g->reference);
 }
 
 static zb_status group_create(group *g)

@@ -10,6 +10,7 @@
 #include <zerobit/config.h>
 #include <zerobit/data.h>
 #include <zerobit/model.h>
+#include <zerobit/orders.h>
 #include <zerobit/status.h>
 #include <zerobit/trace.h>
 
@@ -31,6 +32,10 @@ typedef struct zb_verify_case {
     int ended;              /* training ended by itself after steps_done steps (ZB_LOSS_SCALE), as the oracle's did; status is OK */
     zb_difference difference; /* left: oracle, right: engine */
     char message[ZB_ERROR_MESSAGE_BYTES]; /* when status is not OK, or ended is set */
+    /* Where the first difference is a reduced gradient: was it added in another order, or is it another value? */
+    int is_explained;
+    zb_verdict verdict;
+    char explanation[1024]; /* in words, cut */
     double seconds;
 } zb_verify_case;
 
