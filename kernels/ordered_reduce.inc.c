@@ -93,21 +93,19 @@ ZB_SPECIALISED size_t add_ranks(const zb_dtype dtype, const zb_ordered_reduce_ar
     const vec divisor = vec_all((float)count), reciprocal = vec_all(1 / (float)count);
     size_t i = 0;
     for (; i + VECS * VL <= args->numel; i += VECS * VL) {
-        vec acc[VECS];
-        ZB_UNROLL
-        for (int v = 0; v < VECS; v++)
-            acc[v] = load_vec(dtype, const_element(dtype, args->inputs[0], i + v * VL));
+        vec acc[VECS], x[VECS];
+        load_vecs(dtype, VECS, const_element(dtype, args->inputs[0], i), acc);
         for (int rank = 1; rank < count; rank++) {
+            load_vecs(dtype, VECS, const_element(dtype, args->inputs[rank], i), x);
             ZB_UNROLL
-            for (int v = 0; v < VECS; v++)
-                acc[v] = vec_add(acc[v],
-                                 load_vec(dtype, const_element(dtype, args->inputs[rank], i + v * VL)));
+            for (int v = 0; v < VECS; v++) acc[v] = vec_add(acc[v], x[v]);
         }
         ZB_UNROLL
         for (int v = 0; v < VECS; v++) {
             if (average) acc[v] = power_of_two ? acc[v] * reciprocal : acc[v] / divisor;
-            store_vec(dtype, element(dtype, args->out, i + v * VL), acc[v]);
+            if (dtype == ZB_BF16) acc[v] = vec_round_bf16(acc[v]);
         }
+        store_vecs(dtype, VECS, element(dtype, args->out, i), acc);
     }
     return i;
 }

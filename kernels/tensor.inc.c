@@ -80,6 +80,35 @@ ZB_SPECIALISED void store_vec(const zb_dtype dtype, void *to, vec x)
         vec_store_bf16(to, x);
 }
 
+/* An even number of vectors. Those of bf16 come in pairs, of the even and the odd elements; bf16 to be stored
+ * has been rounded. */
+ZB_SPECIALISED void load_vecs(const zb_dtype dtype, const int vecs, const void *from, vec *x)
+{
+    ZB_UNROLL
+    for (int v = 0; v < vecs; v += 2) {
+        const void *at = const_element(dtype, from, (size_t)v * VL);
+        if (dtype == ZB_BF16) {
+            vec_load_pair_bf16(at, x + v);
+        } else {
+            x[v] = load_vec(dtype, at);
+            x[v + 1] = load_vec(dtype, const_element(dtype, at, VL));
+        }
+    }
+}
+ZB_SPECIALISED void store_vecs(const zb_dtype dtype, const int vecs, void *to, const vec *x)
+{
+    ZB_UNROLL
+    for (int v = 0; v < vecs; v += 2) {
+        void *at = element(dtype, to, (size_t)v * VL);
+        if (dtype == ZB_BF16) {
+            vec_store_pair_bf16(at, x + v);
+        } else {
+            store_vec(dtype, at, x[v]);
+            store_vec(dtype, element(dtype, at, VL), x[v + 1]);
+        }
+    }
+}
+
 static void widen_fp16(float *restrict to, const uint16_t *restrict from, size_t numel)
 {
     size_t i = 0;

@@ -1,7 +1,8 @@
 /*
- * A reduction in the order of a tree, block by block. A block's sums that wait for their other half lie on a
- * small stack in the first-level cache; a run of contributions added one after the other, all of a chain,
- * goes through registers. The block of `out` is written last, so that it may be one of the inputs.
+ * A reduction in the order of a tree, block by block, in passes over the block. A pass adds contributions one
+ * after the other, all of a chain, and then sums that wait for their other half, in registers; those sums lie
+ * on a small stack in the first-level cache. The last pass writes the block of `out`, each element when its
+ * contributions have been read, so that `out` may be one of the inputs.
  */
 
 enum { TREE_BLOCK = 512, PLAIN_BLOCK = 256, TREE_RUN = 32 };
@@ -12,20 +13,6 @@ static const void *contribution_at(const zb_tree_reduce_args *args, int32_t posi
     int index = args->start + position;
     if (index >= args->count) index -= args->count;
     return (const char *)args->inputs[args->order[index]] + at * zb_dtype_bytes(args->dtype);
-}
-
-/* Contributions tree[k] + tree[k + 2] + ... that are each followed by an addition: how many, at most
- * TREE_RUN. */
-static int gather_run(const zb_tree_reduce_args *args, int k, size_t at, const void *from[TREE_RUN])
-{
-    const int length = 2 * args->count - 1;
-    int count = 0;
-    while (count < TREE_RUN && k + 1 < length && args->tree[k] != ZB_TREE_ADD &&
-           args->tree[k + 1] == ZB_TREE_ADD) {
-        from[count++] = contribution_at(args, args->tree[k], at);
-        k += 2;
-    }
-    return count;
 }
 
 /* --- fp32, fp16, bf16 --- */
@@ -85,6 +72,12 @@ ZB_SPECIALISED vec tree_round(const tree_arithmetic a, vec x)
     return a.dtype == ZB_FP16 ? vec_round_fp16(x) : vec_round_bf16(x);
 }
 
+/* x is the sum of two numbers that have been rounded. */
+ZB_SPECIALISED vec tree_round_sum(const tree_arithmetic a, vec x)
+{
+    return !a.wide && a.dtype == ZB_BF16 ? vec_round_bf16_sum(x) : tree_round(a, x);
+}
+
 ZB_SPECIALISED vec tree_scale(const tree_arithmetic a, vec x)
 {
     if (a.scaling == ZB_SCALING_NONE) return x;
@@ -98,7 +91,7 @@ ZB_SPECIALISED vec tree_add(const tree_arithmetic a, vec sum, vec x, vec_bits fu
     const int half = a.dtype != ZB_FP32 && !a.wide;
     if (a.scaling == ZB_SCALING_FUSED)
         return half ? vec_fma_to_half(a.dtype, x, a.factor, sum) : vec_fma(x, vec_all(a.factor), sum);
-    const vec twice = tree_round(a, vec_add(sum, tree_scale(a, x)));
+    const vec twice = tree_round_sum(a, vec_add(sum, tree_scale(a, x)));
     if (a.scaling != ZB_SCALING_FUSED_LL128) return twice;
     return vec_select(fused, vec_fma(x, vec_all(a.factor), sum), twice);
 }
@@ -118,61 +111,136 @@ static void fill_ll128_mask(size_t offset, size_t numel, tree_block *mask)
     }
 }
 
-ZB_SPECIALISED vec tree_load(const zb_dtype dtype, const void *from, size_t i, size_t numel)
+/* --- passes --- */
+
+typedef struct tree_pass {
+    const void *from[TREE_RUN]; /* contributions, added one after the other */
+    int count;
+    int begins; /* the first of them is a new sum; else they are added to the one on top of the stack */
+    int merges; /* sums below, from the top down, that are added then */
+} tree_pass;
+
+/* The pass that begins at tree[*k_p], which goes behind it. */
+static tree_pass tree_next_pass(const zb_tree_reduce_args *args, size_t at, int *k_p)
 {
-    const void *at = const_element(dtype, from, i);
-    return i + VL <= numel ? load_vec(dtype, at) : load_vec_part(dtype, at, numel - i);
+    const int length = 2 * args->count - 1;
+    const int32_t *tree = args->tree;
+    tree_pass pass = { .count = 0 };
+    int k = *k_p;
+    if (tree[k] != ZB_TREE_ADD && (k == 0 || tree[k + 1] != ZB_TREE_ADD)) {
+        pass.begins = 1;
+        pass.from[pass.count++] = contribution_at(args, tree[k++], at);
+    }
+    while (pass.count < TREE_RUN && k + 1 < length && tree[k] != ZB_TREE_ADD && tree[k + 1] == ZB_TREE_ADD) {
+        pass.from[pass.count++] = contribution_at(args, tree[k], at);
+        k += 2;
+    }
+    for (; k < length && tree[k] == ZB_TREE_ADD; k++) pass.merges++;
+    *k_p = k;
+    return pass;
 }
 
-ZB_SPECIALISED void tree_push(const tree_arithmetic a, const void *from, size_t numel, tree_block *sum)
+/* The stack of a block, and what its passes share. */
+typedef struct tree_sums {
+    tree_block open[ZB_TREE_DEPTH], mask;
+    int top;
+    float divisor; /* 0: none */
+} tree_sums;
+
+enum { TREE_VECS = 4 }; /* in registers at a time, where there are so many elements */
+
+/* `vecs` vectors, or, where it is one, its first `part` elements. */
+ZB_SPECIALISED void tree_load(const zb_dtype dtype, const int vecs, const void *from, size_t part, vec *x)
 {
-    for (size_t i = 0; i < numel; i += VL)
-        vec_store(sum->x + i, tree_scale(a, tree_load(a.dtype, from, i, numel)));
+    if (vecs > 1)
+        load_vecs(dtype, vecs, from, x);
+    else
+        x[0] = part == VL ? load_vec(dtype, from) : load_vec_part(dtype, from, part);
 }
 
-ZB_SPECIALISED void tree_add_run(const tree_arithmetic a, const void *const *from, int count,
-                                 const tree_block *mask, size_t numel, tree_block *sum)
+ZB_SPECIALISED void tree_store(const zb_dtype dtype, const int vecs, void *to, size_t part, const vec *x)
 {
-    for (size_t i = 0; i < numel; i += VL) {
-        const vec_bits fused = a.scaling == ZB_SCALING_FUSED_LL128 ? (vec_bits)vec_load(mask->x + i)
-                                                                   : (vec_bits)vec_zero();
-        vec acc = vec_load(sum->x + i);
-        for (int k = 0; k < count; k++) acc = tree_add(a, acc, tree_load(a.dtype, from[k], i, numel), fused);
-        vec_store(sum->x + i, acc);
+    if (vecs > 1) {
+        store_vecs(dtype, vecs, to, x);
+    } else if (part == VL) {
+        store_vec(dtype, to, x[0]);
+    } else {
+        float room[VL];
+        vec_store(room, x[0]);
+        narrow(dtype, to, room, part);
     }
 }
 
-ZB_SPECIALISED void tree_merge(const tree_arithmetic a, const tree_block *from, size_t numel, tree_block *sum)
+/* Elements from i on, `vecs` vectors of them. `out` NULL: the sum stays on the stack. */
+ZB_SPECIALISED void tree_pass_vecs(const tree_arithmetic a, const int vecs, const tree_pass *pass,
+                                   tree_sums *sums, size_t i, size_t part, void *out)
 {
-    for (size_t i = 0; i < numel; i += VL)
-        vec_store(sum->x + i, tree_round(a, vec_add(vec_load(sum->x + i), vec_load(from->x + i))));
+    vec acc[TREE_VECS], x[TREE_VECS];
+    vec_bits fused[TREE_VECS];
+    int below = sums->top;
+    ZB_UNROLL
+    for (int v = 0; v < vecs; v++)
+        fused[v] = a.scaling == ZB_SCALING_FUSED_LL128 ? (vec_bits)vec_load(sums->mask.x + i + v * VL)
+                                                       : (vec_bits)vec_zero();
+    if (pass->begins) {
+        tree_load(a.dtype, vecs, const_element(a.dtype, pass->from[0], i), part, acc);
+        ZB_UNROLL
+        for (int v = 0; v < vecs; v++) acc[v] = tree_scale(a, acc[v]);
+    } else {
+        ZB_UNROLL
+        for (int v = 0; v < vecs; v++) acc[v] = vec_load(sums->open[below].x + i + v * VL);
+        below--;
+    }
+    for (int k = pass->begins; k < pass->count; k++) {
+        tree_load(a.dtype, vecs, const_element(a.dtype, pass->from[k], i), part, x);
+        ZB_UNROLL
+        for (int v = 0; v < vecs; v++) acc[v] = tree_add(a, acc[v], x[v], fused[v]);
+    }
+    for (int m = 0; m < pass->merges; m++) {
+        const float *other = sums->open[below - m].x + i;
+        ZB_UNROLL
+        for (int v = 0; v < vecs; v++) acc[v] = tree_round_sum(a, vec_add(vec_load(other + v * VL), acc[v]));
+    }
+    if (out == NULL) {
+        ZB_UNROLL
+        for (int v = 0; v < vecs; v++) vec_store(sums->open[below - pass->merges + 1].x + i + v * VL, acc[v]);
+        return;
+    }
+    if (sums->divisor != 0) {
+        ZB_UNROLL
+        for (int v = 0; v < vecs; v++) acc[v] = acc[v] / vec_all(sums->divisor);
+    }
+    if (a.dtype == ZB_BF16 && vecs > 1 && (a.wide || sums->divisor != 0)) {
+        ZB_UNROLL
+        for (int v = 0; v < vecs; v++) acc[v] = vec_round_bf16(acc[v]);
+    }
+    tree_store(a.dtype, vecs, element(a.dtype, out, i), part, acc);
+}
+
+ZB_SPECIALISED void tree_run_pass(const tree_arithmetic a, const tree_pass *pass, tree_sums *sums,
+                                  size_t numel, void *out)
+{
+    size_t i = 0;
+    for (; i + TREE_VECS * VL <= numel; i += TREE_VECS * VL)
+        tree_pass_vecs(a, TREE_VECS, pass, sums, i, VL, out);
+    for (; i < numel; i += VL) tree_pass_vecs(a, 1, pass, sums, i, smaller(VL, numel - i), out);
+    sums->top += pass->begins - pass->merges;
 }
 
 /* One block of at most TREE_BLOCK elements. */
 ZB_SPECIALISED void tree_reduce_block(const tree_arithmetic a, const zb_tree_reduce_args *args, size_t done,
                                       size_t numel)
 {
-    tree_block open[ZB_TREE_DEPTH], mask;
+    tree_sums sums;
     const size_t at = args->first + done;
-    if (a.scaling == ZB_SCALING_FUSED_LL128) fill_ll128_mask(at - args->range_first, numel, &mask);
-    int top = -1;
+    sums.top = -1;
+    sums.divisor = (float)args->rounding.divisor;
+    if (a.scaling == ZB_SCALING_FUSED_LL128) fill_ll128_mask(at - args->range_first, numel, &sums.mask);
     for (int k = 0; k < 2 * args->count - 1;) {
-        const void *from[TREE_RUN];
-        const int run = top >= 0 ? gather_run(args, k, at, from) : 0;
-        if (run > 0) {
-            tree_add_run(a, from, run, &mask, numel, &open[top]);
-            k += 2 * run;
-        } else if (args->tree[k++] == ZB_TREE_ADD) {
-            tree_merge(a, &open[top], numel, &open[top - 1]);
-            top--;
-        } else {
-            tree_push(a, contribution_at(args, args->tree[k - 1], at), numel, &open[++top]);
-        }
+        const tree_pass pass = tree_next_pass(args, at, &k);
+        void *out = k == 2 * args->count - 1 ? element(a.dtype, args->out, done) : NULL;
+        tree_run_pass(a, &pass, &sums, numel, out);
     }
-    float *sum = open[0].x;
-    if (args->rounding.divisor != 0)
-        for (size_t i = 0; i < numel; i++) sum[i] /= (float)args->rounding.divisor;
-    narrow(a.dtype, element(a.dtype, args->out, done), sum, numel);
 }
 
 ZB_SPECIALISED void tree_reduce_with(const tree_arithmetic a, const zb_tree_reduce_args *args)

@@ -40,15 +40,37 @@ static inline int vec_any(vec_bits condition)
 {
     return vec_any_sign((vec)condition);
 }
+/* Each lane of `condition` is all ones or all zeros. */
 static inline vec vec_select(vec_bits condition, vec yes, vec no)
 {
-    return (vec)((condition & (vec_bits)yes) | (~condition & (vec_bits)no));
+    return vec_blend((vec)condition, yes, no);
 }
-/* To the nearest bf16, ties to even; a NaN stays one. */
+/* The sum of two bf16, to the nearest bf16, ties to even. Its NaNs have nothing in their lower half, so that
+ * rounding leaves them alone. */
+static inline vec vec_round_bf16_sum(vec x)
+{
+    const vec_bits bits = (vec_bits)x, odd = bits >> 16 & 1;
+    return (vec)((bits + 0x7fff + odd) & -0x10000);
+}
+/* Any number; a NaN stays one. */
 static inline vec vec_round_bf16(vec x)
 {
-    const vec_bits bits = (vec_bits)x, odd = bits >> 16 & 1, rounded = (bits + 0x7fff + odd) & -0x10000;
-    return vec_select((vec_bits)(x != x), x, (vec)rounded);
+    const vec_bits nan = ((vec_bits)x | 0x400000) & -0x10000;
+    return vec_select((vec_bits)(x != x), (vec)nan, vec_round_bf16_sum(x));
+}
+/* 2 VL elements as two vectors, of those with even and those with odd places: a shift and a mask, where side
+ * by side they would have to be moved. What is stored has been rounded. */
+static inline void vec_load_pair_bf16(const uint16_t *p, vec *x)
+{
+    vec_bits both;
+    __builtin_memcpy(&both, p, sizeof both);
+    x[0] = (vec)(both << 16);
+    x[1] = (vec)(both & -0x10000);
+}
+static inline void vec_store_pair_bf16(uint16_t *p, const vec *x)
+{
+    const vec_bits both = (vec_bits)x[1] | ((vec_bits)x[0] >> 16 & 0xffff);
+    __builtin_memcpy(p, &both, sizeof both);
 }
 /* NaN where `sign` is NaN: its sign bit means nothing, and processors do not agree on it. */
 static inline vec vec_with_sign_of(vec magnitude, vec sign)

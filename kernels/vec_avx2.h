@@ -50,6 +50,11 @@ static inline int vec_any_sign(vec x)
 {
     return _mm256_movemask_ps(x) != 0;
 }
+/* `yes` where the sign bit of `sign` is set. */
+static inline vec vec_blend(vec sign, vec yes, vec no)
+{
+    return _mm256_blendv_ps(no, yes, sign);
+}
 static inline vec vec_sqrt(vec x)
 {
     return _mm256_sqrt_ps(x);

@@ -53,6 +53,11 @@ static inline int vec_any_sign(vec x)
 {
     return _mm512_movepi32_mask(_mm512_castps_si512(x)) != 0;
 }
+/* `yes` where the sign bit of `sign` is set. */
+static inline vec vec_blend(vec sign, vec yes, vec no)
+{
+    return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(sign)), no, yes);
+}
 static inline vec vec_sqrt(vec x)
 {
     return _mm512_sqrt_ps(x);

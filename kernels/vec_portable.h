@@ -47,6 +47,12 @@ static inline int vec_any_sign(vec x)
     return __builtin_signbit(x[0]) || __builtin_signbit(x[1]) || __builtin_signbit(x[2]) ||
            __builtin_signbit(x[3]);
 }
+/* `yes` where a lane of `mask` is all ones, `no` where it is all zeros. */
+static inline vec vec_blend(vec mask, vec yes, vec no)
+{
+    typedef int bits __attribute__((vector_size(sizeof(vec))));
+    return (vec)(((bits)mask & (bits)yes) | (~(bits)mask & (bits)no));
+}
 static inline vec vec_sqrt(vec x)
 {
     return (vec){ __builtin_sqrtf(x[0]), __builtin_sqrtf(x[1]), __builtin_sqrtf(x[2]),

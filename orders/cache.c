@@ -26,7 +26,7 @@ static uint64_t hash_of(const zb_order_source *source, const zb_reduction_call *
     uint64_t hash = mix((uint64_t)source->algorithm, (uint64_t)call->kind);
     hash = mix(hash, (uint64_t)call->world_size);
     hash = mix(hash, (uint64_t)call->dtype << 8 | (uint64_t)call->op);
-    hash = mix(hash, (uint64_t)call->root);
+    if (call->kind == ZB_COLLECTIVE_REDUCE) hash = mix(hash, (uint64_t)call->root);
     if (call->kind != ZB_COLLECTIVE_REDUCE_SCATTER_V) return mix(hash, call->numel);
     for (int rank = 0; rank < call->world_size; rank++) hash = mix(hash, call->counts[rank]);
     return hash;

@@ -37,14 +37,6 @@ static zb_status break_with(sim_rank *rank, zb_status status)
     return status;
 }
 
-static zb_status lock_and_break_with(sim_rank *rank, zb_status status)
-{
-    pthread_mutex_lock(&rank->sim->lock);
-    break_with(rank, status);
-    pthread_mutex_unlock(&rank->sim->lock);
-    return status;
-}
-
 /* --- start --- */
 
 static zb_status inject_fault(zb_sim *sim, const sim_rank *rank)
@@ -112,7 +104,7 @@ static void wake_helpers(sim_op *op, int nobody_else)
         if (!part->waiting) continue;
         if (first == NULL) first = part;
         const sim_worker *worker = part->member->rank->worker;
-        if (op->chunk_count > 1 && worker->sleeping && worker->queued == 0) {
+        if (op->chunk_count > 1 && worker->idle && worker->queued == 0) {
             sim_wake(part->member->rank);
             woken = 1;
         }
@@ -152,24 +144,34 @@ static zb_status arrive(sim_part *part)
     return ZB_OK;
 }
 
-static zb_status begin(sim_member *member, const zb_collective *call, int async, sim_part **part_p)
+/* Whether stage() has anything to do: mostly ranks that block leave their buffers as they are. */
+static int is_staged(const sim_part *part)
 {
-    sim_rank *rank = member->rank;
-    zb_sim *sim = rank->sim;
+    return part->async || sim_contribution(part) != NULL;
+}
+
+static zb_status stage_unlocked(sim_part *part)
+{
+    zb_sim *sim = part->member->rank->sim;
+    pthread_mutex_unlock(&sim->lock);
+    const zb_status status = stage(part);
+    pthread_mutex_lock(&sim->lock);
+    return status == ZB_OK ? ZB_OK : break_with(part->member->rank, status);
+}
+
+/* The lock is held. */
+static zb_status join_and_arrive(sim_member *member, const zb_collective *call, int async, sim_part **part_p)
+{
+    const zb_sim *sim = member->rank->sim;
+    ZB_TRY(join(member, call, async, part_p));
+    if (is_staged(*part_p)) ZB_TRY(stage_unlocked(*part_p));
+    return sim->broken ? sim_fail_broken(sim) : arrive(*part_p);
+}
+
+static zb_status check_begin(const sim_member *member, const zb_collective *call)
+{
     ZB_TRY(check_caller(member));
-    ZB_TRY(wait_for_stream(call));
-    pthread_mutex_lock(&sim->lock);
-    zb_status status = join(member, call, async, part_p);
-    pthread_mutex_unlock(&sim->lock);
-    if (status != ZB_OK) return status;
-
-    status = stage(*part_p);
-    if (status != ZB_OK) return lock_and_break_with(rank, status);
-
-    pthread_mutex_lock(&sim->lock);
-    status = sim->broken ? sim_fail_broken(sim) : arrive(*part_p);
-    pthread_mutex_unlock(&sim->lock);
-    return status;
+    return wait_for_stream(call);
 }
 
 /* --- races --- */
@@ -268,31 +270,51 @@ static zb_status wait_until_done(sim_part *part)
     return op->status == ZB_OK ? ZB_OK : sim_fail_broken(rank->sim);
 }
 
-static zb_status finish(sim_part *part)
+/* What is left once the operation is done, and may take long. */
+static zb_status deliver_unlocked(sim_part *part)
 {
     sim_rank *rank = part->member->rank;
-    zb_sim *sim = rank->sim;
-    pthread_mutex_lock(&sim->lock);
-    zb_status status = wait_until_done(part);
-    pthread_mutex_unlock(&sim->lock);
-    if (status != ZB_OK) return status;
-
-    if (part->async) status = check_buffers(part);
+    pthread_mutex_unlock(&rank->sim->lock);
+    zb_status status = part->async ? check_buffers(part) : ZB_OK;
     if (status == ZB_OK) sim_deliver(part);
     sim_pool_give(&rank->staging, part->staging);
+    pthread_mutex_lock(&rank->sim->lock);
+    return status == ZB_OK ? ZB_OK : break_with(rank, status);
+}
 
-    pthread_mutex_lock(&sim->lock);
-    if (status != ZB_OK) break_with(rank, status);
+/* The lock is held. */
+static zb_status finish(sim_part *part)
+{
+    ZB_TRY(wait_until_done(part));
+    const zb_status status = sim_delivers(part) ? deliver_unlocked(part) : ZB_OK;
     sim_group_leave(part);
+    return status;
+}
+
+/* A call that blocks, from beginning to end. */
+static zb_status run_blocking(sim_member *member, const zb_collective *call)
+{
+    sim_part *part = NULL;
+    zb_sim *sim = member->rank->sim;
+    ZB_TRY(check_begin(member, call));
+    pthread_mutex_lock(&sim->lock);
+    zb_status status = join_and_arrive(member, call, 0, &part);
+    if (status == ZB_OK) status = finish(part);
     pthread_mutex_unlock(&sim->lock);
     return status;
 }
 
 static zb_status sim_start(zb_comm *comm, const zb_collective *call, zb_work *work)
 {
+    sim_member *member = member_of(comm);
     sim_part *part = NULL;
-    ZB_TRY(begin(member_of(comm), call, work != NULL, &part));
-    if (work == NULL) return finish(part);
+    zb_sim *sim = member->rank->sim;
+    if (work == NULL) return run_blocking(member, call);
+    ZB_TRY(check_begin(member, call));
+    pthread_mutex_lock(&sim->lock);
+    const zb_status status = join_and_arrive(member, call, 1, &part);
+    pthread_mutex_unlock(&sim->lock);
+    if (status != ZB_OK) return status;
     *work = (zb_work){ .id = part->id, .handle = part };
     return ZB_OK;
 }
@@ -326,7 +348,9 @@ static zb_status sim_wait(zb_comm *comm, zb_work *work)
     ZB_TRY(take_in_flight(member, work, &part));
     /* Others may be reading this rank's counts: wait for the operation even when the stream has failed. */
     zb_status stream_status = wait_for_stream(&part->call);
+    pthread_mutex_lock(&member->rank->sim->lock);
     zb_status status = finish(part);
+    pthread_mutex_unlock(&member->rank->sim->lock);
     return status != ZB_OK ? status : stream_status;
 }
 
@@ -337,9 +361,7 @@ static zb_status sim_split(zb_comm *comm, int color, int key, zb_comm **out)
     int color_key[2] = { color, key };
     zb_comm *part_of = NULL;
     zb_collective call = { .kind = (zb_collective_kind)SIM_SPLIT, .send = color_key, .recv = &part_of };
-    sim_part *part = NULL;
-    ZB_TRY(begin(member_of(comm), &call, 0, &part));
-    ZB_TRY(finish(part));
+    ZB_TRY(run_blocking(member_of(comm), &call));
     *out = part_of;
     return ZB_OK;
 }

@@ -199,6 +199,15 @@ static void deliver_all_to_all(sim_part *part)
         copy((char *)part->call.recv + (size_t)i * bytes, from + (size_t)i * (size_t)size * bytes, bytes);
 }
 
+int sim_delivers(const sim_part *part)
+{
+    const int reduction = part->call.kind == ZB_COLLECTIVE_ALL_REDUCE ||
+                          part->call.kind == ZB_COLLECTIVE_REDUCE ||
+                          part->call.kind == ZB_COLLECTIVE_REDUCE_SCATTER ||
+                          part->call.kind == ZB_COLLECTIVE_REDUCE_SCATTER_V;
+    return part->async || !reduction; /* the execution hands out to ranks that block */
+}
+
 void sim_deliver(sim_part *part)
 {
     const sim_op *op = part->op;

@@ -6,13 +6,23 @@
 #define ZB_SIM_FIBER_H
 
 #include <stddef.h>
-#include <ucontext.h>
 #include <zerobit/status.h>
+
+/* Where the processor checks returns by a shadow stack, it is swapcontext() that changes that one too. */
+#if defined(__x86_64__) && !(defined(__CET__) && (__CET__ & 2))
+#define SIM_FIBER_X86_64 1
+#else
+#include <ucontext.h>
+#endif
 
 typedef void sim_fiber_entry(void *argument); /* must not return: it switches away for good */
 
 typedef struct sim_fiber {
+#ifdef SIM_FIBER_X86_64
+    void *stack_pointer; /* while suspended */
+#else
     ucontext_t context;
+#endif
     void *mapping; /* guard page, then the stack; NULL for an adopted fiber */
     size_t mapping_bytes;
     const void *stack; /* as the sanitizers want to know it */

@@ -284,7 +284,7 @@ static zb_status check_signature(const sim_op *op, sim_part *part)
 {
     const sim_part *first = &op->parts[op->first];
     if (first == part) return ZB_OK;
-    char difference[256];
+    char difference[768];
     if (!sim_signature_differs(&first->call, first->member->rank->index, &part->call,
                                part->member->rank->index, op->group->size, difference, sizeof difference))
         return ZB_OK;

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <zerobit/memory.h>
 
+enum { LOOKS = 1000 }; /* some 30 microseconds */
+
 static _Thread_local sim_rank *current_rank;
 
 sim_rank *sim_current_rank(void)
@@ -22,12 +24,19 @@ static uint64_t next_random(uint64_t *state)
     return z ^ (z >> 31);
 }
 
+/* There is something for this worker to look at. */
+static void poke(sim_worker *worker)
+{
+    atomic_store_explicit(&worker->poked, 1, memory_order_relaxed);
+    if (worker->idle) pthread_cond_signal(&worker->wake);
+}
+
 static void enqueue(sim_rank *rank)
 {
     sim_worker *worker = rank->worker;
     rank->state = SIM_RUNNABLE;
     worker->queue[worker->queued++] = rank;
-    if (worker->sleeping) pthread_cond_signal(&worker->wake);
+    poke(worker);
 }
 
 static sim_rank *dequeue(sim_worker *worker)
@@ -128,7 +137,7 @@ static void finish_rank(sim_rank *rank, zb_status status)
         report_forgotten_work(rank);
     rank->state = SIM_FINISHED;
     if (--sim->unfinished == 0)
-        for (int i = 0; i < sim->worker_count; i++) pthread_cond_signal(&sim->workers[i].wake);
+        for (int i = 0; i < sim->worker_count; i++) poke(&sim->workers[i]);
     rank_stops(sim);
 }
 
@@ -157,6 +166,32 @@ static void resume(sim_worker *worker, sim_rank *rank)
     zb_error_bind(outer_error);
 }
 
+static void pause_briefly(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+/*
+ * Ranks on other workers are mostly a few microseconds away: less than it takes to go to sleep and be woken.
+ * So, where every worker has a processor, it looks out for a while first. The lock is held again at the end.
+ */
+static void idle(sim_worker *worker)
+{
+    zb_sim *sim = worker->sim;
+    worker->idle = 1;
+    if (sim->looks_out) {
+        atomic_store_explicit(&worker->poked, 0, memory_order_relaxed);
+        pthread_mutex_unlock(&sim->lock);
+        for (int i = 0; i < LOOKS && !atomic_load_explicit(&worker->poked, memory_order_relaxed); i++)
+            pause_briefly();
+        pthread_mutex_lock(&sim->lock);
+    }
+    while (worker->queued == 0 && sim->unfinished > 0) pthread_cond_wait(&worker->wake, &sim->lock);
+    worker->idle = 0;
+}
+
 /* Takes turns among this worker's ranks until all ranks of the world have finished. The lock is held. */
 static void work(sim_worker *worker)
 {
@@ -164,9 +199,7 @@ static void work(sim_worker *worker)
     sim_fiber_adopt(&worker->fiber);
     while (sim->unfinished > 0) {
         if (worker->queued == 0) {
-            worker->sleeping = 1;
-            pthread_cond_wait(&worker->wake, &sim->lock);
-            worker->sleeping = 0;
+            idle(worker);
             continue;
         }
         sim_rank *rank = dequeue(worker);

@@ -5,6 +5,8 @@
 #include <string.h>
 #include <zerobit/orders.h>
 
+#include "orders/text.h"
+
 static size_t sum_counts(const size_t *counts, int size)
 {
     size_t sum = 0;
@@ -98,9 +100,14 @@ static const char *op_name(zb_redop op)
     return (unsigned)op < sizeof names / sizeof names[0] ? names[op] : "?";
 }
 
-static const char *order_name(const zb_order_source *order)
+/* Cut, with "...", where there is too much of it. */
+static const char *describe_order(const zb_order_source *order, char *text, size_t text_bytes)
 {
-    return zb_algorithm_name(order != NULL ? order->algorithm : ZB_ALGORITHM_RANK);
+    static const zb_order_source rank = { 0 };
+    zb_text to = { .text = text, .bytes = text_bytes };
+    zb_text_put_source(&to, order != NULL ? order : &rank);
+    if (to.used >= text_bytes) memcpy(text + text_bytes - 4, "...", 4);
+    return text;
 }
 
 static int is_reduction(const zb_collective *call)
@@ -142,8 +149,10 @@ int sim_signature_differs(const zb_collective *a, int rank_a, const zb_collectiv
     if (a->op != b->op) DIFFERENCE("op", "%s", op_name(a->op), op_name(b->op));
     if (a->op == ZB_PREMUL_SUM && memcmp(&a->factor, &b->factor, sizeof a->factor) != 0)
         DIFFERENCE("factor", "%.17g", a->factor, b->factor);
+    char order_a[320], order_b[320];
     if (!zb_order_source_equal(a->order, b->order))
-        DIFFERENCE("order", "%s", order_name(a->order), order_name(b->order));
+        DIFFERENCE("order", "%s", describe_order(a->order, order_a, sizeof order_a),
+                   describe_order(b->order, order_b, sizeof order_b));
     return 0;
 #undef DIFFERENCE
 }

@@ -1,4 +1,5 @@
 /* A simulated world: creation, runs, and the few calls that are not those of a communicator. */
+#define _GNU_SOURCE /* PTHREAD_MUTEX_ADAPTIVE_NP */
 #include <zerobit/sim.h>
 
 #include <string.h>
@@ -27,12 +28,29 @@ static zb_status check_options(const zb_sim_options *options)
     return ZB_OK;
 }
 
+static int count_cores(void)
+{
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    return cores < 1 ? 1 : cores > WORKERS_MAX ? WORKERS_MAX : (int)cores;
+}
+
 static int choose_workers(const zb_sim_options *options)
 {
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    int workers = options->workers;
-    if (workers == 0) workers = cores < 1 ? 1 : cores > WORKERS_MAX ? WORKERS_MAX : (int)cores;
+    const int workers = options->workers != 0 ? options->workers : count_cores();
     return workers < options->world_size ? workers : options->world_size;
+}
+
+/* Held for a moment at a time: who finds it taken tries again before it goes to sleep, where the system
+ * offers that. */
+static void create_lock(pthread_mutex_t *lock)
+{
+    pthread_mutexattr_t attributes;
+    pthread_mutexattr_init(&attributes);
+#ifdef PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP
+    pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);
+#endif
+    pthread_mutex_init(lock, &attributes);
+    pthread_mutexattr_destroy(&attributes);
 }
 
 static zb_status create_world_group(zb_sim *sim)
@@ -47,10 +65,11 @@ zb_status zb_sim_create(const zb_sim_options *options, zb_sim **sim_p)
     ZB_TRY(check_options(options));
     zb_sim *sim = zb_alloc(sizeof *sim);
     if (sim == NULL) return ZB_NO_MEMORY;
-    pthread_mutex_init(&sim->lock, NULL);
+    create_lock(&sim->lock);
     pthread_cond_init(&sim->run_changed, NULL);
     sim->world_size = options->world_size;
     sim->worker_count = choose_workers(options);
+    sim->looks_out = sim->worker_count > 1 && sim->worker_count <= count_cores();
     sim->fault_countdown = -1;
     size_t stack_bytes = options->stack_bytes != 0 ? options->stack_bytes : STACK_BYTES_DEFAULT;
     zb_status status = sim_workers_create(sim, options->seed, stack_bytes);

@@ -16,6 +16,7 @@
 #define ZB_SIM_WORLD_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <zerobit/comm.h>
@@ -141,7 +142,8 @@ struct sim_worker {
     sim_rank **queue; /* runnable ranks */
     size_t queued;
     uint64_t random;
-    int sleeping;
+    int idle;         /* looks out for work, or sleeps */
+    atomic_int poked; /* since it began to look out: what it reads without the lock */
     pthread_cond_t wake;
     sim_fiber fiber;
     pthread_t thread;
@@ -153,6 +155,7 @@ struct zb_sim {
     pthread_mutex_t lock;
     pthread_cond_t run_changed; /* a run starts, a worker is through with it, the world ends */
     int world_size, worker_count, thread_count;
+    int looks_out; /* every worker has a processor of its own: it need not sleep at once */
     sim_worker *workers;
     sim_rank *ranks;
     sim_group *groups;
@@ -226,6 +229,8 @@ void *sim_contribution(const sim_part *part);
  * not offered. */
 zb_status sim_plan(sim_op *op);
 zb_status sim_execute_chunk(sim_op *op, size_t chunk, sim_worker *worker);
+/** Whether sim_deliver has anything to do, or to check. */
+int sim_delivers(const sim_part *part);
 /** Copies to this part's receive buffer what the execution has not put there. */
 void sim_deliver(sim_part *part);
 

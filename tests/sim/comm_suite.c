@@ -1,10 +1,13 @@
-/* The suite's cases: every kind, type, operator and size, in place and not, blocking and not; groups;
+/* The suite's cases: every kind, type, operator, order and size, in place and not, blocking and not; groups;
  * messages. */
 #include "tests/sim/comm_suite.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 #include <zerobit/memory.h>
+#include <zerobit/orders.h>
+#include <zerobit/ref.h>
 
 #define COUNT_OF(array) (sizeof(array) / sizeof(array)[0])
 
@@ -174,6 +177,9 @@ typedef struct call_case {
     size_t numel;
     int in_place, async, root;
     uint64_t seed;
+    /* Where an order is named: what this rank gives, and what it must receive. */
+    const zb_order_source *order;
+    const unsigned char *given, *expected;
 } call_case;
 
 static element reduce_plainly(const call_case *c, int world, size_t index)
@@ -279,6 +285,10 @@ typedef struct call_state {
 static void fill(const call_state *s, int rank)
 {
     size_t bytes = zb_dtype_bytes(s->c.dtype);
+    if (s->c.given != NULL) {
+        memcpy(s->send, s->c.given, s->shape.send_numel * bytes);
+        return;
+    }
     for (size_t i = 0; i < s->shape.send_numel; i++) {
         element e = make_element(s->c.dtype, s->c.seed, rank, i);
         memcpy(s->send + i * bytes, e.raw, bytes);
@@ -305,7 +315,8 @@ static zb_status call_start(call_state *s, zb_comm *comm, const call_case *c)
     fill(s, comm->rank);
     return zb_collective_run(comm, c->async ? &s->work : NULL, .kind = c->kind, .send = s->send,
                              .recv = s->recv, .numel = c->numel, .counts = s->shape.counts, .dtype = c->dtype,
-                             .op = c->op, .factor = c->factor, .root = c->root, .what = "suite");
+                             .op = c->op, .factor = c->factor, .order = c->order, .root = c->root,
+                             .what = "suite");
 }
 
 static zb_status check_guard(const call_state *s, const unsigned char *guard)
@@ -320,13 +331,21 @@ static zb_status call_finish(call_state *s, zb_comm *comm)
 {
     size_t bytes = zb_dtype_bytes(s->c.dtype);
     ZB_TRY(zb_comm_wait(comm, &s->work));
-    for (size_t i = 0; i < s->shape.recv_numel; i++) {
-        element want = expected_element(&s->c, &s->shape, comm->world_size, comm->rank, i);
+    const int same = s->c.expected != NULL &&
+                     memcmp(s->recv, s->c.expected, s->shape.recv_numel * bytes) == 0;
+    for (size_t i = 0; i < s->shape.recv_numel && !same; i++) {
+        element want = { { 0 } };
+        if (s->c.expected != NULL)
+            memcpy(want.raw, s->c.expected + i * bytes, bytes);
+        else
+            want = expected_element(&s->c, &s->shape, comm->world_size, comm->rank, i);
         if (!same_element(s->c.dtype, s->recv + i * bytes, want))
-            return zb_fail(ZB_DIFFERENT,
-                           "%s %s op %d numel %zu in place %d async %d, world %d rank %d: element %zu",
-                           zb_collective_name(s->c.kind), zb_dtype_name(s->c.dtype), (int)s->c.op, s->c.numel,
-                           s->c.in_place, s->c.async, comm->world_size, comm->rank, i);
+            return zb_fail(
+                ZB_DIFFERENT,
+                "%s %s op %d order %s numel %zu in place %d async %d, world %d rank %d: element %zu",
+                zb_collective_name(s->c.kind), zb_dtype_name(s->c.dtype), (int)s->c.op,
+                zb_algorithm_name(s->c.order != NULL ? s->c.order->algorithm : ZB_ALGORITHM_RANK), s->c.numel,
+                s->c.in_place, s->c.async, comm->world_size, comm->rank, i);
     }
     ZB_TRY(check_guard(s, s->memory));
     return check_guard(s, s->memory + s->memory_bytes - GUARD_BYTES);
@@ -428,6 +447,216 @@ static zb_status main_mixed_blocking(void *user, zb_comm *comm)
                                       .root = round % comm->world_size,
                                       .seed = seed + (uint64_t)round }));
     return ZB_OK;
+}
+
+/* --- every order --- */
+
+enum { SUM_KINDS = 4, POOL_NUMEL = 1024, POOL_PERIOD = 1009 /* fits no chunk */, LARGE_NUMEL = 9001 };
+static const zb_collective_kind sum_kinds[SUM_KINDS] = { ZB_COLLECTIVE_ALL_REDUCE,
+                                                         ZB_COLLECTIVE_REDUCE_SCATTER,
+                                                         ZB_COLLECTIVE_REDUCE_SCATTER_V,
+                                                         ZB_COLLECTIVE_REDUCE };
+
+/* What docs/orders.md says is offered. */
+static const struct order_case {
+    const char *text;
+    enum { NO_RINGS, TWO_RINGS, ONE_TREE } shape; /* written behind the text, for the world at hand */
+    int kinds[SUM_KINDS];
+    int averages, averages_of_fp64; /* and pre-multiplied sums */
+} order_cases[] = {
+    { "rank", NO_RINGS, { 1, 1, 1, 1 }, 1, 1 },
+    { "gloo", NO_RINGS, { 1, 1, 1, 1 }, 1, 1 },
+    { "mpi-default", NO_RINGS, { 1, 1, 1, 1 }, 1, 1 },
+    { "mpi-linear", NO_RINGS, { 1, 0, 0, 1 }, 1, 1 },
+    { "mpi-recursive-doubling", NO_RINGS, { 1, 1, 0, 0 }, 1, 1 },
+    { "mpi-ring", NO_RINGS, { 1, 1, 1, 0 }, 1, 1 },
+    { "mpi-segmented-ring", NO_RINGS, { 1, 0, 0, 0 }, 1, 1 },
+    { "mpi-rabenseifner", NO_RINGS, { 1, 0, 0, 0 }, 1, 1 },
+    { "mpi-recursive-halving", NO_RINGS, { 0, 1, 1, 0 }, 1, 1 },
+    { "mpi-butterfly", NO_RINGS, { 0, 1, 1, 0 }, 1, 1 },
+    { "nccl-ring version=2.28 protocol=simple channels=2 chunk-bytes=8192", TWO_RINGS, { 1, 1, 0, 0 }, 1, 0 },
+    { "nccl-ring version=2.29 protocol=ll channels=2", TWO_RINGS, { 1, 1, 0, 0 }, 1, 0 },
+    { "nccl-ring version=2.30 protocol=ll128 channels=2 chunk-bytes=3840", TWO_RINGS, { 1, 1, 0, 0 }, 1, 0 },
+    { "nccl-tree version=2.28 protocol=simple channels=2", ONE_TREE, { 1, 0, 0, 0 }, 0, 0 },
+};
+
+/* One ring up and one down; a tree of two children each. */
+static zb_status make_order(const struct order_case *c, int world, zb_order_source *source_p)
+{
+    char text[64 * WORLD_MAX];
+    size_t used = (size_t)snprintf(text, sizeof text, "%s", c->text);
+    for (int ring = 0; c->shape == TWO_RINGS && ring < 2; ring++)
+        for (int i = 0; i < world; i++)
+            used += (size_t)snprintf(text + used, sizeof text - used, "%s%d", i == 0 ? " ring=" : ",",
+                                     ring == 0 ? i : (world - i) % world);
+    for (int i = 0; c->shape == ONE_TREE && i < world; i++) {
+        const int left = 2 * i + 1 < world ? 2 * i + 1 : -1, right = 2 * i + 2 < world ? 2 * i + 2 : -1;
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s%d/%d/-1", i == 0 ? " tree=" : ",", left,
+                                 right);
+    }
+    return zb_order_source_parse(text, source_p);
+}
+
+/* Contributions of all ranks, of one type; every case takes its own part of them. */
+typedef struct pool {
+    zb_dtype dtype;
+    size_t numel;
+    unsigned char *data; /* [world][numel] */
+    unsigned char *expected;
+    const void *inputs[WORLD_MAX];
+} pool;
+
+static zb_status pool_create(pool *p, zb_dtype dtype, size_t numel, int world, uint64_t seed)
+{
+    const size_t bytes = zb_dtype_bytes(dtype);
+    *p = (pool){ .dtype = dtype, .numel = numel };
+    p->data = zb_alloc_array((size_t)world * numel, bytes);
+    p->expected = zb_alloc_array(numel, bytes);
+    if (p->data == NULL || p->expected == NULL) return ZB_NO_MEMORY;
+    for (int rank = 0; rank < world; rank++) {
+        unsigned char *data = p->data + (size_t)rank * numel * bytes;
+        for (size_t i = 0; i < numel && i < POOL_PERIOD; i++) {
+            const element e = make_element(dtype, seed, rank, i);
+            memcpy(data + i * bytes, e.raw, bytes);
+        }
+        for (size_t i = POOL_PERIOD; i < numel; i++)
+            memcpy(data + i * bytes, data + (i - POOL_PERIOD) * bytes, bytes);
+    }
+    return ZB_OK;
+}
+
+static void pool_destroy(pool *p)
+{
+    zb_free(p->data);
+    zb_free(p->expected);
+}
+
+/* What this rank must receive, played plainly from the record of the order. */
+static zb_status expect(pool *p, const zb_comm *comm, call_case *c)
+{
+    const call_shape shape = shape_of(c, comm->world_size, comm->rank);
+    const size_t bytes = zb_dtype_bytes(c->dtype), spare = p->numel - shape.send_numel;
+    const size_t first = spare > 0 ? c->seed % spare : 0;
+    zb_reduction reduction;
+    ZB_TRY(zb_reduction_derive(c->order,
+                               &(zb_reduction_call){ .kind = c->kind,
+                                                     .world_size = comm->world_size,
+                                                     .numel = c->numel,
+                                                     .counts = shape.counts,
+                                                     .dtype = c->dtype,
+                                                     .op = c->op,
+                                                     .factor = c->factor,
+                                                     .root = c->root },
+                               &reduction));
+    for (int rank = 0; rank < comm->world_size; rank++)
+        p->inputs[rank] = p->data + ((size_t)rank * p->numel + first) * bytes;
+    zb_ref_reduction_run(&reduction, p->inputs, shape.share, shape.recv_numel, p->expected);
+    zb_reduction_destroy(&reduction);
+    c->given = p->inputs[comm->rank];
+    c->expected = p->expected;
+    return ZB_OK;
+}
+
+static int order_offers(const struct order_case *order, const call_case *c)
+{
+    if (c->op == ZB_SUM) return 1;
+    if (!is_float(c->dtype) || !order->averages) return 0; /* an integer's are refused by the front door */
+    return c->dtype != ZB_FP64 || order->averages_of_fp64;
+}
+
+/* One sum in place and not, blocking and not. */
+static zb_status run_ordered(pool *p, zb_comm *comm, const struct order_case *order, call_case c)
+{
+    /* A world of one need not know how a library rounds the factor. */
+    c.factor = c.op != ZB_PREMUL_SUM ? 0 : comm->world_size == 1 ? 0.375 : 1.0 / 3;
+    if (!order_offers(order, &c)) return ZB_OK;
+    ZB_TRY(expect(p, comm, &c));
+    for (int variant = 0; variant < 4; variant++) {
+        c.in_place = variant & 1;
+        c.async = variant >> 1;
+        ZB_TRY(run_call(comm, &c));
+    }
+    return ZB_OK;
+}
+
+static zb_status run_ops(pool *p, zb_comm *comm, const struct order_case *order, call_case c)
+{
+    static const zb_redop ops[] = { ZB_SUM, ZB_AVG, ZB_PREMUL_SUM };
+    for (size_t i = 0; i < COUNT_OF(ops); i++) {
+        c.op = ops[i];
+        c.seed++;
+        c.root = (int)(c.seed % (uint64_t)comm->world_size);
+        ZB_TRY(run_ordered(p, comm, order, c));
+    }
+    return ZB_OK;
+}
+
+static zb_status run_sizes(pool *p, zb_comm *comm, const struct order_case *order, call_case c)
+{
+    const size_t world = (size_t)comm->world_size, sizes[] = { 0, 1, world - 1, 67 };
+    for (size_t n = 0; n < COUNT_OF(sizes); n++) {
+        c.numel = sizes[n];
+        c.seed += 10;
+        ZB_TRY(run_ops(p, comm, order, c));
+    }
+    return ZB_OK;
+}
+
+/* Many chunks of NCCL's and many blocks of a back end. */
+static zb_status run_large(pool *p, zb_comm *comm, const struct order_case *order, call_case c)
+{
+    const int whole = c.kind == ZB_COLLECTIVE_ALL_REDUCE || c.kind == ZB_COLLECTIVE_REDUCE;
+    c.op = order->averages && (c.dtype != ZB_FP64 || order->averages_of_fp64) ? ZB_AVG : ZB_SUM;
+    c.numel = whole ? LARGE_NUMEL : LARGE_NUMEL / (size_t)comm->world_size;
+    return run_ordered(p, comm, order, c);
+}
+
+typedef zb_status run_order_fn(pool *p, zb_comm *comm, const struct order_case *order, call_case c);
+
+static zb_status run_kinds(pool *p, zb_comm *comm, const struct order_case *order, uint64_t seed,
+                           run_order_fn *run)
+{
+    zb_order_source source;
+    ZB_TRY(make_order(order, comm->world_size, &source));
+    zb_status status = ZB_OK;
+    for (int k = 0; k < SUM_KINDS && status == ZB_OK; k++)
+        if (order->kinds[k])
+            status = run(p, comm, order,
+                         (call_case){ .kind = sum_kinds[k],
+                                      .dtype = p->dtype,
+                                      .seed = seed + 100 * (uint64_t)k,
+                                      .order = &source });
+    zb_order_source_destroy(&source);
+    return status;
+}
+
+static zb_status run_orders(zb_comm *comm, zb_dtype dtype, size_t pool_numel, uint64_t seed,
+                            run_order_fn *run)
+{
+    pool p;
+    zb_status status = pool_create(&p, dtype, pool_numel, comm->world_size, seed);
+    for (size_t o = 0; o < COUNT_OF(order_cases) && status == ZB_OK; o++)
+        status = run_kinds(&p, comm, &order_cases[o], seed + 1000 * o, run);
+    pool_destroy(&p);
+    return status;
+}
+
+static const zb_dtype sum_dtypes[] = { ZB_FP32, ZB_FP16, ZB_BF16, ZB_FP64, ZB_INT32 };
+
+static zb_status main_every_order(void *user, zb_comm *comm)
+{
+    const size_t world = (size_t)comm->world_size;
+    const size_t room = POOL_NUMEL + world * (67 + world); /* a reduce_scatter takes world times the size */
+    for (size_t d = 0; d < COUNT_OF(sum_dtypes); d++)
+        ZB_TRY(run_orders(comm, sum_dtypes[d], room, *(uint64_t *)user + d, run_sizes));
+    return ZB_OK;
+}
+
+static zb_status main_large_orders(void *user, zb_comm *comm)
+{
+    const size_t world = (size_t)comm->world_size, room = LARGE_NUMEL + POOL_NUMEL + world * world;
+    ZB_TRY(run_orders(comm, ZB_FP32, room, *(uint64_t *)user, run_large));
+    return run_orders(comm, ZB_BF16, room, *(uint64_t *)user, run_large);
 }
 
 /* --- several in flight --- */
@@ -611,6 +840,8 @@ static zb_status main_traffic(void *user, zb_comm *comm)
 const comm_suite_case comm_suite_cases[] = {
     { "every kind, type, operator, size", main_every_call },
     { "large calls", main_large_calls },
+    { "every order of addition", main_every_order },
+    { "every order, large", main_large_orders },
     { "some ranks block, others do not", main_mixed_blocking },
     { "several in flight, any order", main_in_flight },
     { "progress without a wait", main_progress },

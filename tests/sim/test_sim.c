@@ -11,12 +11,23 @@
 
 #include <cmocka.h>
 #include <zerobit/memory.h>
+#include <zerobit/orders.h>
 #include <zerobit/sim.h>
 
 #define COUNT_OF(array) (sizeof(array) / sizeof(array)[0])
 
 /* Every call of these tests: fp32 sum, unless said otherwise. */
 #define RUN(comm, work, k, ...) zb_collective_run((comm), (work), .kind = ZB_COLLECTIVE_##k, __VA_ARGS__)
+
+static const zb_order_source ring = { .algorithm = ZB_ALGORITHM_MPI_RING };
+static const zb_order_source linear = { .algorithm = ZB_ALGORITHM_MPI_LINEAR };
+static const zb_order_source butterfly = { .algorithm = ZB_ALGORITHM_MPI_BUTTERFLY };
+static const zb_order_source nccl = {
+    .algorithm = ZB_ALGORITHM_NCCL_RING, .version = 228, .protocol = ZB_NCCL_LL, .channels = 2
+};
+static const zb_order_source nccl_4 = {
+    .algorithm = ZB_ALGORITHM_NCCL_RING, .version = 228, .protocol = ZB_NCCL_LL, .channels = 4
+};
 
 static zb_sim *create(int world, int workers, uint64_t seed)
 {
@@ -68,6 +79,11 @@ MISMATCH(op, REDUCE_SCATTER, REDUCE_SCATTER, FIELDS(.numel = 2), FIELDS(.numel =
 MISMATCH(factor, ALL_REDUCE, ALL_REDUCE, FIELDS(.numel = 2, .op = ZB_PREMUL_SUM, .factor = 0.5),
          FIELDS(.numel = 2, .op = ZB_PREMUL_SUM, .factor = 0.25))
 MISMATCH(root, REDUCE, REDUCE, FIELDS(.numel = 2), FIELDS(.numel = 2, .root = 2))
+MISMATCH(order, ALL_REDUCE, ALL_REDUCE, FIELDS(.numel = 2, .order = &ring),
+         FIELDS(.numel = 2, .order = &linear))
+MISMATCH(no_order, REDUCE, REDUCE, FIELDS(.numel = 2, .order = &linear), FIELDS(.numel = 2))
+MISMATCH(channels, ALL_REDUCE, ALL_REDUCE, FIELDS(.numel = 2, .order = &nccl),
+         FIELDS(.numel = 2, .order = &nccl_4))
 MISMATCH(message, SEND, RECV, FIELDS(.numel = 2, .root = 1), FIELDS(.numel = 1, .root = 0))
 
 static zb_status mismatch_split(void *user, zb_comm *comm)
@@ -202,6 +218,24 @@ static zb_status unsupported(void *user, zb_comm *comm)
     return comm->ops->start(comm, &call, NULL); /* past the front door, which refuses it */
 }
 
+static zb_status order_not_offered(void *user, zb_comm *comm)
+{
+    (void)user;
+    float x[2] = { 0 };
+    ZB_TRY(pass(comm));
+    return RUN(comm, NULL, REDUCE, .send = x, .recv = x, .numel = 2, .order = &ring);
+}
+
+static zb_status order_not_offered_async(void *user, zb_comm *comm)
+{
+    (void)user;
+    float x[3] = { 0 }, y[1];
+    const size_t counts[3] = { 1, 1, 1 };
+    zb_work work = { 0 };
+    ZB_TRY(RUN(comm, &work, REDUCE_SCATTER_V, .send = x, .recv = y, .counts = counts, .order = &nccl));
+    return zb_comm_wait(comm, &work);
+}
+
 static const struct wrong_program {
     const char *name;
     zb_rank_main *main;
@@ -219,6 +253,13 @@ static const struct wrong_program {
     { "op", mismatch_op, ZB_MISMATCH, { "op differs", "rank 1 has avg", "has sum" } },
     { "factor", mismatch_factor, ZB_MISMATCH, { "factor differs", "rank 1 has 0.25", "has 0.5" } },
     { "root", mismatch_root, ZB_MISMATCH, { "root differs", "rank 1 has 2", "has 0" } },
+    { "order", mismatch_order, ZB_MISMATCH, { "order differs", "rank 1 has mpi-linear", "has mpi-ring" } },
+    { "no order", mismatch_no_order, ZB_MISMATCH, { "order differs", "rank 1 has rank", "has mpi-linear" } },
+    { "settings of an order",
+      mismatch_channels,
+      ZB_MISMATCH,
+      { "order differs", "rank 1 has nccl-ring version=2.28 protocol=ll channels=4",
+        "protocol=ll channels=2" } },
     { "message",
       mismatch_message,
       ZB_MISMATCH,
@@ -267,6 +308,14 @@ static const struct wrong_program {
       { "rank 2 failed: the disk of rank 2 is gone (after barrier #0 of world (pass) at sim/test_sim.c:" } },
     { "a rank fails silently", silent_failure, ZB_IO, { "rank 2 failed: input/output error" } },
     { "not supported", unsupported, ZB_UNSUPPORTED, { "average of uint8" } },
+    { "an order that is not offered",
+      order_not_offered,
+      ZB_UNSUPPORTED,
+      { "failed: mpi-ring does not offer reduce of 3 ranks: want mpi-linear or mpi-default" } },
+    { "an order that is not offered, not waited for",
+      order_not_offered_async,
+      ZB_UNSUPPORTED,
+      { "failed: nccl-ring does not offer reduce_scatter_v of 3 ranks" } },
 };
 
 static void test_wrong_programs(void **state)
@@ -446,6 +495,7 @@ enum { MIX_WORLD = 4, MIX_NUMEL = 5000, MIX_BIG = 300000 };
 
 typedef struct mixed {
     int big;
+    const zb_order_source *all_reduce, *reduce_scatter; /* how they are added; NULL: in rank order */
     float out[MIX_WORLD][MIX_NUMEL];
 } mixed;
 
@@ -460,8 +510,10 @@ static zb_status run_mixed(mixed *m, zb_comm *comm, float *a, float *b, zb_comm 
     size_t n = m->big ? MIX_BIG : MIX_NUMEL;
     zb_work works[3] = { { 0 } };
     fill(a, n, comm->rank);
-    ZB_TRY(RUN(comm, NULL, ALL_REDUCE, .send = a, .recv = a, .numel = n, .op = ZB_AVG));
-    ZB_TRY(RUN(comm, &works[0], REDUCE_SCATTER, .send = a, .recv = b, .numel = n / MIX_WORLD));
+    ZB_TRY(
+        RUN(comm, NULL, ALL_REDUCE, .send = a, .recv = a, .numel = n, .op = ZB_AVG, .order = m->all_reduce));
+    ZB_TRY(RUN(comm, &works[0], REDUCE_SCATTER, .send = a, .recv = b, .numel = n / MIX_WORLD,
+               .order = m->reduce_scatter));
     ZB_TRY(RUN(group, &works[1], ALL_REDUCE, .send = b + n / 2, .recv = b + n / 2, .numel = 100));
     zb_status status = RUN(comm, &works[2], BROADCAST, .recv = b + n / 2 + 200, .numel = 50, .root = 2);
     for (int i = 0; i < 3 && status == ZB_OK; i++) {
@@ -493,9 +545,12 @@ static void test_same_bits(void **state)
 {
     (void)state;
     static mixed first, again;
-    for (int big = 0; big < 2; big++) {
+    for (int kind = 0; kind < 4; kind++) {
         memset(&first, 0, sizeof first);
-        first.big = again.big = big;
+        first.big = again.big = kind % 2;
+        if (kind / 2) first.all_reduce = &ring, first.reduce_scatter = &nccl;
+        again.all_reduce = first.all_reduce;
+        again.reduce_scatter = first.reduce_scatter;
         assert_int_equal(run(MIX_WORLD, 1, 0, main_mixed, &first), ZB_OK);
         for (int workers = 1; workers <= 4; workers++) {
             for (uint64_t seed = 1; seed < 6; seed++) {
@@ -512,15 +567,14 @@ static void test_same_bits(void **state)
 
 static void test_fail_at_every_collective(void **state)
 {
-    (void)state;
-    static mixed m;
+    mixed *m = *state;
     for (int workers = 1; workers <= 3; workers += 2) {
         int64_t n = 0;
         for (;; n++) {
             uint64_t live = zb_alloc_get_stats().live;
             zb_sim *sim = create(MIX_WORLD, workers, (uint64_t)n);
             zb_sim_fail_at(sim, n, ZB_INTERRUPTED);
-            zb_status status = zb_sim_run(sim, main_mixed, &m);
+            zb_status status = zb_sim_run(sim, main_mixed, m);
             int fired = zb_sim_fault_fired(sim);
             zb_sim_destroy(sim);
             assert_int_equal(zb_alloc_get_stats().live, live);
@@ -549,8 +603,7 @@ static void test_fail_at_is_taken_back(void **state)
 
 static void test_every_allocation_fails(void **state)
 {
-    (void)state;
-    static mixed m;
+    mixed *m = *state;
     int64_t n = 0;
     for (;; n++) {
         uint64_t live = zb_alloc_get_stats().live;
@@ -558,7 +611,7 @@ static void test_every_allocation_fails(void **state)
         zb_sim_options options = { .world_size = MIX_WORLD, .workers = 1, .seed = 3 };
         zb_alloc_fail_at(n);
         zb_status status = zb_sim_create(&options, &sim);
-        if (status == ZB_OK) status = zb_sim_run(sim, main_mixed, &m);
+        if (status == ZB_OK) status = zb_sim_run(sim, main_mixed, m);
         int fired = zb_alloc_fault_fired();
         zb_alloc_fail_at(-1);
         zb_sim_destroy(sim);
@@ -568,8 +621,9 @@ static void test_every_allocation_fails(void **state)
             break;
         }
         assert_int_equal(status, ZB_NO_MEMORY);
+        assert_message_has("out of memory");
     }
-    assert_true(n > 20);
+    assert_true(n > (m->all_reduce != NULL ? 28 : 20)); /* deriving an order allocates too */
 }
 
 /* --- steady state --- */
@@ -602,6 +656,28 @@ static zb_status main_gathers(void *user, zb_comm *comm)
     for (int round = 0; round < *(int *)user; round++)
         ZB_TRY(RUN(comm, NULL, ALL_GATHER, .send = x[comm->rank] + 64 * comm->rank, .recv = x[comm->rank],
                    .numel = 64));
+    return ZB_OK;
+}
+
+/* Every round has the same sums in the same orders, and so derives nothing after the first. */
+static zb_status main_ordered_sums(void *user, zb_comm *comm)
+{
+    static float x[8][4000], y[8][4000];
+    static const size_t counts[8] = { 1, 2, 0, 700, 3, 5, 8, 13 };
+    float *a = x[comm->rank], *b = y[comm->rank];
+    for (int round = 0; round < *(int *)user; round++) {
+        zb_work works[2];
+        ZB_TRY(RUN(comm, NULL, ALL_REDUCE, .send = a, .recv = a, .numel = 4000, .order = &ring));
+        ZB_TRY(RUN(comm, NULL, ALL_REDUCE, .send = a, .recv = a, .numel = 3000, .order = &ring));
+        ZB_TRY(
+            RUN(comm, NULL, ALL_REDUCE, .send = a, .recv = a, .numel = 4000, .op = ZB_AVG, .order = &ring));
+        ZB_TRY(RUN(comm, &works[0], REDUCE_SCATTER, .send = a, .recv = b, .numel = 100, .order = &nccl));
+        ZB_TRY(RUN(comm, &works[1], REDUCE_SCATTER_V, .send = a + 1000, .recv = b + 1000, .counts = counts,
+                   .order = &butterfly));
+        ZB_TRY(zb_comm_wait(comm, &works[1]));
+        ZB_TRY(zb_comm_wait(comm, &works[0]));
+        ZB_TRY(RUN(comm, NULL, REDUCE, .send = a, .recv = b, .numel = 50, .root = 3, .order = &linear));
+    }
     return ZB_OK;
 }
 
@@ -722,7 +798,8 @@ int main(void)
     for (size_t i = 0; i < COUNT_OF(wrong_programs); i++)
         wrong[i] = (struct CMUnitTest){ wrong_programs[i].name, test_wrong_programs, NULL, NULL,
                                         (void *)&wrong_programs[i] };
-    static zb_rank_main *rounds = main_rounds, *gathers = main_gathers;
+    static zb_rank_main *rounds = main_rounds, *gathers = main_gathers, *ordered_sums = main_ordered_sums;
+    static mixed in_rank_order, ordered = { .all_reduce = &ring, .reduce_scatter = &nccl };
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_others_get_remote),
         cmocka_unit_test(test_deadlocked_ranks_get_the_report),
@@ -730,10 +807,15 @@ int main(void)
         cmocka_unit_test(test_broken_world),
         cmocka_unit_test(test_right_programs),
         cmocka_unit_test(test_same_bits),
-        cmocka_unit_test(test_fail_at_every_collective),
+        { "every collective fails", test_fail_at_every_collective, NULL, NULL, &in_rank_order },
+        { "every collective fails, in libraries' orders", test_fail_at_every_collective, NULL, NULL,
+          &ordered },
         cmocka_unit_test(test_fail_at_is_taken_back),
-        cmocka_unit_test(test_every_allocation_fails),
+        { "every allocation fails", test_every_allocation_fails, NULL, NULL, &in_rank_order },
+        { "every allocation fails, in libraries' orders", test_every_allocation_fails, NULL, NULL, &ordered },
         { "steady state: some of everything", test_steady_state_allocates_nothing, NULL, NULL, &rounds },
+        { "steady state: sums in libraries' orders", test_steady_state_allocates_nothing, NULL, NULL,
+          &ordered_sums },
         { "steady state: one at a time", test_steady_state_allocates_nothing, NULL, NULL, &gathers },
         cmocka_unit_test(test_many_ranks),
         cmocka_unit_test(test_report_of_many_ranks),
