@@ -174,6 +174,123 @@ static void other_worlds_are_refused(void **state)
     close_fixture(&f);
 }
 
+/* --- a sum that is wrong --- */
+
+/* A communicator that spoils what rank 1 sends of its gradients. */
+typedef struct evil_comm {
+    zb_comm base; /* comes first */
+    zb_comm *inner;
+    float factor; /* that it multiplies them with */
+} evil_comm;
+
+static const zb_comm_ops evil_ops;
+
+static zb_status evil_wrap(zb_comm *inner, float factor, zb_comm **out)
+{
+    evil_comm *evil = zb_alloc(sizeof *evil);
+    if (evil == NULL) return ZB_NO_MEMORY;
+    *evil = (evil_comm){ .base = { .ops = &evil_ops, .rank = inner->rank, .world_size = inner->world_size },
+                         .inner = inner,
+                         .factor = factor };
+    *out = &evil->base;
+    return ZB_OK;
+}
+
+static zb_status evil_start(zb_comm *comm, const zb_collective *call, zb_work *work)
+{
+    evil_comm *evil = (evil_comm *)comm;
+    size_t numel = 0;
+    for (int rank = 0; call->kind == ZB_COLLECTIVE_REDUCE_SCATTER_V && rank < comm->world_size; rank++)
+        numel += call->counts[rank];
+    float *sent = (float *)(uintptr_t)call->send;
+    for (size_t i = 0; comm->rank == 1 && i < numel; i++) sent[i] *= evil->factor;
+    return evil->inner->ops->start(evil->inner, call, work);
+}
+
+static zb_status evil_wait(zb_comm *comm, zb_work *work)
+{
+    return ((evil_comm *)comm)->inner->ops->wait(((evil_comm *)comm)->inner, work);
+}
+
+static zb_status evil_split(zb_comm *comm, int color, int key, zb_comm **out)
+{
+    evil_comm *evil = (evil_comm *)comm;
+    zb_comm *inner;
+    ZB_TRY(evil->inner->ops->split(evil->inner, color, key, &inner));
+    return evil_wrap(inner, evil->factor, out);
+}
+
+static void evil_fail(zb_comm *comm, zb_status status, const char *message)
+{
+    zb_comm_fail(((evil_comm *)comm)->inner, status, message);
+}
+
+static void evil_destroy(zb_comm *comm)
+{
+    zb_comm_destroy(((evil_comm *)comm)->inner);
+    zb_free(comm);
+}
+
+static const zb_comm_ops evil_ops = { .name = "evil",
+                                      .start = evil_start,
+                                      .wait = evil_wait,
+                                      .split = evil_split,
+                                      .fail = evil_fail,
+                                      .destroy = evil_destroy };
+
+static const struct spoiled_case {
+    const char *name;
+    float factor;
+    zb_verdict verdict;
+    const char *words;
+} spoiled_cases[] = {
+    { "nothing of a rank arrives", 0, ZB_VERDICT_VALUE, "rank 1 is missing" },
+    { "twice of a rank arrives", 2, ZB_VERDICT_VALUE, "rank 1 is there twice" },
+};
+
+typedef struct spoiled_run {
+    spread_run run;
+    float factor;
+} spoiled_run;
+
+static zb_status verify_spoiled(void *user, zb_comm *comm)
+{
+    spoiled_run *spoiled = user;
+    zb_comm *evil;
+    ZB_TRY(evil_wrap(comm, spoiled->factor, &evil));
+    zb_verify_options options = spoiled->run.options;
+    options.comm = evil;
+    const zb_status status = zb_verify(&options, spoiled->run.cases[comm->rank]);
+    zb_free(evil); /* and not what belongs to the world */
+    return status;
+}
+
+/* The stage that scatters differs, and rank 0 says how; the one that reduces to all is not touched. */
+static void a_wrong_sum_is_explained(void **state)
+{
+    const struct spoiled_case *c = *state;
+    static const int world = 3, stages[] = { 0, 2 };
+    static const zb_dtype dtype = ZB_FP32;
+    const zb_sim_options sim_options = { .world_size = world, .workers = 2, .stack_bytes = STACK_BYTES };
+    fixture f;
+    zb_sim *sim;
+    open_fixture(adam, &f);
+    spoiled_run spoiled = { .run = run_of(&f, &world, &dtype), .factor = c->factor };
+    spoiled.run.options.stages = stages;
+    spoiled.run.options.stage_count = 2;
+    assert_int_equal(zb_sim_create(&sim_options, &sim), ZB_OK);
+    assert_int_equal(zb_sim_run(sim, verify_spoiled, &spoiled), ZB_DIFFERENT);
+    zb_sim_destroy(sim);
+    const zb_verify_case *judged = spoiled.run.cases[0];
+    assert_int_equal(judged[0].status, ZB_OK);
+    assert_int_equal(judged[1].status, ZB_DIFFERENT);
+    assert_int_equal(judged[1].difference.quantity, ZB_Q_GRAD);
+    assert_true(judged[1].is_explained);
+    assert_int_equal(judged[1].verdict, c->verdict);
+    if (strstr(judged[1].explanation, c->words) == NULL) fail_msg("%s", judged[1].explanation);
+    close_fixture(&f);
+}
+
 /* --- failures --- */
 
 static int all_stopped(const spread_run *run, int world)
@@ -241,11 +358,14 @@ static void a_failing_allocation_stops_all(void **state)
 
 int main(void)
 {
-    struct CMUnitTest tests[COUNT(equal_cases) + 4];
+    struct CMUnitTest tests[COUNT(equal_cases) + COUNT(spoiled_cases) + 4];
     size_t count = 0;
     for (size_t i = 0; i < COUNT(equal_cases); i++)
         tests[count++] = (struct CMUnitTest){ equal_cases[i].name, equal_as_simulated, NULL, NULL,
                                               (void *)&equal_cases[i] };
+    for (size_t i = 0; i < COUNT(spoiled_cases); i++)
+        tests[count++] = (struct CMUnitTest){ spoiled_cases[i].name, a_wrong_sum_is_explained, NULL, NULL,
+                                              (void *)&spoiled_cases[i] };
     tests[count++] = (struct CMUnitTest)cmocka_unit_test(a_difference_is_told_to_all);
     tests[count++] = (struct CMUnitTest)cmocka_unit_test(other_worlds_are_refused);
     tests[count++] = (struct CMUnitTest)cmocka_unit_test(a_failing_collective_stops_all);
