@@ -261,6 +261,7 @@ struct mpi_world {
     answers *answers; /* while somebody asks */
     int32_t question_count;
     mpi_failure failure;
+    int ender;                     /* the lowest rank that has failed; -1: none */
     int ended_count, *ended_codes; /* [size]; -1: not yet */
 };
 
