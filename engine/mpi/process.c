@@ -161,6 +161,9 @@ zb_status zb_comm_mpi_create(const zb_mpi_options *options, zb_comm **comm_p)
         return zb_fail(ZB_INVALID_ARGUMENT, "this process has a world over MPI already: want one at a time");
     ZB_TRY(initialise(options->native != NULL));
     ZB_TRY(create(options, &the_world));
+    /* A world that fails from here on is left to zb_mpi_end, as after any other collective. */
+    ZB_TRY(zb_mpi_probe(&the_world->world->base));
+    zb_mpi_place_clear();
     *comm_p = &the_world->world->base;
     return ZB_OK;
 }

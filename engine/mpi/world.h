@@ -198,6 +198,11 @@ zb_status zb_mpi_native_prepare(mpi_op *op);
 /** The whole of an operation that all ranks have come to. Blocks. */
 zb_status zb_mpi_native_run(mpi_op *op);
 
+/* --- probe.c: does Open MPI do it? --- */
+
+/** ZB_UNSUPPORTED where a native reduction of the group's is not what its record says. Collective. */
+zb_status zb_mpi_probe(zb_comm *comm);
+
 /* --- the world itself --- */
 
 enum { NOTICE_TEXT_BYTES = 1920, SCRATCH_CLASSES = 64 };

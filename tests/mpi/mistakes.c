@@ -258,6 +258,7 @@ static const struct program {
     { "has-ended", has_ended, 2, 0, NULL },
     { "crossed-groups", crossed_groups, 2, 0, NULL },
     { "ring-of-sends", ring_of_sends, 2, 0, NULL },
+    { "not-as-told", never_called, 0, 0, "mpi-recursive-halving" },
     { "bad-option", never_called, 0, 10, NULL },
     { "too-many-for-mpi", too_many_for_mpi, 0, 0, "mpi-ring" },
 };
