@@ -119,6 +119,22 @@ static zb_status agree(const mpi_world *world, zb_status status)
     return status != ZB_OK ? status : zb_fail(ZB_REMOTE, "rank %d failed: %s", first, message);
 }
 
+/* What follows from the options must be the same everywhere, or messages would not fit. */
+static zb_status compare_options(const mpi_world *world)
+{
+    static const char *const names[] = { "message_bytes_max", "unchecked", "native" };
+    enum { COUNT = sizeof names / sizeof names[0] };
+    uint64_t mine[2 * COUNT] = { world->message_bytes_max, world->unchecked != 0,
+                                 zb_mpi_hash_orders(&world->native) };
+    uint64_t largest[2 * COUNT];
+    for (int i = 0; i < COUNT; i++) mine[COUNT + i] = ~mine[i];
+    MPI_TRY(MPI_Allreduce(mine, largest, 2 * COUNT, MPI_UINT64_T, MPI_MAX, MPI_COMM_WORLD));
+    for (int i = 0; i < COUNT; i++)
+        if (largest[i] != ~largest[COUNT + i])
+            return zb_fail(ZB_MISMATCH, "ranks were given different options: %s differs", names[i]);
+    return ZB_OK;
+}
+
 static zb_status open_world(mpi_world *world)
 {
     MPI_Comm messages;
@@ -144,6 +160,7 @@ static zb_status create(const zb_mpi_options *options, mpi_world **world_p)
     MPI_Comm_rank(MPI_COMM_WORLD, &world->rank);
     MPI_Comm_size(MPI_COMM_WORLD, &world->size);
     zb_status status = agree(world, prepare(options, world));
+    if (status == ZB_OK) status = compare_options(world);
     if (status == ZB_OK) status = agree(world, open_world(world));
     if (status != ZB_OK) {
         destroy_world(world);

@@ -118,6 +118,8 @@ int zb_mpi_is_pair(int kind);
 /** The other rank of a message, in the world; -1 where all of the group take part. */
 int zb_mpi_peer(const mpi_op *op);
 int zb_mpi_is_reduction(int kind);
+/** Equal where the orders are. */
+uint64_t zb_mpi_hash_orders(const zb_orders *orders);
 /** Posts what SIGNING waits for. */
 zb_status zb_mpi_sign(mpi_op *op);
 /** SIGNING is through: *same_p, or ZB_MISMATCH for a message. */

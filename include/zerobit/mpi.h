@@ -53,7 +53,8 @@ typedef struct zb_mpi_options {
  * ranks (NULL: all of them zero). It belongs to the process until zb_mpi_end, and zb_comm_destroy leaves it alone.
  *
  * ZB_INVALID_ARGUMENT for an option; ZB_UNSUPPORTED, where `native` is wanted: not Open MPI 4.1, or it was initialised without
- * coll_tuned_use_dynamic_rules, or does not add as it was told; ZB_REMOTE: another rank has failed in here.
+ * coll_tuned_use_dynamic_rules, or does not add as it was told; ZB_MISMATCH: ranks have different options (timeouts may differ);
+ * ZB_REMOTE: another rank has failed in here.
  */
 ZB_API zb_status zb_comm_mpi_create(const zb_mpi_options *options, zb_comm **comm_p);
 
