@@ -4,7 +4,7 @@ include(CMakePackageConfigHelpers)
 install(TARGETS zerobit_static zerobit_shared zb_flags EXPORT zerobit-targets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(TARGETS zerobit RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-install(DIRECTORY include/zerobit DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
+install(DIRECTORY include/zerobit DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h" PATTERN mpi.h EXCLUDE)
 install(FILES ${CMAKE_BINARY_DIR}/include/zerobit/version.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/zerobit)
 install(DIRECTORY examples/configs examples/models DESTINATION ${CMAKE_INSTALL_DATADIR}/zerobit)
 
@@ -14,6 +14,16 @@ configure_package_config_file(cmake/zerobit-config.cmake.in ${CMAKE_BINARY_DIR}/
 write_basic_package_version_file(${CMAKE_BINARY_DIR}/zerobit-config-version.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_BINARY_DIR}/zerobit-config.cmake ${CMAKE_BINARY_DIR}/zerobit-config-version.cmake
   DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/zerobit)
+
+# Ranks on MPI: find_package(zerobit COMPONENTS mpi) and pkg-config zerobit-mpi. Who asks for neither needs no MPI.
+if(ZB_WITH_MPI)
+  install(TARGETS zerobit_mpi EXPORT zerobit-mpi-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(FILES include/zerobit/mpi.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/zerobit)
+  install(EXPORT zerobit-mpi-targets NAMESPACE zerobit:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/zerobit)
+  list(JOIN MPI_C_LIBRARIES " " ZB_MPI_LIBRARIES)
+  configure_file(cmake/zerobit-mpi.pc.in ${CMAKE_BINARY_DIR}/zerobit-mpi.pc @ONLY)
+  install(FILES ${CMAKE_BINARY_DIR}/zerobit-mpi.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+endif()
 
 configure_file(cmake/zerobit.pc.in ${CMAKE_BINARY_DIR}/zerobit.pc @ONLY)
 install(FILES ${CMAKE_BINARY_DIR}/zerobit.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

@@ -153,8 +153,10 @@ static zb_status mpi_split(zb_comm *comm, int color, int key, zb_comm **out)
     return status;
 }
 
+/* After a failure nobody waits for anything any more. */
 static void report_destroyed_in_flight(mpi_group *group)
 {
+    if (group->world->failure.set) return;
     for (const mpi_op *op = group->world->first; op != NULL; op = op->next) {
         if (op->group != group) continue;
         char call[512];

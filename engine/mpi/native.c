@@ -258,8 +258,6 @@ static MPI_Datatype type_of(zb_dtype dtype)
         return MPI_INT32_T;
     case ZB_INT64:
         return MPI_INT64_T;
-    case ZB_UINT8:
-        return MPI_UINT8_T;
     default:
         return MPI_UINT16_T;
     }
@@ -284,10 +282,17 @@ static int adds(zb_redop op)
     return op == ZB_SUM || op == ZB_AVG || op == ZB_PREMUL_SUM;
 }
 
+/* Where processors have AVX, Open MPI 4.1 adds bytes with saturation: 200 + 100 is 255, as in no record. */
+static int adds_alike(zb_dtype dtype)
+{
+    return dtype != ZB_UINT8;
+}
+
 int zb_mpi_native(const zb_comm *comm, const zb_collective *collective)
 {
     const zb_collective_kind kind = collective->kind;
     if (comm->ops != &zb_mpi_comm_ops || !zb_mpi_is_reduction((int)kind)) return 0;
+    if (!adds_alike(collective->dtype)) return 0;
     const mpi_group *group = (const mpi_group *)comm;
     return group->native[kind] != MPI_COMM_NULL && adds(collective->op) &&
            zb_order_source_equal(collective->order, &group->world->native.of[kind]);
@@ -309,6 +314,15 @@ zb_status zb_mpi_native_refuse(const mpi_group *group, const zb_collective *call
     if (total <= INT_MAX) return ZB_OK;
     return zb_fail(ZB_UNSUPPORTED, "%s of %zu elements by Open MPI itself: it counts up to %d",
                    zb_collective_name(call->kind), total, INT_MAX);
+}
+
+/* Of this rank. */
+static size_t result_numel(const mpi_op *op)
+{
+    const int me = op->group->base.rank;
+    if (op->call.kind == ZB_COLLECTIVE_ALL_REDUCE) return op->call.numel;
+    if (op->call.kind == ZB_COLLECTIVE_REDUCE) return me == op->call.root ? op->call.numel : 0;
+    return op->firsts[me + 1] - op->firsts[me];
 }
 
 /* `out` may be `in`. */
@@ -347,7 +361,7 @@ static zb_status call_mpi(mpi_op *op, const void *from, void *to)
     const int numel = (int)op->call.numel;
     MPI_Op sum;
     ZB_TRY(find_sum(group->world, op->call.dtype, &sum));
-    if (from == to) from = MPI_IN_PLACE;
+    if (from == to && result_numel(op) > 0) from = MPI_IN_PLACE; /* of a reduce, the root alone says so */
     switch (a->function) {
     case ALLREDUCE:
         MPI_TRY(MPI_Allreduce(from, to, numel, type, sum, comm));
@@ -375,14 +389,6 @@ static int result_lies_apart(const mpi_op *op)
 static int multiplies(const mpi_op *op)
 {
     return op->reduction->rounding.scaling != ZB_SCALING_NONE;
-}
-
-static size_t result_numel(const mpi_op *op)
-{
-    const int me = op->group->base.rank;
-    if (op->call.kind == ZB_COLLECTIVE_ALL_REDUCE) return op->call.numel;
-    if (op->call.kind == ZB_COLLECTIVE_REDUCE) return me == op->call.root ? op->call.numel : 0;
-    return op->firsts[me + 1] - op->firsts[me];
 }
 
 /* Contributions that have been multiplied need no place apart for the result. */

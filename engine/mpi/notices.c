@@ -70,6 +70,12 @@ static notice blank(const mpi_world *world, notice_kind kind)
 
 /* --- the failure --- */
 
+/* Of the ranks that have failed by themselves the lowest ends the job: all come to know who that is. */
+static void note_failed_rank(mpi_world *world, int rank)
+{
+    if (world->ender < 0 || rank < world->ender) world->ender = rank;
+}
+
 static void keep_failure(mpi_world *world, int rank, zb_status status, const char *message)
 {
     world->failure.set = 1;
@@ -87,6 +93,7 @@ void zb_mpi_tell(mpi_world *world, const mpi_group *group, int peer, zb_status s
 {
     notice *n = &world->failed->notice;
     keep_failure(world, world->rank, status, message);
+    note_failed_rank(world, world->rank);
     *n = blank(world, NOTICE_FAILED);
     n->status = (int)status;
     n->group = group != NULL ? group->id : 0;
@@ -132,6 +139,7 @@ static int shares_mismatch(const mpi_world *world, const notice *n)
 
 static void hear_failed(mpi_world *world, const notice *n)
 {
+    note_failed_rank(world, n->rank);
     if (world->failure.set) return;
     char message[ZB_ERROR_MESSAGE_BYTES];
     if (shares_mismatch(world, n)) {
@@ -217,10 +225,12 @@ zb_status zb_mpi_look(mpi_world *world)
 
 void zb_mpi_stop_listening(mpi_world *world)
 {
-    MPI_Cancel(&world->listening);
-    MPI_Wait(&world->listening, MPI_STATUS_IGNORE);
+    if (world->listening != MPI_REQUEST_NULL) {
+        MPI_Cancel(&world->listening);
+        MPI_Wait(&world->listening, MPI_STATUS_IGNORE);
+    }
     while (world->under_way != NULL) free_sent(world);
-    MPI_Comm_free(&world->notices);
+    if (world->notices != MPI_COMM_NULL) MPI_Comm_free(&world->notices);
 }
 
 /* --- nothing moves --- */
@@ -252,38 +262,52 @@ static int concerns(const mpi_op *op, int rank)
 
 static int has_come(const mpi_op *op, int rank)
 {
+    if (zb_mpi_is_pair((int)op->call.kind)) return op->state != OP_SIGNING;
     const struct answer *a = answer_of(op, rank);
     return rank == op->group->base.rank || (a->came && a->started > op->sequence);
 }
 
-static void append_missing(report *r, const mpi_op *op)
+static int same_answer(const mpi_op *op, int a, int b)
 {
-    const char *lead = ": not there: rank";
-    for (int rank = 0; rank < op->group->base.world_size; rank++) {
-        if (!concerns(op, rank) || has_come(op, rank)) continue;
-        append(r, "%s %d", lead, op->group->world_ranks[rank]);
-        lead = ",";
-    }
+    return strcmp(answer_of(op, a)->text, answer_of(op, b)->text) == 0;
+}
+
+typedef int rank_test(const mpi_op *op, int rank, int other);
+
+static int is_missing(const mpi_op *op, int rank, int other)
+{
+    (void)other;
+    return !has_come(op, rank);
+}
+
+/* "rank 3" or "ranks 0,2,3": those that the operation concerns, and that the test holds for. */
+static void append_ranks(report *r, const char *lead, const mpi_op *op, rank_test *test, int other)
+{
+    int count = 0, written = 0;
+    for (int rank = 0; rank < op->group->base.world_size; rank++)
+        count += concerns(op, rank) && test(op, rank, other);
+    if (count > 0) append(r, "%s%s ", lead, count == 1 ? "rank" : "ranks");
+    for (int rank = 0; rank < op->group->base.world_size; rank++)
+        if (concerns(op, rank) && test(op, rank, other))
+            append(r, "%s%d", written++ > 0 ? "," : "", op->group->world_ranks[rank]);
+}
+
+static int is_first_with_answer(const mpi_op *op, int rank)
+{
+    for (int before = 0; before < rank; before++)
+        if (concerns(op, before) && same_answer(op, before, rank)) return 0;
+    return 1;
 }
 
 /* Ranks of the same answer together. */
 static void append_places(report *r, const mpi_op *op)
 {
-    const int n = op->group->base.world_size;
-    for (int rank = 0; rank < n; rank++) {
-        if (!concerns(op, rank)) continue;
-        const char *text = answer_of(op, rank)->came ? answer_of(op, rank)->text
-                                                     : "does not answer: it is in no collective, or hangs";
-        int first = rank;
-        for (int before = 0; before < rank && first == rank; before++)
-            if (concerns(op, before) && strcmp(answer_of(op, before)->text, answer_of(op, rank)->text) == 0)
-                first = before;
-        if (first != rank) continue;
-        append(r, "\n  rank %d", op->group->world_ranks[rank]);
-        for (int other = rank + 1; other < n; other++)
-            if (concerns(op, other) && strcmp(answer_of(op, other)->text, answer_of(op, rank)->text) == 0)
-                append(r, ",%d", op->group->world_ranks[other]);
-        append(r, ": %s", text);
+    for (int rank = 0; rank < op->group->base.world_size; rank++) {
+        if (!concerns(op, rank) || !is_first_with_answer(op, rank)) continue;
+        append_ranks(r, "\n  ", op, same_answer, rank);
+        append(r, ": %s",
+               answer_of(op, rank)->came ? answer_of(op, rank)->text
+                                         : "does not answer: is in no collective, or hangs");
     }
 }
 
@@ -314,7 +338,7 @@ static zb_status report_stall(const mpi_op *op)
     char call[512];
     zb_mpi_describe(op, call, sizeof call);
     append(&r, "nothing has moved for %g s in %s", op->group->world->timeout_seconds, call);
-    append_missing(&r, op);
+    append_ranks(&r, ": not there: ", op, is_missing, 0);
     append_places(&r, op);
     return zb_fail(ZB_DEADLOCK, "%s", r.text);
 }

@@ -78,6 +78,7 @@ static zb_status create_outgoing(int size, outgoing **outgoing_p)
 
 static void destroy_world(mpi_world *world)
 {
+    zb_mpi_stop_listening(world);
     while (world->groups != NULL) zb_mpi_group_destroy(world->groups);
     zb_mpi_scratch_destroy(world);
     for (int i = 0; i < 2; i++)
@@ -118,6 +119,22 @@ static zb_status agree(const mpi_world *world, zb_status status)
     return status != ZB_OK ? status : zb_fail(ZB_REMOTE, "rank %d failed: %s", first, message);
 }
 
+/* What follows from the options must be the same everywhere, or messages would not fit. */
+static zb_status compare_options(const mpi_world *world)
+{
+    static const char *const names[] = { "message_bytes_max", "unchecked", "native" };
+    enum { COUNT = sizeof names / sizeof names[0] };
+    uint64_t mine[2 * COUNT] = { world->message_bytes_max, world->unchecked != 0,
+                                 zb_mpi_hash_orders(&world->native) };
+    uint64_t largest[2 * COUNT];
+    for (int i = 0; i < COUNT; i++) mine[COUNT + i] = ~mine[i];
+    MPI_TRY(MPI_Allreduce(mine, largest, 2 * COUNT, MPI_UINT64_T, MPI_MAX, MPI_COMM_WORLD));
+    for (int i = 0; i < COUNT; i++)
+        if (largest[i] != ~largest[COUNT + i])
+            return zb_fail(ZB_MISMATCH, "ranks were given different options: %s differs", names[i]);
+    return ZB_OK;
+}
+
 static zb_status open_world(mpi_world *world)
 {
     MPI_Comm messages;
@@ -137,10 +154,13 @@ static zb_status create(const zb_mpi_options *options, mpi_world **world_p)
         return agree(&nobody, ZB_NO_MEMORY);
     }
     world->notices = MPI_COMM_NULL;
+    world->listening = MPI_REQUEST_NULL;
+    world->ender = -1;
     world->half_sums[0] = world->half_sums[1] = MPI_OP_NULL;
     MPI_Comm_rank(MPI_COMM_WORLD, &world->rank);
     MPI_Comm_size(MPI_COMM_WORLD, &world->size);
     zb_status status = agree(world, prepare(options, world));
+    if (status == ZB_OK) status = compare_options(world);
     if (status == ZB_OK) status = agree(world, open_world(world));
     if (status != ZB_OK) {
         destroy_world(world);
@@ -158,6 +178,9 @@ zb_status zb_comm_mpi_create(const zb_mpi_options *options, zb_comm **comm_p)
         return zb_fail(ZB_INVALID_ARGUMENT, "this process has a world over MPI already: want one at a time");
     ZB_TRY(initialise(options->native != NULL));
     ZB_TRY(create(options, &the_world));
+    /* A world that fails from here on is left to zb_mpi_end, as after any other collective. */
+    ZB_TRY(zb_mpi_probe(&the_world->world->base));
+    zb_mpi_place_clear();
     *comm_p = &the_world->world->base;
     return ZB_OK;
 }
@@ -195,26 +218,41 @@ static int finalize(int exit_code)
 
 enum { GRACE_SECONDS = 2 };
 
-static _Noreturn void end_job(mpi_world *world, int exit_code)
+/* Something is wrong, and the caller does not know yet: nobody else could say so. */
+static void print_failure(const mpi_world *world)
 {
-    if (!world->failure.set) {
-        char message[64];
-        snprintf(message, sizeof message, "ended with status %d", exit_code);
-        zb_mpi_fail(ZB_INTERNAL, zb_error_message()[0] != '\0' ? zb_error_message() : message);
-    }
-    fflush(NULL); /* what this rank has said */
-    zb_mpi_say_ended(world, exit_code);
-    /* The rank that failed first ends the job, unless it is stuck. */
-    const int first = world->failure.rank;
-    const double patience = first == world->rank ? GRACE_SECONDS : GRACE_SECONDS + 1;
+    fprintf(stderr, "rank %d: %s\n", world->rank, world->failure.message);
+}
+
+static void make_failure(int exit_code)
+{
+    char message[64];
+    snprintf(message, sizeof message, "ended with status %d", exit_code);
+    zb_mpi_fail(ZB_INTERNAL, zb_error_message()[0] != '\0' ? zb_error_message() : message);
+}
+
+/* Until all have said what they have to say, or time is up. */
+static void wait_for_others(mpi_world *world)
+{
+    /* One rank ends the job; the others only if it is stuck. */
+    const double patience = world->ender == world->rank ? GRACE_SECONDS : GRACE_SECONDS + 1;
     const double deadline = zb_mpi_now() + patience;
     for (unsigned idle = 0; zb_mpi_now() < deadline; idle++) {
         zb_mpi_look(world);
-        if (first == world->rank && world->ended_count == world->size) break;
+        if (world->ender == world->rank && world->ended_count == world->size) return;
         zb_mpi_back_off(idle);
     }
-    const int code = world->ended_codes[first] > 0 ? world->ended_codes[first] : exit_code;
-    MPI_Abort(MPI_COMM_WORLD, code != 0 ? code : 1);
+}
+
+static _Noreturn void end_job(mpi_world *world, int exit_code)
+{
+    if (!world->failure.set) make_failure(exit_code);
+    if (exit_code == 0) print_failure(world);
+    fflush(NULL); /* what this rank has said */
+    zb_mpi_say_ended(world, exit_code != 0 ? exit_code : 1);
+    wait_for_others(world);
+    const int code = world->ended_codes[world->ender];
+    MPI_Abort(MPI_COMM_WORLD, code > 0 ? code : world->ended_codes[world->rank]);
     abort();
 }
 
@@ -225,7 +263,6 @@ int zb_mpi_end(int exit_code)
     if (world == NULL) return finalize(exit_code);
     if (exit_code != 0 || world->failure.set || meet(world) != ZB_OK) end_job(world, exit_code);
     the_world = NULL;
-    zb_mpi_stop_listening(world);
     destroy_world(world);
     return finalize(0);
 }

@@ -15,7 +15,7 @@ double zb_mpi_now(void)
 /* The other side may want this very core. */
 void zb_mpi_back_off(unsigned idle)
 {
-    enum { SPINS = 200, YIELDS = 2000, NAP_NS_MAX = 50000 };
+    enum { SPINS = 100, YIELDS = 2000, NAP_NS_MAX = 50000 };
     if (idle < SPINS) return;
     if (idle < YIELDS) {
         sched_yield();

@@ -68,6 +68,13 @@ static uint64_t hash_order(const zb_order_source *order)
     return hash;
 }
 
+uint64_t zb_mpi_hash_orders(const zb_orders *orders)
+{
+    uint64_t hash = 0;
+    for (int k = 0; k < ZB_COLLECTIVE_COUNT; k++) hash = mix(hash, hash_order(&orders->of[k]));
+    return hash;
+}
+
 static uint64_t hash_counts(const size_t *counts, int count)
 {
     uint64_t hash = 0;

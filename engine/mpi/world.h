@@ -118,6 +118,8 @@ int zb_mpi_is_pair(int kind);
 /** The other rank of a message, in the world; -1 where all of the group take part. */
 int zb_mpi_peer(const mpi_op *op);
 int zb_mpi_is_reduction(int kind);
+/** Equal where the orders are. */
+uint64_t zb_mpi_hash_orders(const zb_orders *orders);
 /** Posts what SIGNING waits for. */
 zb_status zb_mpi_sign(mpi_op *op);
 /** SIGNING is through: *same_p, or ZB_MISMATCH for a message. */
@@ -198,6 +200,11 @@ zb_status zb_mpi_native_prepare(mpi_op *op);
 /** The whole of an operation that all ranks have come to. Blocks. */
 zb_status zb_mpi_native_run(mpi_op *op);
 
+/* --- probe.c: does Open MPI do it? --- */
+
+/** ZB_UNSUPPORTED where a native reduction of the group's is not what its record says. Collective. */
+zb_status zb_mpi_probe(zb_comm *comm);
+
 /* --- the world itself --- */
 
 enum { NOTICE_TEXT_BYTES = 1920, SCRATCH_CLASSES = 64 };
@@ -261,6 +268,7 @@ struct mpi_world {
     answers *answers; /* while somebody asks */
     int32_t question_count;
     mpi_failure failure;
+    int ender;                     /* the lowest rank that has failed; -1: none */
     int ended_count, *ended_codes; /* [size]; -1: not yet */
 };
 

@@ -53,7 +53,8 @@ typedef struct zb_mpi_options {
  * ranks (NULL: all of them zero). It belongs to the process until zb_mpi_end, and zb_comm_destroy leaves it alone.
  *
  * ZB_INVALID_ARGUMENT for an option; ZB_UNSUPPORTED, where `native` is wanted: not Open MPI 4.1, or it was initialised without
- * coll_tuned_use_dynamic_rules, or does not add as it was told; ZB_REMOTE: another rank has failed in here.
+ * coll_tuned_use_dynamic_rules, or does not add as it was told; ZB_MISMATCH: ranks have different options (timeouts may differ);
+ * ZB_REMOTE: another rank has failed in here.
  */
 ZB_API zb_status zb_comm_mpi_create(const zb_mpi_options *options, zb_comm **comm_p);
 
@@ -67,7 +68,8 @@ ZB_API zb_status zb_mpi_read_native(zb_orders *orders_p);
 
 /**
  * Whether Open MPI itself would add this collective of `comm`: sum, avg or premul_sum, its order equal to the native one of its kind,
- * an algorithm that Open MPI has for this kind, and more than one rank. Such a collective runs to its end in zb_comm_start, also with
+ * an algorithm that Open MPI has for this kind, another type than uint8 (which it adds with saturation), and more than one rank. Such a
+ * collective runs to its end in zb_comm_start, also with
  * a zb_work: Open MPI's non-blocking ones add in other orders. ZB_UNSUPPORTED there for more than INT_MAX elements. A premul_sum
  * holds memory for one contribution, a reduce_scatter in place for its result.
  */
@@ -79,8 +81,9 @@ ZB_API void zb_mpi_fail(zb_status status, const char *message);
 /**
  * The end of every rank's main, instead of MPI_Finalize. With 0 on all ranks: waits for all of them, frees the world, finalizes MPI
  * if zerobit has initialised it, and returns 0. Otherwise, or when any rank has failed: tells the others, gives them two seconds to
- * print what they have to say and to come here too, and ends the job (MPI_Abort) with the code of the rank that failed first; returns
- * only where there is no world (zb_comm_mpi_create has failed), then `exit_code`.
+ * print what they have to say and to come here too, and ends the job (MPI_Abort) with the code of the rank that has failed, the lowest
+ * if there are several; a rank that came with 0 prints the failure to stderr and counts as 1. Returns a code other than 0 only where
+ * there is no world (zb_comm_mpi_create has failed): then `exit_code`.
  */
 ZB_API int zb_mpi_end(int exit_code);
 
