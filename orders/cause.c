@@ -369,13 +369,7 @@ static void find_extent(cause_search *s, zb_cause *cause)
     s->wide = 0; /* they may all be farther off than the few that have told */
     size_t end = s->element + 1;
     while (end < s->seen->numel && judge_element(s, &s->best, end) != REFUTED) end++;
-    /* The elements before have been found right; the last few may have been so by chance. */
     cause->first = s->element;
-    for (size_t back = 1; back <= s->element && back <= WINDOW; back++) {
-        const outcome o = judge_element(s, &s->best, s->element - back);
-        if (o == REFUTED) break;
-        if (o == STOOD) cause->first = s->element - back;
-    }
     cause->numel = end - cause->first;
 }
 

@@ -345,6 +345,24 @@ static zb_status say_surroundings(search *s, const walk *w)
     return ZB_OK;
 }
 
+/* By which order the element could be, if by any, and why it is taken for wrong. */
+static zb_status say_origin(search *s, const walk *w)
+{
+    zb_explanation *found = s->found;
+    zb_candidate best = { .way = -1 };
+    size_t numel;
+    ZB_TRY(zb_tree_search_longest(&s->trees, found->element, &best, &numel));
+    if (numel == 0) {
+        say(found, ", which no known order gives%s", found->within_rounding ? ", though rounding could" : "");
+    } else {
+        char sum[sizeof found->parts[0].sum];
+        zb_tree_search_describe(&s->trees, best, sum, sizeof sum);
+        say(found, ", which %s, %s, gives, but that for %zu element%s only", sum,
+            s->trees.ways[best.way].words, numel, numel == 1 ? "" : "s");
+    }
+    return say_surroundings(s, w);
+}
+
 static zb_status describe_value(search *s, const walk *w)
 {
     const zb_seen *seen = &s->seen;
@@ -357,8 +375,10 @@ static zb_status describe_value(search *s, const walk *w)
     say_cause(s, &cause);
     say(found, "element %zu of %zu is ", found->element, seen->numel);
     say_bits(found, seen->dtype, seen->result, found->element);
-    say(found, ", which no known order gives%s", found->within_rounding ? ", though rounding could" : "");
-    if (!cause.found) ZB_TRY(say_surroundings(s, w));
+    if (cause.found)
+        say(found, ", which no known order gives");
+    else
+        ZB_TRY(say_origin(s, w));
     say(found, "; contributions ");
     for (int round = 0; round < seen->rounds; round++)
         for (int rank = 0; rank < s->call->world_size; rank++) {

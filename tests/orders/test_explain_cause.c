@@ -319,6 +319,25 @@ static void names_where_a_rank_is_missing(void **state)
     }
 }
 
+/* A rank that sends zeros leaves the tree as it is. */
+static void names_a_rank_missing_in_a_tree(void **state)
+{
+    (void)state;
+    rng r = { 214 };
+    static const float zeros[NUMEL] = { 0 };
+    scene s = scene_of(&r, 8, NUMEL, ZB_FP32, ZB_SUM);
+    zb_reduction reduction = derived("mpi-recursive-doubling", &s.call);
+    const void *sent[8];
+    memcpy(sent, s.inputs, sizeof sent);
+    sent[1] = zeros;
+    assert_ok(zb_reduction_run(&reduction, sent, 0, s.numel, s.result));
+    const zb_explanation e = explained(&s, "mpi-recursive-doubling");
+    assert_string_equal(e.cause, "the sum of ranks 0, 2 to 7: rank 1 is missing");
+    assert_says(&e, "to the bit they are (0 + (2 + 3)) + ((4 + 5) + (6 + 7)), each addition rounded");
+    zb_reduction_destroy(&reduction);
+    scene_free(&s);
+}
+
 /* Numbers that are nobody's sum get no cause. */
 static void makes_nothing_up(void **state)
 {
@@ -430,10 +449,30 @@ static void an_element_in_another_order_is_a_value(void **state)
         if (e.verdict != ZB_VERDICT_VALUE || e.element != i) fail_msg("element %zu: %s", i, e.text);
         assert_true(e.within_rounding);
         assert_string_equal(e.cause, "");
-        assert_says(&e, "though rounding could");
+        assert_says(&e, ", each addition rounded, gives, but that for ");
         assert_says(&e, trial % 2 ? "where rank gives all but 1 of the elements" : "as beside it, gives 0x");
         scene_free(&s);
     }
+}
+
+/* Where other orders are not told from the right one for long, by whole numbers, the order with a name says
+ * which element it is. */
+static void an_element_beside_many_that_tell_nothing(void **state)
+{
+    (void)state;
+    rng r = { 215 };
+    const recipe around = { { 0, 1, 2, 3, -1 }, 0, { 0 }, 0 }, other = { { 3, 2, 1, 0, -1 }, 0, { 0 }, 0 };
+    scene s = scene_of(&r, 4, 5000, ZB_FP32, ZB_SUM);
+    for (int rank = 0; rank < 4; rank++)
+        for (size_t i = 1; i < 40; i++) ((float *)s.c[0].inputs[rank])[i] = (float)rng_below(&r, 100);
+    for (int rank = 0; rank < 4; rank++)
+        ((float *)s.c[0].inputs[rank])[0] = rank == 0 ? 1.0f : 0x1p-24f * (float)rank;
+    cook(&s, &around, 0, s.numel);
+    cook(&s, &other, 0, 1);
+    const zb_explanation e = explained(&s, NULL);
+    if (e.verdict != ZB_VERDICT_VALUE || e.element != 0) fail_msg("%s", e.text);
+    assert_says(&e, "where rank gives all but 1 of the elements");
+    scene_free(&s);
 }
 
 /* But what follows an order of its own for long enough is one, and so are the short chunks of a short buffer.
@@ -689,6 +728,8 @@ static const struct speed_case {
     { "another order every 40 elements", 8, 1000000, ZB_FP32, ZB_SUM, "rank", spoil_often, ZB_VERDICT_ORDER },
     { "another order for each element of 3 ranks", 3, 200000, ZB_FP32, ZB_SUM, "rank", spoil_everywhere,
       ZB_VERDICT_VALUE },
+    { "another order for each element of 8 ranks", 8, 200000, ZB_FP32, ZB_SUM, "rank", spoil_everywhere,
+      ZB_VERDICT_VALUE },
     { "a rank missing", 8, 1000000, ZB_FP32, ZB_SUM, "rank", spoil_rank, ZB_VERDICT_VALUE },
     { "64 ranks, a value at the end", 64, 200000, ZB_FP32, ZB_SUM, "mpi-ring", spoil_last, ZB_VERDICT_VALUE },
     { "64 ranks, no name", 64, 200000, ZB_BF16, ZB_AVG, "rank", spoil_start, ZB_VERDICT_ORDER },
@@ -723,11 +764,13 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(names_what_is_wrong),
         cmocka_unit_test(names_where_a_rank_is_missing),
+        cmocka_unit_test(names_a_rank_missing_in_a_tree),
         cmocka_unit_test(makes_nothing_up),
         cmocka_unit_test(integers_have_no_average),
         cmocka_unit_test(names_the_rounding),
         cmocka_unit_test(names_the_rounding_of_a_ring),
         cmocka_unit_test(an_element_in_another_order_is_a_value),
+        cmocka_unit_test(an_element_beside_many_that_tell_nothing),
         cmocka_unit_test(short_chunks_are_orders),
         cmocka_unit_test(explains_what_is_made_of_sums),
         cmocka_unit_test(names_a_missing_round),
