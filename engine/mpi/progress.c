@@ -102,13 +102,16 @@ static zb_status next_state(mpi_op *op)
     return ZB_OK;
 }
 
-static zb_status first_error(const mpi_op *op, int code, int completed)
+/* Which message it was, MPI says in its own way or not at all: name the call. */
+static zb_status name_error(const mpi_op *op, int code, int completed)
 {
-    if (code != MPI_ERR_IN_STATUS) return zb_mpi_check(code, "MPI_Testsome");
-    for (int i = 0; i < completed; i++)
-        if (op->statuses[i].MPI_ERROR != MPI_ERR_PENDING)
-            ZB_TRY(zb_mpi_check(op->statuses[i].MPI_ERROR, "MPI_Testsome"));
-    return ZB_OK;
+    char call[512];
+    zb_mpi_describe(op, call, sizeof call);
+    for (int i = 0; code == MPI_ERR_IN_STATUS && i < completed; i++)
+        if (op->statuses[i].MPI_ERROR != MPI_SUCCESS && op->statuses[i].MPI_ERROR != MPI_ERR_PENDING)
+            code = op->statuses[i].MPI_ERROR;
+    zb_mpi_check(code, "MPI_Testsome");
+    return zb_fail_context("%s", call);
 }
 
 static zb_status move_on(mpi_op *op, int *moved_p)
@@ -118,7 +121,7 @@ static zb_status move_on(mpi_op *op, int *moved_p)
         if (op->request_count > 0) {
             const int code = MPI_Testsome(op->request_count, op->requests, &completed, op->indices,
                                           op->statuses);
-            if (code != MPI_SUCCESS) ZB_TRY(first_error(op, code, completed));
+            if (code != MPI_SUCCESS) return name_error(op, code, completed);
         }
         if (completed == 0) return ZB_OK;
         *moved_p = 1;

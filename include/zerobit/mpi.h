@@ -12,9 +12,10 @@
  *         return zb_mpi_end(status == ZB_OK ? 0 : 1);
  *     }
  *
- * A process has one such world, and one thread at a time may use it. A failure of one rank reaches all: whatever a function below
- * or a communicator's returns other than ZB_OK is told to every other rank once, which gets ZB_REMOTE, "rank R failed: MESSAGE",
- * from the collective it is in or comes to. Then only zb_mpi_end is left.
+ * A process has one such world, and one thread at a time may use it. A failure of one rank reaches all: whatever this back end
+ * returns other than ZB_OK is told to every other rank once, which gets ZB_REMOTE, "rank R failed: MESSAGE", from the collective
+ * it is in or comes to. Then only zb_mpi_end is left. (A bad argument that zb_comm_start refuses before any back end sees it,
+ * like a failure outside of collectives, reaches the others with zb_mpi_fail or zb_mpi_end.)
  *
  * Collectives of this back end fail with
  *   ZB_MISMATCH  ranks called different collectives, or the same with other arguments: on every rank of the group, with the same
@@ -22,9 +23,9 @@
  *   ZB_DEADLOCK  nothing has moved for timeout_seconds: which ranks have not come, and where they are as far as they answer;
  *   ZB_REMOTE    another rank has failed.
  *
- * A blocking send waits until the other side has come. While one operation is waited for, all that this process has in flight go on.
- * A pattern of calls that repeats allocates nothing from its second round on, as far as zerobit is asked; MPI has memory of its own.
- * A reduction in flight holds 4 MiB, or 16 KiB for each rank of its group if that is more, whatever its size.
+ * A blocking send waits until the other side has come. While one operation is waited for, all that this process has in flight go
+ * on. A pattern of calls that repeats allocates nothing from its second round on, as far as zerobit is asked; MPI has memory of
+ * its own. A reduction in flight holds 4 MiB, or 16 KiB for each rank of its group if that is more, whatever its size.
  */
 #ifndef ZEROBIT_MPI_H
 #define ZEROBIT_MPI_H
@@ -39,8 +40,8 @@ extern "C" {
 
 typedef struct zb_mpi_options {
     /*
-     * Sums, averages and pre-multiplied sums whose order is that of their kind in here are left to Open MPI, which is made to use the
-     * algorithm of that name; see zb_mpi_native. Copied. NULL: none.
+     * Sums, averages and pre-multiplied sums whose order is that of their kind in here are left to Open MPI, which is made to use
+     * the algorithm of that name; see zb_mpi_native. Copied. NULL: none.
      */
     const zb_orders *native;
     double timeout_seconds;   /* of one wait in which nothing moves; 0: 300 */
@@ -59,19 +60,19 @@ typedef struct zb_mpi_options {
 ZB_API zb_status zb_comm_mpi_create(const zb_mpi_options *options, zb_comm **comm_p);
 
 /**
- * Which algorithms Open MPI is set to use, by mpirun --mca or the environment: the orders by kind of collective, `mpi-default` where
- * it chooses by size. Initialises MPI where nobody has; may come before zb_comm_mpi_create, whose `native` it is made for.
- * ZB_UNSUPPORTED names what has no order: the number of an algorithm, a file of rules, another library than Open MPI 4.1. The caller
- * owns *orders_p (zb_orders_destroy).
+ * Which algorithms Open MPI is set to use, by mpirun --mca or the environment: the orders by kind of collective, `mpi-default`
+ * where it chooses by size. Initialises MPI where nobody has; may come before zb_comm_mpi_create, whose `native` it is made for.
+ * ZB_UNSUPPORTED names what has no order: the number of an algorithm, a file of rules, another library than Open MPI 4.1. The
+ * caller owns *orders_p (zb_orders_destroy).
  */
 ZB_API zb_status zb_mpi_read_native(zb_orders *orders_p);
 
 /**
- * Whether Open MPI itself would add this collective of `comm`: sum, avg or premul_sum, its order equal to the native one of its kind,
- * an algorithm that Open MPI has for this kind, another type than uint8 (which it adds with saturation), and more than one rank. Such a
- * collective runs to its end in zb_comm_start, also with
- * a zb_work: Open MPI's non-blocking ones add in other orders. ZB_UNSUPPORTED there for more than INT_MAX elements. A premul_sum
- * holds memory for one contribution, a reduce_scatter in place for its result.
+ * Whether Open MPI itself would add this collective of `comm`: sum, avg or premul_sum, its order equal to the native one of its
+ * kind, an algorithm that Open MPI has for this kind, another type than uint8 (which it adds with saturation), and more than one
+ * rank. Such a collective runs to its end in zb_comm_start, also with a zb_work: Open MPI's non-blocking ones add in other
+ * orders. ZB_UNSUPPORTED there for more than INT_MAX elements. A premul_sum holds memory for one contribution, a reduce_scatter
+ * in place for its result.
  */
 ZB_API int zb_mpi_native(const zb_comm *comm, const zb_collective *collective);
 
@@ -79,18 +80,18 @@ ZB_API int zb_mpi_native(const zb_comm *comm, const zb_collective *collective);
 ZB_API void zb_mpi_fail(zb_status status, const char *message);
 
 /**
- * The end of every rank's main, instead of MPI_Finalize. With 0 on all ranks: waits for all of them, frees the world, finalizes MPI
- * if zerobit has initialised it, and returns 0. Otherwise, or when any rank has failed: tells the others, gives them two seconds to
- * print what they have to say and to come here too, and ends the job (MPI_Abort) with the code of the rank that has failed, the lowest
- * if there are several; a rank that came with 0 prints the failure to stderr and counts as 1. Returns a code other than 0 only where
- * there is no world (zb_comm_mpi_create has failed): then `exit_code`.
+ * The end of every rank's main, instead of MPI_Finalize. With 0 on all ranks: waits for all of them, frees the world, finalizes
+ * MPI if zerobit has initialised it, and returns 0. Otherwise, or when any rank has failed: tells the others, gives them two
+ * seconds to print what they have to say and to come here too, and ends the job (MPI_Abort) with the code of the rank that has
+ * failed, the lowest if there are several; a rank that came with 0 prints the failure to stderr and counts as 1. Returns a code
+ * other than 0 only where there is no world (zb_comm_mpi_create has failed): then `exit_code`.
  */
 ZB_API int zb_mpi_end(int exit_code);
 
 /**
- * What this rank is doing: "waits in all_reduce #3 of world (stage 1: reduce gradients) at engine/stage1.c:49", "came last to ...";
- * NULL before its first collective and after its end. For a handler of SIGTERM, which mpirun sends when a rank has been killed: may be
- * called there, and the text, which is static, stays until the next call.
+ * What this rank is doing: "waits in all_reduce #3 of world (stage 1: reduce gradients) at engine/stage1.c:49", "came last to
+ * ..."; NULL before its first collective and after its end. For a handler of SIGTERM, which mpirun sends when a rank has been
+ * killed: may be called there, and the text, which is static, stays until the next call.
  */
 ZB_API const char *zb_mpi_place(void);
 

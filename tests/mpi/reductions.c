@@ -383,6 +383,7 @@ static zb_status run_data(void)
     zb_comm *world;
     const int is_large = input_numel > SMALL_MAX;
     ZB_TRY(zb_comm_mpi_create(&(zb_mpi_options){ .message_bytes_max = message_bytes }, &world));
+    rank = world->rank;
     ZB_TRY(in_all_worlds(world, is_large ? world->world_size : 2, data_world, NULL));
     return ZB_OK;
 }
