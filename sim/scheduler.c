@@ -6,7 +6,7 @@
 #include <string.h>
 #include <zerobit/memory.h>
 
-enum { LOOKS = 1000 /* some 30 microseconds */, LOOKS_LEAST = 100, SLEEPS = 64 };
+enum { LOOKS = 1000 /* some 30 microseconds */, VAIN_MAX = 8, SLEEPS = 64 };
 
 static _Thread_local sim_rank *current_rank;
 
@@ -173,10 +173,10 @@ static void pause_briefly(void)
 #endif
 }
 
-/* Whether there was something to look at before `looks` looks. The lock is not held. */
-static int look_out(sim_worker *worker, int looks)
+/* Whether there was something to look at before long. The lock is not held. */
+static int look_out(sim_worker *worker)
 {
-    for (int i = 0; i < looks; i++) {
+    for (int i = 0; i < LOOKS; i++) {
         if (atomic_load_explicit(&worker->poked, memory_order_relaxed)) return 1;
         pause_briefly();
     }
@@ -185,21 +185,21 @@ static int look_out(sim_worker *worker, int looks)
 
 /*
  * Ranks on other workers are mostly a few microseconds away: less than it takes to go to sleep and be woken.
- * So, where every worker has a processor, it looks out for a while first. Where that was in vain (they are
- * far away, or the system has put both workers on one processor) it does so for half as long the next time,
- * in the end not at all, and begins anew after a while. The lock is held again at the end.
+ * So, where every worker has a processor, it looks out for a while first. Where that has been in vain several
+ * times in a row (they are far away, or the system has put both workers on one processor) it only tries now
+ * and then. The lock is held again at the end.
  */
 static void idle(sim_worker *worker)
 {
     zb_sim *sim = worker->sim;
     worker->idle = 1;
-    if (worker->looks < LOOKS_LEAST && ++worker->slept % SLEEPS == 0) worker->looks = LOOKS;
-    if (sim->looks_out && worker->looks >= LOOKS_LEAST) {
+    if (worker->vain >= VAIN_MAX && ++worker->slept % SLEEPS == 0) worker->vain = VAIN_MAX - 1;
+    if (sim->looks_out && worker->vain < VAIN_MAX) {
         atomic_store_explicit(&worker->poked, 0, memory_order_relaxed);
         pthread_mutex_unlock(&sim->lock);
-        const int seen = look_out(worker, worker->looks);
+        const int seen = look_out(worker);
         pthread_mutex_lock(&sim->lock);
-        worker->looks = seen ? LOOKS : worker->looks / 2;
+        worker->vain = seen ? 0 : worker->vain + 1;
     }
     while (worker->queued == 0 && sim->unfinished > 0) pthread_cond_wait(&worker->wake, &sim->lock);
     worker->idle = 0;
@@ -261,7 +261,6 @@ static zb_status create_worker(zb_sim *sim, int index, uint64_t seed)
     sim_worker *worker = &sim->workers[index];
     size_t rank_count = (size_t)((sim->world_size - index - 1) / sim->worker_count + 1);
     worker->sim = sim;
-    worker->looks = LOOKS;
     worker->random = seed ^ ((uint64_t)index << 32);
     worker->queue = zb_alloc_array(rank_count, sizeof *worker->queue);
     worker->inputs = zb_alloc_array((size_t)sim->world_size, sizeof *worker->inputs);
