@@ -6,7 +6,7 @@
 #include <string.h>
 #include <zerobit/memory.h>
 
-enum { LOOKS = 1000 }; /* some 30 microseconds */
+enum { LOOKS = 1000 /* some 30 microseconds */, VAIN_MAX = 8, SLEEPS = 64 };
 
 static _Thread_local sim_rank *current_rank;
 
@@ -173,20 +173,33 @@ static void pause_briefly(void)
 #endif
 }
 
+/* Whether there was something to look at before long. The lock is not held. */
+static int look_out(sim_worker *worker)
+{
+    for (int i = 0; i < LOOKS; i++) {
+        if (atomic_load_explicit(&worker->poked, memory_order_relaxed)) return 1;
+        pause_briefly();
+    }
+    return 0;
+}
+
 /*
  * Ranks on other workers are mostly a few microseconds away: less than it takes to go to sleep and be woken.
- * So, where every worker has a processor, it looks out for a while first. The lock is held again at the end.
+ * So, where every worker has a processor, it looks out for a while first. Where that has been in vain several
+ * times in a row (they are far away, or the system has put both workers on one processor) it only tries now
+ * and then. The lock is held again at the end.
  */
 static void idle(sim_worker *worker)
 {
     zb_sim *sim = worker->sim;
     worker->idle = 1;
-    if (sim->looks_out) {
+    if (worker->vain >= VAIN_MAX && ++worker->slept % SLEEPS == 0) worker->vain = VAIN_MAX - 1;
+    if (sim->looks_out && worker->vain < VAIN_MAX) {
         atomic_store_explicit(&worker->poked, 0, memory_order_relaxed);
         pthread_mutex_unlock(&sim->lock);
-        for (int i = 0; i < LOOKS && !atomic_load_explicit(&worker->poked, memory_order_relaxed); i++)
-            pause_briefly();
+        const int seen = look_out(worker);
         pthread_mutex_lock(&sim->lock);
+        worker->vain = seen ? 0 : worker->vain + 1;
     }
     while (worker->queued == 0 && sim->unfinished > 0) pthread_cond_wait(&worker->wake, &sim->lock);
     worker->idle = 0;

@@ -144,6 +144,8 @@ struct sim_worker {
     uint64_t random;
     int idle;         /* looks out for work, or sleeps */
     atomic_int poked; /* since it began to look out: what it reads without the lock */
+    int vain;         /* how often in a row it has looked out for nothing */
+    unsigned slept;   /* times that it has not looked out */
     pthread_cond_t wake;
     sim_fiber fiber;
     pthread_t thread;

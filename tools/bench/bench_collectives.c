@@ -2,7 +2,7 @@
  * The simulated world against Open MPI: all_reduce (in place) and reduce_scatter of 1 KiB to 64 MiB, given by
  * each rank, on 2 and 4 ranks, in the order of ranks and in those of libraries. Start it as
  *
- *   mpirun -n 4 --mca coll_tuned_use_dynamic_rules 1 --mca btl self,vader bench_collectives [SAMPLES]
+ *   mpirun -n 4 --bind-to none --mca coll_tuned_use_dynamic_rules 1 bench_collectives [SAMPLES]
  *
  * (as root also --allow-run-as-root, on fewer than four cores --oversubscribe). Open MPI's ranks are the four
  * processes, two of them for a world of 2. The simulation runs in the first process, while the others sleep.
