@@ -6,6 +6,12 @@
 #include <zerobit/memory.h>
 
 #include "kernels/kernels.h"
+#include "orders/cache.h"
+
+typedef struct self {
+    zb_comm base;
+    zb_reduction_cache reductions;
+} self;
 
 static zb_status copy(const zb_collective *c, size_t bytes)
 {
@@ -16,31 +22,33 @@ static zb_status copy(const zb_collective *c, size_t bytes)
     return ZB_OK;
 }
 
-/* Through the same kernel as any other world, so that a pre-multiplied sum means the same here. */
-static zb_status reduce(const zb_collective *c, size_t numel)
+/* Through the same kernel as any other world, so that a pre-multiplied sum means the same here. No order is left
+ * in a world of one, but the libraries do not round the factor alike. */
+static zb_status reduce(self *comm, const zb_collective *c, size_t numel)
 {
     const void *inputs[1] = { c->send };
+    const zb_reduction *reduction;
+    ZB_TRY(zb_reduction_of_collective(&comm->reductions, c, 1, &reduction));
     zb_ordered_reduce_args args = { .inputs = inputs,
                                     .count = 1,
                                     .out = c->recv,
                                     .numel = numel,
                                     .dtype = c->dtype,
                                     .op = c->op,
-                                    .factor = c->factor };
+                                    .factor = reduction == NULL ? c->factor : reduction->rounding.factor };
     return c->stream != NULL ? zb_launch_ordered_reduce(c->stream, &args) : zb_cpu_ordered_reduce(&args);
 }
 
 static zb_status self_start(zb_comm *comm, const zb_collective *c, zb_work *work)
 {
-    (void)comm;
     (void)work; /* finished at once: stays zero */
     switch (c->kind) {
     case ZB_COLLECTIVE_ALL_REDUCE:
     case ZB_COLLECTIVE_REDUCE:
     case ZB_COLLECTIVE_REDUCE_SCATTER:
-        return reduce(c, c->numel);
+        return reduce((self *)comm, c, c->numel);
     case ZB_COLLECTIVE_REDUCE_SCATTER_V:
-        return reduce(c, c->counts[0]);
+        return reduce((self *)comm, c, c->counts[0]);
     case ZB_COLLECTIVE_ALL_GATHER:
     case ZB_COLLECTIVE_ALL_TO_ALL:
         return copy(c, c->numel * zb_dtype_bytes(c->dtype));
@@ -73,6 +81,7 @@ static zb_status self_split(zb_comm *comm, int color, int key, zb_comm **out)
 
 static void self_destroy(zb_comm *comm)
 {
+    zb_reduction_cache_destroy(&((self *)comm)->reductions);
     zb_free(comm);
 }
 
@@ -82,10 +91,10 @@ static const zb_comm_ops self_ops = {
 
 zb_status zb_comm_self_create(zb_comm **comm_p)
 {
-    zb_comm *comm = zb_alloc(sizeof *comm);
-    if (comm == NULL) return ZB_NO_MEMORY;
-    comm->ops = &self_ops;
-    comm->world_size = 1;
-    *comm_p = comm;
+    self *made = zb_alloc(sizeof *made);
+    if (made == NULL) return ZB_NO_MEMORY;
+    made->base.ops = &self_ops;
+    made->base.world_size = 1;
+    *comm_p = &made->base;
     return ZB_OK;
 }

@@ -567,8 +567,7 @@ static int order_offers(const struct order_case *order, const call_case *c)
 /* A sum in place and not, blocking and not; of the other operations one of these four, in turn. */
 static zb_status run_ordered(pool *p, zb_comm *comm, const struct order_case *order, call_case c)
 {
-    /* A world of one need not know how a library rounds the factor. */
-    c.factor = c.op != ZB_PREMUL_SUM ? 0 : comm->world_size == 1 ? 0.375 : 1.0 / 3;
+    c.factor = c.op == ZB_PREMUL_SUM ? 1.0 / 3 : 0;
     if (!order_offers(order, &c)) return ZB_OK;
     ZB_TRY(expect(p, comm, &c));
     for (int variant = 0; variant < 4; variant++) {
