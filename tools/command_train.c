@@ -19,6 +19,7 @@
 static const char command_name[] = "train";
 
 typedef struct train_settings {
+    const command_spec *spec;
     input_options input;
     processes processes;
     int64_t world_size /* 0: 1, or as many as there are processes */, steps, stage /* -1: the config's */,
@@ -299,28 +300,13 @@ static zb_status train_inputs(train_settings *settings, const inputs *in)
     return status;
 }
 
-/* What all processes must have in common, beside their inputs. */
-static void describe_options(const train_settings *settings, char *text, size_t text_bytes)
-{
-    const input_options *input = &settings->input;
-    snprintf(text, text_bytes,
-             "train %s %s %d %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64
-             " %d %d %d",
-             input->semantics != NULL ? input->semantics : "-", input->order != NULL ? input->order : "-",
-             settings->dtypes.count > 0 ? (int)settings->dtypes.values[0] : -1, input->seed,
-             input->train_batch, input->micro_batch, input->accumulation, settings->steps, settings->stage,
-             settings->processes.native, settings->trace != NULL, settings->save_weights != NULL);
-}
-
 static zb_status open_inputs(train_settings *settings, inputs *in)
 {
-    char options[1024];
     ZB_TRY(processes_read_native(&settings->processes, &settings->input));
     interrupt_watch(); /* processes_start has its own way with SIGTERM */
     ZB_TRY(inputs_open(&settings->input, in));
-    describe_options(settings, options, sizeof options);
     if (settings->dtypes.count == 0) settings->dtypes = (dtype_list){ { in->config->dtype }, 1 };
-    const zb_status status = processes_start(&settings->processes, in, options);
+    const zb_status status = processes_start(&settings->processes, in, settings->spec);
     if (status != ZB_OK) inputs_close(in);
     return status;
 }
@@ -371,6 +357,7 @@ exit_code command_train(int argc, char **argv)
     const command_spec spec = {
         command_name, "Trains on simulated ranks, or on those of mpirun.", { "CONFIG" }, options
     };
+    settings.spec = &spec;
     const char *operands[OPERAND_MAX];
     zb_status status = options_parse(&spec, argc, argv, operands, &help);
     if (status != ZB_OK) return command_failed(command_name, status);

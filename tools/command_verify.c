@@ -20,6 +20,7 @@
 static const char command_name[] = "verify";
 
 typedef struct verify_settings {
+    const command_spec *spec;
     input_options input;
     processes processes;
     int_list stages, worlds; /* worlds empty: 1, 2, 4, 8, or as many as there are processes */
@@ -404,29 +405,13 @@ static void fill_defaults(verify_settings *settings, const inputs *in)
         settings->worlds = (int_list){ { settings->processes.comm->world_size }, 1 };
 }
 
-/* What all processes must have in common, beside their inputs. */
-static void describe_options(const verify_settings *settings, char *text, size_t text_bytes)
-{
-    const input_options *input = &settings->input;
-    snprintf(text, text_bytes, "verify %s %s %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 " %d",
-             input->semantics != NULL ? input->semantics : "-", input->order != NULL ? input->order : "-",
-             input->seed, input->train_batch, input->micro_batch, input->accumulation, settings->steps,
-             settings->processes.native);
-    for (int i = 0; i < settings->stages.count; i++)
-        snprintf(text + strlen(text), text_bytes - strlen(text), " %d", settings->stages.values[i]);
-    for (int i = 0; i < settings->dtypes.count; i++)
-        snprintf(text + strlen(text), text_bytes - strlen(text), " %d", (int)settings->dtypes.values[i]);
-}
-
 static zb_status open_inputs(verify_settings *settings, inputs *in)
 {
-    char options[2048];
     input_options own = settings->input;
     /* Which order that is only the processes know. */
     if (settings->against_mpi && own.order != NULL && strcmp(own.order, "native") == 0) own.order = NULL;
     ZB_TRY(inputs_open(&own, in));
-    describe_options(settings, options, sizeof options);
-    const zb_status status = processes_start(&settings->processes, in, options);
+    const zb_status status = processes_start(&settings->processes, in, settings->spec);
     if (status != ZB_OK) inputs_close(in);
     return status;
 }
@@ -504,6 +489,7 @@ exit_code command_verify(int argc, char **argv)
         { "CONFIG" },
         options
     };
+    settings.spec = &spec;
     const char *operands[OPERAND_MAX];
     zb_status status = options_parse(&spec, argc, argv, operands, &help);
     if (status != ZB_OK) return command_failed(command_name, status);

@@ -11,7 +11,7 @@
 
 typedef enum part { PART_CONFIG, PART_MODEL, PART_WEIGHTS, PART_DATA, PART_OPTIONS, PART_COUNT } part;
 static const char *const part_names[PART_COUNT] = { "config", "model", "initial weights", "data set",
-                                                    "options or version" };
+                                                    "version, or other options," };
 
 /* A SHA-256 of each, in hexadecimal. */
 typedef struct fingerprint {
@@ -80,7 +80,56 @@ static zb_status add_dataset(const zb_dataset *dataset, zb_sha256 *sha)
     return status;
 }
 
-static zb_status add_part(const inputs *in, const char *options, part which, zb_sha256 *sha)
+/* Of which each rank may be given its own: files, whose content is looked at, and what only one rank says or
+ * only its process does. */
+static const char *const own_options[] = { "--model", "--data",  "--weights",     "--workers", "--json",
+                                           "--junit", "--quiet", "--print-every", "--force",   NULL };
+
+static int is_own(const option_spec *option)
+{
+    for (int i = 0; own_options[i] != NULL; i++)
+        if (strcmp(option->name, own_options[i]) == 0) return 1;
+    return 0;
+}
+
+static void add_option(const option_spec *option, zb_sha256 *sha)
+{
+    const char *text;
+    add_text(option->name, sha);
+    switch (option->kind) {
+    case OPTION_FLAG:
+        zb_sha256_add(sha, option->to, sizeof(int));
+        return;
+    case OPTION_TEXT:
+        text = *(const char **)option->to;
+        add_text(text != NULL ? text : "", sha); /* none can be given empty */
+        return;
+    case OPTION_INT:
+        zb_sha256_add(sha, option->to, sizeof(int64_t));
+        return;
+    case OPTION_INTS: {
+        const int_list *list = option->to;
+        zb_sha256_add(sha, &list->count, sizeof list->count);
+        zb_sha256_add(sha, list->values, (size_t)list->count * sizeof list->values[0]);
+        return;
+    }
+    case OPTION_DTYPES: {
+        const dtype_list *list = option->to;
+        zb_sha256_add(sha, &list->count, sizeof list->count);
+        zb_sha256_add(sha, list->values, (size_t)list->count * sizeof list->values[0]);
+        return;
+    }
+    }
+}
+
+static void add_options(const command_spec *command, zb_sha256 *sha)
+{
+    add_text(command->name, sha);
+    for (const option_spec *option = command->options; option->name != NULL; option++)
+        if (!is_own(option)) add_option(option, sha);
+}
+
+static zb_status add_part(const inputs *in, const command_spec *command, part which, zb_sha256 *sha)
 {
     switch (which) {
     case PART_CONFIG:
@@ -94,19 +143,19 @@ static zb_status add_part(const inputs *in, const char *options, part which, zb_
     case PART_DATA:
         return add_dataset(in->dataset, sha);
     default:
-        add_text(options, sha);
+        add_options(command, sha);
         add_text(ZB_VERSION, sha);
         return ZB_OK;
     }
 }
 
-static zb_status take(const inputs *in, const char *options, fingerprint *own)
+static zb_status take(const inputs *in, const command_spec *command, fingerprint *own)
 {
     memset(own, 0, sizeof *own);
     for (int which = 0; which < PART_COUNT; which++) {
         zb_sha256 sha;
         zb_sha256_init(&sha);
-        ZB_TRY(add_part(in, options, (part)which, &sha));
+        ZB_TRY(add_part(in, command, (part)which, &sha));
         zb_sha256_finish(&sha, own->digest[which]);
     }
     return ZB_OK;
@@ -125,10 +174,10 @@ static zb_status find_difference(const fingerprint *all, int world_size)
     return ZB_OK;
 }
 
-zb_status fingerprint_compare(zb_comm *comm, const inputs *in, const char *options)
+zb_status fingerprint_compare(zb_comm *comm, const inputs *in, const command_spec *command)
 {
     fingerprint own;
-    ZB_TRY(take(in, options, &own));
+    ZB_TRY(take(in, command, &own));
     fingerprint *all = zb_alloc_array((size_t)comm->world_size, sizeof *all);
     if (all == NULL) return ZB_NO_MEMORY;
     zb_status status = zb_collective_run(comm, NULL, .kind = ZB_COLLECTIVE_ALL_GATHER, .send = &own,

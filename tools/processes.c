@@ -92,7 +92,7 @@ zb_status processes_read_native(processes *p, input_options *input)
     return p->order != NULL ? ZB_OK : ZB_NO_MEMORY;
 }
 
-zb_status processes_start(processes *p, const inputs *in, const char *options)
+zb_status processes_start(processes *p, const inputs *in, const command_spec *command)
 {
     if (!are_processes(p)) return ZB_OK;
     if (p->native && in->config->orders == NULL)
@@ -102,7 +102,7 @@ zb_status processes_start(processes *p, const inputs *in, const char *options)
                                          .timeout_seconds = (double)p->timeout };
     ZB_TRY(zb_comm_mpi_create(&mpi_options, &p->comm));
     watch_end(p->comm);
-    return fingerprint_compare(p->comm, in, options);
+    return fingerprint_compare(p->comm, in, command);
 }
 
 exit_code processes_end(processes *p, exit_code code, int orderly)
@@ -126,11 +126,11 @@ zb_status processes_read_native(processes *p, input_options *input)
     return ZB_OK;
 }
 
-zb_status processes_start(processes *p, const inputs *in, const char *options)
+zb_status processes_start(processes *p, const inputs *in, const command_spec *command)
 {
     (void)p;
     (void)in;
-    (void)options;
+    (void)command;
     return ZB_OK;
 }
 

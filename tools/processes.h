@@ -38,11 +38,10 @@ exit_code processes_check(const char *command, const processes *p, const input_o
  * use. */
 zb_status processes_read_native(processes *p, input_options *input);
 /**
- * After the inputs are read: the communicator of all processes. On every rank ZB_INVALID_ARGUMENT
- * names what one of
- * them was given that rank 0 was not; `options` is whatever else must be the same, as text.
+ * After the inputs are read: the communicator of all processes. On every rank ZB_INVALID_ARGUMENT names what
+ * one of them was given that rank 0 was not, of the inputs or the command's options.
  */
-zb_status processes_start(processes *p, const inputs *in, const char *options);
+zb_status processes_start(processes *p, const inputs *in, const command_spec *command);
 /** Whether this is the process that speaks for all of them: the only one, or rank 0's. */
 int processes_speaks(const processes *p);
 /**
