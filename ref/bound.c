@@ -11,6 +11,8 @@
  *
  * and the absolute ones, of which each of the G W contributions meets R at most, to G W R e / 2, times the
  * largest product of factors that a value can still go through after it was rounded.
+ *
+ * All this as long as no number is too large for its type. Where one may be, the bound is infinite.
  */
 #include "ref/oracle.h"
 
@@ -26,6 +28,11 @@ static double unit_of(zb_dtype dtype)
 static double smallest_of(zb_dtype dtype)
 {
     return dtype == ZB_FP16 ? 0x1p-24 : dtype == ZB_BF16 ? 0x1p-133 : 0x1p-149;
+}
+
+static double largest_of(zb_dtype dtype)
+{
+    return dtype == ZB_FP16 ? 65504.0 : dtype == ZB_BF16 ? 0x1.fep127 : 0x1.fffffep127;
 }
 
 static double value_of(zb_factor factor)
@@ -53,13 +60,20 @@ static int count_factors(const zb_averaging *averaging)
            (averaging->after.kind != ZB_FACTOR_NONE);
 }
 
+static int is_power_of_two(int number)
+{
+    return (number & (number - 1)) == 0;
+}
+
 /* Additions over ranks and over micro-batches, factors, and a change of type each at the bucket, the wire and
- * the end; a wide sum is rounded once more, and so is one that is rounded before it is divided. */
+ * the end. One more for a 16-bit sum that is rounded before it is divided, or an average that multiplies by
+ * 1 / world, itself rounded to the type: no library does both. */
 int zb_ref_roundings(const zb_plan *plan)
 {
     const zb_dtype way[] = { plan->local_dtype, plan->bucket_dtype, plan->comm_dtype, plan->grad_dtype };
     int count = plan->world_size - 1 + (int)plan->accumulation_steps - 1 + count_factors(&plan->averaging);
-    if (plan->comm_dtype != ZB_FP32 && plan->world_size > 1) count++;
+    const int rounds_inverse = plan->averaging.inside && !is_power_of_two(plan->world_size);
+    count += plan->world_size > 1 && (plan->comm_dtype != ZB_FP32 || rounds_inverse);
     for (size_t i = 0; i < sizeof way / sizeof way[0]; i++)
         count += way[i] != (i > 0 ? way[i - 1] : plan->param_dtype);
     return count;
@@ -68,6 +82,22 @@ int zb_ref_roundings(const zb_plan *plan)
 void zb_ref_bound_note(const zb_ref_tensors *gradient, double *magnitudes)
 {
     for (size_t i = 0; i < gradient->numel; i++) magnitudes[i] += fabs((double)gradient->data[i]);
+}
+
+/* Whether a number on the way may be too large for its type: the sum of a rank's micro-batches, what goes
+ * into a bucket and comes out of its factor, what is added over ranks and comes out of that, and the result.
+ */
+static int may_overflow(const zb_plan *plan, const double *factors, double sum)
+{
+    double after = sum;
+    if (!(sum <= largest_of(plan->local_dtype)) || !(sum <= largest_of(plan->bucket_dtype))) return 1;
+    after *= factors[0];
+    if (after > largest_of(plan->bucket_dtype)) return 1;
+    for (int i = 1; i < FACTORS; i++) {
+        if (after > largest_of(plan->comm_dtype)) return 1;
+        after *= factors[i];
+    }
+    return after > largest_of(plan->comm_dtype) || after > largest_of(plan->grad_dtype);
 }
 
 double zb_ref_bound_of(const zb_plan *plan, double magnitude)
@@ -85,6 +115,9 @@ double zb_ref_bound_of(const zb_plan *plan, double magnitude)
     }
     const double roundings = zb_ref_roundings(plan), error = roundings * unit;
     if (error >= 0.5) return INFINITY; /* so many that nothing is left to say */
+    /* No partial sum is larger, the roundings to the smallest step left out: those are far below any limit.
+     */
+    if (may_overflow(plan, factors, magnitude * (1 + error / (1.0 - error)))) return INFINITY;
     const double contributions = (double)plan->accumulation_steps * plan->world_size;
     /* The last factor is for this computation's own roundings in fp64. */
     return (error / (1.0 - error) * factor * magnitude + contributions * roundings * smallest / 2 * still) *

@@ -19,22 +19,22 @@ static size_t largest_numel(const zb_route *route)
     return largest;
 }
 
-static zb_status fill(zb_ref_exchange *x)
+static zb_status fill(zb_ref_exchange *x, zb_dtype comm_dtype)
 {
     const size_t world = (size_t)x->world_size;
     x->values = zb_alloc_array(world, sizeof *x->values);
     x->inputs = zb_alloc_array(world, sizeof *x->inputs);
     if (x->values == NULL || x->inputs == NULL) return ZB_NO_MEMORY;
     if (x->route == NULL) return ZB_OK;
-    x->buffer_bytes = largest_numel(x->route) * sizeof(double);
+    x->buffer_bytes = (largest_numel(x->route) * zb_dtype_bytes(comm_dtype) + 7) / 8 * 8;
     x->buffers = zb_alloc_array(world + 1, x->buffer_bytes);
     return x->buffers != NULL ? ZB_OK : ZB_NO_MEMORY;
 }
 
-zb_status zb_ref_exchange_create(int world_size, const zb_route *route, zb_ref_exchange *exchange)
+zb_status zb_ref_exchange_create(const zb_plan *plan, const zb_route *route, zb_ref_exchange *exchange)
 {
-    zb_ref_exchange made = { .world_size = world_size, .route = route };
-    const zb_status status = fill(&made);
+    zb_ref_exchange made = { .world_size = plan->world_size, .route = route };
+    const zb_status status = fill(&made, plan->comm_dtype);
     if (status == ZB_OK)
         *exchange = made;
     else
@@ -102,7 +102,7 @@ static void fill_buffers(const zb_ref_exchange *x, const zb_plan *plan, const zb
 {
     for (int r = 0; r < x->world_size; r++) {
         unsigned char *buffer = x->buffers + (size_t)r * x->buffer_bytes;
-        memset(buffer, 0, x->buffer_bytes);
+        memset(buffer, 0, collective->reduction.numel * zb_dtype_bytes(plan->comm_dtype));
         for (size_t p = 0; p < collective->piece_count; p++) {
             const zb_route_piece *piece = &collective->pieces[p];
             for (size_t i = 0; i < piece->numel; i++)

@@ -3,9 +3,9 @@
  *
  * Reading order: ref.c (a training run), pass.c (forward and backward through a model), layers.c (one
  * module's formulas), arithmetic.c (exp, log, rounding to 16 bits, the fixed shape of a sum), reduce.c (ranks
- * and norm), exchange.c (ranks in the order of a library), step.c (from reduced gradients to weights),
- * optimizer.c; then what DeepSpeed does in its own order: shards.c, deepspeed.c, replay.c. The formulas are
- * those of <zerobit/kernels.h>, written again.
+ * and norm), route.c, exchange.c (ranks in the order of a library), bound.c (how far rounding goes), step.c
+ * (from reduced gradients to weights), optimizer.c; then what DeepSpeed does in its own order: shards.c,
+ * deepspeed.c, replay.c. The formulas are those of <zerobit/kernels.h>, written again.
  *
  * Every tensor is an array of float, 16-bit types included: its elements are then numbers that the type holds
  * exactly. layers.c computes in fp32; who stores a result rounds it with zb_ref_round.
@@ -165,6 +165,12 @@ void zb_ref_reduce(const zb_plan *plan, const zb_ref_tensors *ranks, zb_ref_tens
 float zb_ref_contribution(const zb_plan *plan, float x);
 float zb_ref_factor(zb_factor factor, zb_dtype dtype, float x);
 
+/* --- route.c --- */
+
+/* What follows from plan and model: every trainable element once, every rank once, the plan's type and
+ * average. ZB_INVALID_ARGUMENT names the collective and what is wrong. */
+zb_status zb_ref_route_check(const zb_plan *plan, const zb_model *model, const zb_route *route);
+
 /* --- exchange.c: sums over ranks in the order of a route --- */
 
 typedef struct zb_ref_exchange {
@@ -176,7 +182,7 @@ typedef struct zb_ref_exchange {
     size_t buffer_bytes;
     const void **inputs; /* [world_size] */
 } zb_ref_exchange;
-zb_status zb_ref_exchange_create(int world_size, const zb_route *route, zb_ref_exchange *exchange);
+zb_status zb_ref_exchange_create(const zb_plan *plan, const zb_route *route, zb_ref_exchange *exchange);
 void zb_ref_exchange_destroy(zb_ref_exchange *exchange);
 /* The sum of `values`. */
 float zb_ref_exchange_sum_fp32(const zb_ref_exchange *exchange);
@@ -191,7 +197,8 @@ void zb_ref_exchange_gradients(const zb_ref_exchange *exchange, const zb_plan *p
 int zb_ref_roundings(const zb_plan *plan);
 /* Adds up |gradient|, which is one rank's of one micro-batch. */
 void zb_ref_bound_note(const zb_ref_tensors *gradient, double *magnitudes);
-/* For an element whose gradients' magnitudes add up to this. */
+/* For an element whose gradients' magnitudes add up to this; no finite number where a type on the way may
+ * overflow. */
 double zb_ref_bound_of(const zb_plan *plan, double magnitude);
 
 /* The gradients of one optimizer step on their way to the optimizer. */

@@ -392,13 +392,14 @@ int zb_ref_gradient_roundings(const zb_ref *ref)
     return zb_ref_roundings(&ref->state.plan);
 }
 
-void zb_ref_first_gradient(const zb_ref *ref, int param, float *gradient, double *bound)
+void zb_ref_first_gradient(const zb_ref *ref, int param, float *gradient, double *bound, double *magnitude)
 {
     const zb_ref_tensors *reduced = &ref->state.sums.reduced;
     ZB_ASSERT(ref->magnitudes != NULL && ref->state.steps == 1);
     const size_t first = (size_t)(reduced->param[param] - reduced->data);
     for (size_t i = 0; i < ref->model->params[param].numel; i++) {
         gradient[i] = reduced->data[first + i];
-        bound[i] = zb_ref_bound_of(&ref->state.plan, ref->magnitudes[first + i]);
+        magnitude[i] = ref->magnitudes[first + i];
+        bound[i] = zb_ref_bound_of(&ref->state.plan, magnitude[i]);
     }
 }

@@ -31,10 +31,8 @@ static zb_status fill(zb_ref_state *s, const zb_schedule_config *schedules, cons
     if (s->plan.orders != NULL && route == NULL)
         return zb_fail(ZB_INVALID_ARGUMENT,
                        "oracle: the plan names another order than that of ranks, and there is no route");
-    if (route != NULL && route->world_size != s->plan.world_size)
-        return zb_fail(ZB_INVALID_ARGUMENT, "oracle: the route is of %d ranks, the plan of %d",
-                       route->world_size, s->plan.world_size);
-    ZB_TRY(zb_ref_exchange_create(s->plan.world_size, route, &s->exchange));
+    if (route != NULL) ZB_TRY(zb_ref_route_check(&s->plan, s->model, route));
+    ZB_TRY(zb_ref_exchange_create(&s->plan, route, &s->exchange));
     ZB_TRY(zb_schedules_init(&s->schedules, schedules, s->plan.group_count));
     ZB_TRY(zb_loss_scaler_init(&s->scaler, &s->plan.scaler));
     zb_ref_tensors *const tensors[] = { &s->master, &s->exp_avg, &s->exp_avg_sq };

@@ -17,9 +17,9 @@ zb_status zb_classes_find(zb_verify_case *cases, const zb_route *routes, int cou
 
 /** The reduced gradients of a class's first step. Zero is none. */
 typedef struct zb_first_gradients {
-    const zb_verify_case *of; /* a case of the class; NULL: its oracle has taken no step */
-    float *gradients;         /* [param_numel of the model], like bounds */
-    double *bounds;
+    const zb_verify_case *of;    /* a case of the class; NULL: its oracle has taken no step */
+    float *gradients;            /* [param_numel of the model], like the others */
+    double *bounds, *magnitudes; /* zb_ref_first_gradient */
     int roundings;
 } zb_first_gradients;
 /** After the oracle's first step. `of` is borrowed. */

@@ -62,11 +62,11 @@ ZB_API zb_status zb_ref_replay_create(const zb_replay_run *run, const zb_route *
 /** Roundings that an element of a reduced gradient meets at most on its way, whatever the order of addition. */
 ZB_API int zb_ref_gradient_roundings(const zb_ref *ref);
 /**
- * After the first step, with_bounds set: the reduced gradient of a parameter, and how far each element can lie from what it would be
- * without any rounding, whatever the order of addition (derived in ref/bound.c). Both [the parameter's numel]; where a gradient is an
- * infinity or a NaN the bound is no finite number.
+ * After the first step, with_bounds set: the reduced gradient of a parameter, how far each element can lie from what it would be
+ * without any rounding, whatever the order of addition (derived in ref/bound.c), and the sum of the magnitudes of all ranks' gradients
+ * of it. Each [the parameter's numel]; where a number on the way may be too large for its type the bound is no finite number.
  */
-ZB_API void zb_ref_first_gradient(const zb_ref *ref, int param, float *gradient, double *bound);
+ZB_API void zb_ref_first_gradient(const zb_ref *ref, int param, float *gradient, double *bound, double *magnitude);
 
 /** As zb_reduction_run, one element and one addition at a time. `out` must not be part of an input. */
 ZB_API void zb_ref_reduction_run(const zb_reduction *reduction, const void *const *inputs, size_t first, size_t numel, void *out);

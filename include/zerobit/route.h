@@ -22,7 +22,7 @@ typedef struct zb_route_piece {
 } zb_route_piece;
 
 typedef struct zb_route_collective {
-    zb_reduction_call call;
+    zb_reduction_call call; /* its counts are owned by the route; of a reduce_scatter_v numel is rank 0's share, counts[0] */
     zb_reduction reduction;
     zb_route_piece *pieces; /* [piece_count], ascending `at`; what lies between them is padding, zero on every rank */
     size_t piece_count;
@@ -33,7 +33,8 @@ typedef struct zb_route {
     int world_size;
     zb_route_collective *collectives; /* [count], those of one reduction of all gradients, in the order of the calls */
     size_t count;
-    zb_reduction sum_fp32, sum_fp64; /* of one number of each rank: what norms other than the exact one are put together with */
+    zb_reduction sum_fp32, sum_fp64; /* of one number of each rank: what norms that sum one over ranks are put together
+                                        with (ZB_NORM_PARTITION_*, ZB_NORM_PARAMETERS_MEAN where it clips); others: empty */
 } zb_route;
 
 /** Fine on zeros and to repeat. */
@@ -41,7 +42,7 @@ ZB_API void zb_route_destroy(zb_route *route);
 
 /**
  * *alike: whether both add every element of every parameter by the same tree of ranks, with the same roundings; operands of an
- * addition may change places. Both must be of the same model and world.
+ * addition may change places. Both must be of the same model and world (asserted). ZB_NO_MEMORY.
  */
 ZB_API zb_status zb_routes_add_alike(const zb_route *a, const zb_route *b, int *alike_p);
 

@@ -35,7 +35,7 @@ typedef struct zb_verify_case {
     /* Where the first difference is a reduced gradient: was it added in another order, or is it another value? */
     int is_explained;
     zb_verdict verdict;
-    char explanation[1024]; /* in words, cut */
+    char explanation[1024]; /* in words, cut; where is_explained is 0 "", or "not explained: " and why */
     double seconds;
 } zb_verify_case;
 
@@ -50,8 +50,9 @@ typedef struct zb_verify_relation {
     int class_a, class_b;
     int is_bounded;  /* 0: their plans differ in more than rounding, as `message` says; nothing is demanded */
     int roundings;   /* that both together may be apart, each relative to the sum of the gradients' magnitudes */
-    double largest;  /* of |a - b| / bound over all elements; above 1 is a difference */
-    uint64_t elements, elements_differ; /* finite ones; those with other bits */
+    double largest;  /* of |a - b| / bound over all elements; above 1 is a difference. Where the bound is 0 nothing may differ, and an
+                        element that does has no part in it, like one that is no number */
+    uint64_t elements, elements_differ; /* those that cannot have overflowed; of them those that are not equal */
     zb_status status; /* OK or DIFFERENT */
     char message[512];
 } zb_verify_relation;

@@ -349,7 +349,7 @@ static void check_norm(void **state)
                                           c->groups != NULL ? group_of : NULL, &shards),
                      ZB_OK);
     zb_ref_exchange exchange;
-    assert_int_equal(zb_ref_exchange_create(c->world, NULL, &exchange), ZB_OK);
+    assert_int_equal(zb_ref_exchange_create(&(zb_plan){ .world_size = c->world }, NULL, &exchange), ZB_OK);
     const double got = zb_ref_plan_norm(&plan, model, shards, &gradients, &exchange, scratch),
                  want = norm_wanted(c);
     zb_ref_exchange_destroy(&exchange);

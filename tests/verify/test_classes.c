@@ -111,7 +111,7 @@ static const zb_model model = { .params = params, .param_count = 2, .param_numel
 static const struct relation_case {
     const char *name;
     float a[NUMEL], b[NUMEL];
-    double bounds[NUMEL]; /* of either */
+    double bounds[NUMEL]; /* of either; the magnitudes are 1 */
     zb_status status;
     double largest;
     uint64_t elements, differ;
@@ -132,13 +132,33 @@ static const struct relation_case {
     { "an overflow says nothing",
       { 1, (float)INFINITY, 3 },
       { 1, 2, (float)NAN },
-      { 0.1, 0.1, (double)INFINITY },
+      { 0.1, (double)INFINITY, (double)INFINITY },
       ZB_OK,
       0,
       1,
       0,
       "" },
+    { "an infinity where nothing can overflow",
+      { 1, 2, 3 },
+      { 1, (float)INFINITY, 3 },
+      { 0.1, 0.1, 0.1 },
+      ZB_DIFFERENT,
+      0,
+      3,
+      1,
+      "w[1] of their first step is 2 and inf" },
+    { "no number where there is one",
+      { 1, 2, 3 },
+      { 1, 2, (float)NAN },
+      { 0.1, 0.1, 0.1 },
+      ZB_DIFFERENT,
+      0,
+      3,
+      1,
+      "b[0] of their first step is 3 and nan" },
 };
+
+static const double magnitudes[NUMEL] = { 1, 1, 1 };
 
 static void check_relation(void **state)
 {
@@ -149,8 +169,8 @@ static void check_relation(void **state)
     const zb_verify_case of_b = {
         .stage = 3, .equality_class = 1, .world_size = 2, .dtype = ZB_BF16, .plan = { .world_size = 2 }
     };
-    const zb_first_gradients a = { &of_a, (float *)c->a, (double *)c->bounds, 4 };
-    const zb_first_gradients b = { &of_b, (float *)c->b, (double *)c->bounds, 5 };
+    const zb_first_gradients a = { &of_a, (float *)c->a, (double *)c->bounds, (double *)magnitudes, 4 };
+    const zb_first_gradients b = { &of_b, (float *)c->b, (double *)c->bounds, (double *)magnitudes, 5 };
     zb_verify_relation r;
     zb_classes_relate(&model, &a, &b, &r);
     assert_int_equal(r.status, c->status);
@@ -187,8 +207,8 @@ static void check_incomparable(void **state)
     const float far_a[NUMEL] = { 1, 2, 3 }, far_b[NUMEL] = { 10, 20, 30 };
     const double bounds[NUMEL] = { 0 };
     const zb_verify_case of_a = { .plan = c->a }, of_b = { .plan = c->b, .equality_class = 1 };
-    const zb_first_gradients a = { &of_a, (float *)far_a, (double *)bounds, 1 };
-    const zb_first_gradients b = { &of_b, (float *)far_b, (double *)bounds, 1 };
+    const zb_first_gradients a = { &of_a, (float *)far_a, (double *)bounds, (double *)magnitudes, 1 };
+    const zb_first_gradients b = { &of_b, (float *)far_b, (double *)bounds, (double *)magnitudes, 1 };
     zb_verify_relation r;
     zb_classes_relate(&model, &a, &b, &r);
     assert_int_equal(r.status, ZB_OK);
@@ -196,9 +216,30 @@ static void check_incomparable(void **state)
     if (strstr(r.message, c->words) == NULL) fail_msg("no %s in: %s", c->words, r.message);
 }
 
+/* 1 / 3 rounded and multiplied, or divided by 3: the same average, meant, and farther apart than the
+ * roundings behind that alone. */
+static void rounded_factors(void **state)
+{
+    (void)state;
+    const double big[NUMEL] = { 0x1p24, 0x1p24, 0x1p24 }, none[NUMEL] = { 0 };
+    const zb_verify_case of_a = { .plan = { .averaging.after = { ZB_FACTOR_MULTIPLY, 1.0f / 3.0f } } };
+    const zb_verify_case of_b = { .plan = { .averaging.after = { ZB_FACTOR_DIVIDE, 3.0f } },
+                                  .equality_class = 1 };
+    const float exact[NUMEL] = { 1, 2, 3 }, near[NUMEL] = { 1, 2, 3.125f }, far[NUMEL] = { 1, 2, 3.25f };
+    const zb_first_gradients a = { &of_a, (float *)exact, (double *)none, (double *)big, 1 };
+    const zb_first_gradients b = { &of_b, (float *)near, (double *)none, (double *)big, 1 };
+    const zb_first_gradients c = { &of_b, (float *)far, (double *)none, (double *)big, 1 };
+    zb_verify_relation r;
+    zb_classes_relate(&model, &a, &b, &r); /* |1/3 - fl(1/3)| 2^24 is 1/6 */
+    assert_int_equal(r.status, ZB_OK);
+    assert_true(r.largest > 0.74 && r.largest < 0.76);
+    zb_classes_relate(&model, &a, &c, &r);
+    assert_int_equal(r.status, ZB_DIFFERENT);
+}
+
 int main(void)
 {
-    struct CMUnitTest tests[COUNT(class_cases) + COUNT(relation_cases) + COUNT(incomparables)];
+    struct CMUnitTest tests[COUNT(class_cases) + COUNT(relation_cases) + COUNT(incomparables) + 1];
     size_t count = 0;
     for (size_t i = 0; i < COUNT(class_cases); i++)
         tests[count++] = (struct CMUnitTest){ class_cases[i].name, check_classes, NULL, NULL,
@@ -209,5 +250,6 @@ int main(void)
     for (size_t i = 0; i < COUNT(incomparables); i++)
         tests[count++] = (struct CMUnitTest){ incomparables[i].name, check_incomparable, NULL, NULL,
                                               (void *)&incomparables[i] };
+    tests[count++] = (struct CMUnitTest)cmocka_unit_test(rounded_factors);
     return cmocka_run_group_tests_name("classes", tests, NULL, NULL);
 }
