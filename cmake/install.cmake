@@ -15,6 +15,9 @@ write_basic_package_version_file(${CMAKE_BINARY_DIR}/zerobit-config-version.cmak
 install(FILES ${CMAKE_BINARY_DIR}/zerobit-config.cmake ${CMAKE_BINARY_DIR}/zerobit-config-version.cmake
   DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/zerobit)
 
+# Seen from the .pc files, so that they hold wherever `cmake --install --prefix` puts them.
+file(RELATIVE_PATH ZB_PREFIX_OF_PC "${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig" "${CMAKE_INSTALL_PREFIX}")
+
 # Ranks on MPI: find_package(zerobit COMPONENTS mpi) and pkg-config zerobit-mpi. Who asks for neither needs no MPI.
 if(ZB_WITH_MPI)
   install(TARGETS zerobit_mpi EXPORT zerobit-mpi-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})

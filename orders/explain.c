@@ -293,7 +293,8 @@ static void describe_parts(zb_explanation *found)
 
 /* --- an element that no order gives --- */
 
-/* Whether another order of the same additions could give it. */
+/* Whether another order of the same additions could give it. Sums that overflow on the way are not thought
+ * of. */
 static int is_within_rounding(const zb_seen *seen, size_t i)
 {
     const int terms = seen->rounds * seen->call->world_size;
@@ -304,8 +305,10 @@ static int is_within_rounding(const zb_seen *seen, size_t i)
         sum += x;
         magnitude += fabsl(x);
     }
-    return fabsl(zb_seen_value(seen->dtype, seen->result, i) - sum) <=
-           zb_seen_bound(seen, seen->call->world_size, 0, magnitude);
+    const long double found = zb_seen_value(seen->dtype, seen->result, i);
+    if (!isfinite(sum)) return isnan(sum) ? isnan(found) : found == sum;
+    if (magnitude == 0) return 0; /* of zeros only the sign can differ, and no rounding makes that */
+    return fabsl(found - sum) <= zb_seen_bound(seen, seen->call->world_size, 0, magnitude);
 }
 
 static void say_cause(search *s, const zb_cause *cause)

@@ -5,6 +5,7 @@
 #include "tools/options.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,8 +52,8 @@ static zb_status read_factor(const char *text, double *factor)
     char *stop;
     errno = 0;
     *factor = strtod(text, &stop);
-    if (stop == text || *stop != '\0' || errno != 0 || *text == ' ')
-        return zb_fail(ZB_INVALID_ARGUMENT, "--factor %s: want a number", text);
+    if (stop == text || *stop != '\0' || errno != 0 || *text == ' ' || !isfinite(*factor) || *factor == 0)
+        return zb_fail(ZB_INVALID_ARGUMENT, "--factor %s: want a finite number that is not 0", text);
     return ZB_OK;
 }
 

@@ -182,12 +182,17 @@ static zb_status read_inputs(const files *f, const subject *s, unsigned char *va
     return ZB_OK;
 }
 
+static const char *result_name(const subject *s)
+{
+    return s->name[0] != '\0' ? s->name : "result";
+}
+
 /* One tensor with everything, or of a reduce_scatter each rank's block. */
 static zb_status read_result(const files *f, const subject *s, const zb_reduction_call *call,
                              unsigned char *values)
 {
     const zb_safetensors *file = &f->result;
-    const char *name = s->name[0] != '\0' ? s->name : "result";
+    const char *name = result_name(s);
     const int scatters = call->kind == ZB_COLLECTIVE_REDUCE_SCATTER ||
                          call->kind == ZB_COLLECTIVE_REDUCE_SCATTER_V;
     const zb_safetensors_tensor *tensor = zb_safetensors_find(file, name);
@@ -348,6 +353,14 @@ static int is_right(const files *f, const answer *a)
 }
 
 /* Without --tensor everything is explained, so that nothing in RESULT may be left over. */
+/* Of a scatter each rank may have its block, where there is no tensor with everything. */
+static int has_blocks(const files *f, const subject *s)
+{
+    const int scatters = f->request->kind == ZB_COLLECTIVE_REDUCE_SCATTER ||
+                         f->request->kind == ZB_COLLECTIVE_REDUCE_SCATTER_V;
+    return scatters && zb_safetensors_find(&f->result, result_name(s)) == NULL;
+}
+
 static zb_status check_results(const files *f, const subject *subjects, size_t count)
 {
     const zb_safetensors *file = &f->result;
@@ -356,11 +369,13 @@ static zb_status check_results(const files *f, const subject *subjects, size_t c
         size_t length = 0, s = 0;
         int rank;
         const int is_block = split_name(name, &length, &rank);
-        while (s < count && strcmp(subjects[s].name[0] != '\0' ? subjects[s].name : "result", name) != 0 &&
-               !(is_block && is_named(&subjects[s], name, length) && rank < subjects[s].world_size))
+        while (s < count && strcmp(result_name(&subjects[s]), name) != 0 &&
+               !(is_block && is_named(&subjects[s], name, length) && rank < subjects[s].world_size &&
+                 has_blocks(f, &subjects[s])))
             s++;
         if (s == count)
-            return zb_fail(ZB_INVALID_ARGUMENT, "%s: has tensor \"%s\", for which %s has no contributions",
+            return zb_fail(ZB_INVALID_ARGUMENT,
+                           "%s: has tensor \"%s\", which is no result of what %s has contributions to",
                            file->path, name, f->contributions.path);
     }
     return ZB_OK;

@@ -120,6 +120,13 @@ static zb_status explain_traces(side *a, side *b, int64_t step, zb_trace_explana
     return found ? explain_step(a, b, out) : ZB_OK;
 }
 
+/* A damaged file gets no verdict, wherever the damage is. */
+static zb_status read_to_end(side *s)
+{
+    while (step_of(s) != INT64_MAX) ZB_TRY(go_to(s, 0));
+    return ZB_OK;
+}
+
 zb_status zb_trace_explain(const char *contributions_path, const char *gradients_path, int64_t step,
                            zb_trace_explanation *explanation_p)
 {
@@ -128,6 +135,8 @@ zb_status zb_trace_explain(const char *contributions_path, const char *gradients
     zb_status status = open_side(contributions_path, &a);
     if (status == ZB_OK) status = open_side(gradients_path, &b);
     if (status == ZB_OK) status = explain_traces(&a, &b, step, &made);
+    if (status == ZB_OK) status = read_to_end(&a);
+    if (status == ZB_OK) status = read_to_end(&b);
     zb_trace_reader_destroy(a.reader);
     zb_trace_reader_destroy(b.reader);
     if (status == ZB_OK)

@@ -161,7 +161,7 @@ static void blocks_are_put_together(void **state)
     }
     write_tensors("r", blocks, WORLD);
     expect("explain @/c @/r --kind reduce_scatter --expect mpi-ring", 0, "order: as mpi-ring\n", "");
-    expect("explain @/c @/r", 2, "", "/r: has no tensor \"result\"\n");
+    expect("explain @/c @/r", 2, "", "/r: has tensor \"rank0\", which is no result of what ");
     write_tensors("r", blocks, WORLD - 1);
     expect("explain @/c @/r --kind reduce_scatter", 2, "",
            "/r: has no tensor \"result\", and not every rank's block either\n");
@@ -232,7 +232,7 @@ static void several_tensors(void **state)
     cJSON_Delete(json);
     outcome_free(&o);
     write_tensors("r", results, 3);
-    expect("explain @/c @/r", 2, "", "/r: has tensor \"more\", for which ");
+    expect("explain @/c @/r", 2, "", "/r: has tensor \"more\", which is no result of what ");
     contributions_free(&c);
 }
 
@@ -267,7 +267,9 @@ static const struct refusal {
     { "--op max", "--op max: want sum, avg or premul_sum\n" },
     { "--op premul_sum", "--op premul_sum wants --factor F\n" },
     { "--factor 2", "--factor 2: only with --op premul_sum\n" },
-    { "--op premul_sum --factor 2x", "--factor 2x: want a number\n" },
+    { "--op premul_sum --factor 2x", "--factor 2x: want a finite number that is not 0\n" },
+    { "--op premul_sum --factor inf", "--factor inf: want a finite number" },
+    { "--op premul_sum --factor 0", "--factor 0: want a finite number" },
     { "--kind reduce_scatter_v", "--kind reduce_scatter_v wants --counts LIST\n" },
     { "--counts 1,2", "--counts 1,2: only with --kind reduce_scatter_v\n" },
     { "--kind reduce_scatter_v --counts 1,x", "--counts: \"x\": want a number of elements for each rank" },
@@ -337,7 +339,19 @@ static void bad_files_are_refused(void **state)
         { { { "rank0", ZB_FP32, 4, x } },
           { { "sum", ZB_FP32, 4, x } },
           "",
-          "/r: has tensor \"sum\", for which " },
+          "/r: has tensor \"sum\", which is no result of what " },
+        { { { "rank0", ZB_FP32, 4, x } },
+          { { "result", ZB_FP32, 4, x }, { "rank0", ZB_FP32, 4, x } },
+          "",
+          "/r: has tensor \"rank0\", which is no result of what " },
+        { { { "rank0", ZB_FP32, 4, x } },
+          { { "result", ZB_FP32, 4, x }, { "rank0", ZB_FP32, 4, x } },
+          "--kind reduce_scatter",
+          "/r: has tensor \"rank0\", which is no result of what " },
+        { { { "rank0", ZB_FP32, 4, x } },
+          { { "rank0", ZB_FP32, 4, x } },
+          "",
+          "/r: has tensor \"rank0\", which is no result of what " },
         { { { "rank0", ZB_FP32, 4, x } }, { { .numel = 0 } }, "", "/r: has no tensor \"result\"\n" },
         { { { .numel = 0 } }, { { .numel = 0 } }, "", "/c: has no tensor, want rank0, rank1, ..\n" },
         { { { "rank0", ZB_FP32, 3, x }, { "rank1", ZB_FP32, 3, x } },
@@ -375,9 +389,45 @@ static void bad_files_are_refused(void **state)
 /* --- traces --- */
 
 /* One step of three ranks, whose reduced gradients are summed from `start` on. */
+static zb_route_piece pieces[] = { { SMALL_WEIGHT, 0, 6, 0 }, { SMALL_BIAS, 0, 2, 6 } };
+
+/* Gradients of three ranks, added from rank `start` on. */
+static void write_step(zb_trace_writer *writer, int64_t step, int start, int has_contributions)
+{
+    float x[3][8], sums[8];
+    for (int rank = 0; rank < 3; rank++)
+        for (int i = 0; i < 8; i++)
+            x[rank][i] = 0.1f * (float)(i + 1) * ((float)rank + 0.7f) * (i % 2 ? 1.0f : -3.3f);
+    for (int i = 0; i < 8; i++) sums[i] = (x[start][i] + x[(start + 1) % 3][i]) + x[(start + 2) % 3][i];
+    for (int rank = 0; rank < 3 && has_contributions; rank++)
+        for (int p = 0; p < 2; p++) {
+            const zb_observation sent = { .quantity = ZB_Q_CONTRIBUTION,
+                                          .step = step,
+                                          .rank = rank,
+                                          .param = pieces[p].param,
+                                          .dtype = ZB_FP32,
+                                          .numel = pieces[p].numel,
+                                          .data = x[rank] + pieces[p].at };
+            assert_ok(zb_trace_write(writer, &sent));
+        }
+    for (int p = 0; p < 2; p++) {
+        const zb_observation sum = { .quantity = ZB_Q_GRAD,
+                                     .step = step,
+                                     .micro = -1,
+                                     .param = pieces[p].param,
+                                     .dtype = ZB_FP32,
+                                     .numel = pieces[p].numel,
+                                     .data = sums + pieces[p].at };
+        assert_ok(zb_trace_write(writer, &sum));
+    }
+    const zb_observation empty = {
+        .quantity = ZB_Q_GRAD, .step = step, .micro = -1, .param = SMALL_EMPTY, .data = sums
+    };
+    assert_ok(zb_trace_write(writer, &empty));
+}
+
 static void write_trace_of(const char *name, int start, int has_contributions)
 {
-    static zb_route_piece pieces[] = { { SMALL_WEIGHT, 0, 6, 0 }, { SMALL_BIAS, 0, 2, 6 } };
     static zb_route_collective collective = { .call = { .kind = ZB_COLLECTIVE_ALL_REDUCE,
                                                         .world_size = 3,
                                                         .numel = 8,
@@ -388,36 +438,22 @@ static void write_trace_of(const char *name, int start, int has_contributions)
     const zb_route route = { .world_size = 3, .collectives = &collective, .count = 1 };
     zb_trace_header header = small_header(0, 3);
     zb_trace_writer *writer;
-    float x[3][8], sums[8];
-    for (int rank = 0; rank < 3; rank++)
-        for (int i = 0; i < 8; i++)
-            x[rank][i] = 0.1f * (float)(i + 1) * ((float)rank + 0.7f) * (i % 2 ? 1.0f : -3.3f);
-    for (int i = 0; i < 8; i++) sums[i] = (x[start][i] + x[(start + 1) % 3][i]) + x[(start + 2) % 3][i];
     header.route = &route;
     assert_ok(zb_trace_writer_create(in_folder(name), &header, &writer));
-    for (int rank = 0; rank < 3 && has_contributions; rank++)
-        for (int p = 0; p < 2; p++) {
-            const zb_observation sent = { .quantity = ZB_Q_CONTRIBUTION,
-                                          .rank = rank,
-                                          .param = pieces[p].param,
-                                          .dtype = ZB_FP32,
-                                          .numel = pieces[p].numel,
-                                          .data = x[rank] + pieces[p].at };
-            assert_ok(zb_trace_write(writer, &sent));
-        }
-    for (int p = 0; p < 2; p++) {
-        const zb_observation sum = { .quantity = ZB_Q_GRAD,
-                                     .micro = -1,
-                                     .param = pieces[p].param,
-                                     .dtype = ZB_FP32,
-                                     .numel = pieces[p].numel,
-                                     .data = sums + pieces[p].at };
-        assert_ok(zb_trace_write(writer, &sum));
-    }
-    const zb_observation empty = { .quantity = ZB_Q_GRAD, .micro = -1, .param = SMALL_EMPTY, .data = sums };
-    assert_ok(zb_trace_write(writer, &empty));
+    for (int64_t step = 0; step < 3; step++) write_step(writer, step, start, has_contributions);
     assert_ok(zb_trace_writer_finish(writer));
     zb_trace_writer_destroy(writer);
+}
+
+/* Its end is missing, or a bit there has changed. */
+static void write_damaged(const char *from, const char *to, size_t cut, unsigned char flip)
+{
+    size_t count;
+    unsigned char *bytes = read_whole(in_folder(from), &count);
+    assert_true(count > 40);
+    bytes[count - 20] ^= flip;
+    write_whole(in_folder(to), bytes, count - cut);
+    free(bytes);
 }
 
 static void traces_are_explained(void **state)
@@ -438,6 +474,10 @@ static void traces_are_explained(void **state)
         "diff @/a @/b", 1,
         "/b: step 0, collective 0 (all_reduce, 8 elements): order: none that has a name, but elements 0 to 7",
         "");
+    write_damaged("a", "shorter", 1, 0);
+    write_damaged("b", "changed", 0, 4);
+    expect("explain @/shorter @/b", 2, "", "/shorter: ");
+    expect("explain @/a @/changed --step 0", 2, "", "/changed: ");
     expect("explain @/b @/a", 2, "", "/b: step 0 holds no contributions, so no order can be told\n");
     expect("explain @/a @/b --step 4", 2, "", "/a: holds no step 4\n");
     expect("explain @/a @/b --expect rank", 2, "", "--expect: only for tensors; traces say it themselves\n");

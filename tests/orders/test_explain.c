@@ -299,6 +299,34 @@ static void special_values(void **state)
     contributions_free(&c);
 }
 
+/* What no rounding makes is not put down to it. */
+static void special_results_are_no_rounding(void **state)
+{
+    (void)state;
+    static const struct {
+        float x[3], result;
+        int within;
+    } cases[] = {
+        { { (float)INFINITY, 1, 2 }, -(float)INFINITY, 0 },
+        { { (float)INFINITY, 1, 2 }, 3, 0 },
+        { { (float)INFINITY, 1, 2 }, (float)NAN, 0 },
+        { { 0, 0, 0 }, -0.0f, 0 },
+        { { 1, 2, 3 }, (float)INFINITY, 0 },
+        { { 1, 0x1p-24f, 0x1p-24f }, 1, 1 }, /* ((1 + x) + x) and (1 + (x + x)) */
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const zb_reduction_call call = call_of(ZB_COLLECTIVE_ALL_REDUCE, 3, 1, ZB_FP32);
+        const void *const inputs[] = { &cases[i].x[0], &cases[i].x[1], &cases[i].x[2] };
+        zb_explanation e;
+        assert_ok(zb_reduction_explain(&call, NULL, inputs, &cases[i].result, &e));
+        if (cases[i].within)
+            assert_int_not_equal(e.verdict, ZB_VERDICT_VALUE);
+        else
+            assert_int_equal(e.verdict, ZB_VERDICT_VALUE);
+        assert_false(e.within_rounding);
+    }
+}
+
 static void nothing_to_explain(void **state)
 {
     (void)state;
@@ -374,6 +402,7 @@ int main(void)
         cmocka_unit_test(names_an_element_off_by_one_bit),
         cmocka_unit_test(tells_another_order_from_a_wrong_value),
         cmocka_unit_test(special_values),
+        cmocka_unit_test(special_results_are_no_rounding),
         cmocka_unit_test(nothing_to_explain),
         cmocka_unit_test(every_failing_allocation),
         cmocka_unit_test(is_fast),
