@@ -92,12 +92,28 @@ zb_status processes_read_native(processes *p, input_options *input)
     return p->order != NULL ? ZB_OK : ZB_NO_MEMORY;
 }
 
+/* Whether Open MPI has an algorithm for any of them. */
+static int has_native(const zb_orders *orders)
+{
+    for (int kind = 0; orders != NULL && kind < ZB_COLLECTIVE_COUNT; kind++)
+        if (strncmp(zb_algorithm_name(orders->of[kind].algorithm), "mpi-", 4) == 0) return 1;
+    return 0;
+}
+
+static zb_status check_native(const zb_orders *orders)
+{
+    char text[128];
+    if (has_native(orders)) return ZB_OK;
+    zb_orders_describe(orders, text, sizeof text);
+    return zb_fail(ZB_INVALID_ARGUMENT,
+                   "--native: Open MPI has no algorithm for the order %s; name one of mpi-... by --order",
+                   text);
+}
+
 zb_status processes_start(processes *p, const inputs *in, const command_spec *command)
 {
     if (!are_processes(p)) return ZB_OK;
-    if (p->native && in->config->orders == NULL)
-        return zb_fail(ZB_INVALID_ARGUMENT, "--native: ranks are added in rank order, which Open MPI has no "
-                                            "algorithm for; name another by --order");
+    if (p->native) ZB_TRY(check_native(in->config->orders));
     const zb_mpi_options mpi_options = { .native = p->native ? in->config->orders : NULL,
                                          .timeout_seconds = (double)p->timeout };
     ZB_TRY(zb_comm_mpi_create(&mpi_options, &p->comm));
