@@ -125,11 +125,11 @@ static exit_code check_processes(const verify_settings *settings)
 
 /* A rank that failed for a reason of its own (memory, an internal error) is no verdict about the arithmetic.
  */
-static exit_code code_of_cases(const verify_report *report)
+static exit_code code_of_cases(const zb_verify_case *cases, int case_count)
 {
     exit_code code = EXIT_EQUAL;
-    for (int i = 0; i < report->case_count; i++) {
-        exit_code of_case = exit_code_of(report->cases[i].status);
+    for (int i = 0; i < case_count; i++) {
+        exit_code of_case = exit_code_of(cases[i].status);
         if (of_case == EXIT_DIFFERENT) return EXIT_DIFFERENT;
         if (of_case != EXIT_EQUAL) code = of_case;
     }
@@ -151,7 +151,7 @@ static exit_code give_report(const verify_settings *settings, const verify_repor
         zb_status status = report_junit(report, settings->junit);
         if (status != ZB_OK) return command_failed(command_name, status);
     }
-    return code_of_cases(report);
+    return code_of_cases(report->cases, report->case_count);
 }
 
 static zb_status run_cases(const verify_settings *settings, const inputs *in, listener *l,
@@ -264,6 +264,21 @@ static void fail_world(zb_verify_case *cases, int case_count, int world_size, in
     }
 }
 
+/* Whoever ends otherwise than the report says has failed behind it, and what it calls equal is not shown. */
+static void check_end(zb_verify_case *cases, int case_count, int world_size, int ended_with)
+{
+    const exit_code want = code_of_cases(cases, case_count);
+    if (ended_with == (int)want) return;
+    for (int i = 0; i < case_count; i++) {
+        if (cases[i].status != ZB_OK) continue;
+        cases[i].status = ZB_REMOTE;
+        snprintf(cases[i].message, sizeof cases[i].message,
+                 "the %d processes ended with exit status %d behind their report, want %d; what they said "
+                 "stands above",
+                 world_size, ended_with, (int)want);
+    }
+}
+
 /* All cases of a world, in one start of its processes. */
 static zb_status launch_world(const verify_settings *settings, int world_size, report_target *target)
 {
@@ -275,10 +290,12 @@ static zb_status launch_world(const verify_settings *settings, int world_size, r
     if (status == ZB_OK) status = launch_run(&words, &output, &bytes, &ended_with);
     words_destroy(&words);
     snprintf(label, sizeof label, "the report of %d processes", world_size);
-    if (status == ZB_OK && bytes > 0)
+    if (status == ZB_OK && bytes > 0) {
         status = report_read(output, bytes, label, target);
-    else if (status == ZB_OK)
+        if (status == ZB_OK) check_end(target->cases, target->case_count, world_size, ended_with);
+    } else if (status == ZB_OK) {
         fail_world(target->cases, target->case_count, world_size, ended_with);
+    }
     zb_free(output);
     return status;
 }
@@ -334,7 +351,7 @@ static exit_code conclude(const verify_settings *settings, zb_status status, con
         if (speaks && any_difference(report)) report_unequal(report, stderr);
         return code;
     }
-    return speaks ? give_report(settings, report) : code_of_cases(report);
+    return speaks ? give_report(settings, report) : code_of_cases(report->cases, report->case_count);
 }
 
 /* Everything that is to be filled in. */
