@@ -279,6 +279,12 @@ static void check_end(zb_verify_case *cases, int case_count, int world_size, int
     }
 }
 
+static zb_status check_interrupted(int world_size, const char *how_far)
+{
+    if (interrupt_flag == 0) return ZB_OK;
+    return zb_fail(ZB_INTERRUPTED, "interrupted: world %d on Open MPI's processes, %s", world_size, how_far);
+}
+
 /* All cases of a world, in one start of its processes. */
 static zb_status launch_world(const verify_settings *settings, int world_size, report_target *target)
 {
@@ -286,9 +292,12 @@ static zb_status launch_world(const verify_settings *settings, int world_size, r
     char *output = NULL, label[64];
     size_t bytes = 0;
     int ended_with = 0;
-    zb_status status = list_words(settings, world_size, &words);
+    zb_status status = check_interrupted(world_size, "before they were started");
+    if (status == ZB_OK) status = list_words(settings, world_size, &words);
     if (status == ZB_OK) status = launch_run(&words, &output, &bytes, &ended_with);
     words_destroy(&words);
+    /* Before what may be half a report is read. */
+    if (status == ZB_OK) status = check_interrupted(world_size, "which have ended");
     snprintf(label, sizeof label, "the report of %d processes", world_size);
     if (status == ZB_OK && bytes > 0) {
         status = report_read(output, bytes, label, target);
@@ -321,7 +330,6 @@ static zb_status launch_cases(const verify_settings *settings, listener *l, zb_v
                                  .relation_count = l->relation_count };
         name_cases(settings, settings->worlds.values[w], cases);
         ZB_TRY(launch_world(settings, settings->worlds.values[w], &target));
-        if (interrupt_flag != 0) return zb_fail(ZB_INTERRUPTED, "interrupted; the processes have ended");
         /* Relations are the oracle's, and have been told where it has run here. */
         if (!settings->against_ref) l->relation_count = target.relation_count;
         if (target.order[0] != '\0') snprintf(order, order_bytes, "%s", target.order);
