@@ -1,4 +1,5 @@
-/* The record of a reduction: made, checked, looked up and put into words. */
+/* The record of a reduction: made, checked, looked up and put into words; and what its operations are called.
+ */
 #include <zerobit/reduction.h>
 
 #include <stdio.h>
@@ -6,6 +7,30 @@
 #include <zerobit/memory.h>
 
 #include "orders/record.h"
+
+/* --- operations --- */
+
+static const char *const redop_names[] = {
+#define REDOP_NAME(name, text) [ZB_##name] = text,
+    ZB_REDOP_MAP(REDOP_NAME)
+#undef REDOP_NAME
+};
+enum { REDOP_COUNT = sizeof redop_names / sizeof redop_names[0] };
+
+const char *zb_redop_name(zb_redop op)
+{
+    return (unsigned)op < REDOP_COUNT ? redop_names[op] : "?";
+}
+
+int zb_redop_parse(const char *text, zb_redop *op)
+{
+    for (int i = 0; i < REDOP_COUNT; i++)
+        if (strcmp(text, redop_names[i]) == 0) {
+            *op = (zb_redop)i;
+            return 1;
+        }
+    return 0;
+}
 
 /* --- writing --- */
 

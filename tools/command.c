@@ -34,6 +34,17 @@ exit_code exit_code_of(zb_status status)
     return EXIT_INTERNAL;
 }
 
+exit_code exit_code_of_cases(const zb_verify_case *cases, int case_count)
+{
+    exit_code code = EXIT_EQUAL;
+    for (int i = 0; i < case_count; i++) {
+        exit_code of_case = exit_code_of(cases[i].status);
+        if (of_case == EXIT_DIFFERENT) return EXIT_DIFFERENT;
+        if (of_case != EXIT_EQUAL) code = of_case;
+    }
+    return code;
+}
+
 exit_code command_failed(const char *command, zb_status status)
 {
     fprintf(stderr, "zerobit %s: %s\n", command, zb_error_message());

@@ -3,6 +3,7 @@
 #define TOOLS_COMMAND_H
 
 #include <zerobit/status.h>
+#include <zerobit/verify.h>
 
 typedef enum exit_code {
     EXIT_EQUAL = 0,
@@ -13,6 +14,10 @@ typedef enum exit_code {
 } exit_code;
 
 exit_code exit_code_of(zb_status status);
+
+/** Of a verification. A rank that failed for a reason of its own (memory, an internal error) is no verdict
+ * about the arithmetic. */
+exit_code exit_code_of_cases(const zb_verify_case *cases, int case_count);
 
 /** "zerobit COMMAND: <zb_error_message()>" on standard error; returns the exit code of status. */
 exit_code command_failed(const char *command, zb_status status);

@@ -20,11 +20,9 @@ typedef struct explain_options {
 
 /* --- options --- */
 
-static const char *const op_names[] = { "sum", "avg", "premul_sum" };
-static const zb_redop ops[] = { ZB_SUM, ZB_AVG, ZB_PREMUL_SUM };
 static const zb_collective_kind kinds[] = { ZB_COLLECTIVE_ALL_REDUCE, ZB_COLLECTIVE_REDUCE_SCATTER,
                                             ZB_COLLECTIVE_REDUCE_SCATTER_V, ZB_COLLECTIVE_REDUCE };
-enum { OP_COUNT = sizeof ops / sizeof ops[0], KIND_COUNT = sizeof kinds / sizeof kinds[0] };
+enum { KIND_COUNT = sizeof kinds / sizeof kinds[0] };
 
 static zb_status read_kind(const char *text, zb_collective_kind *kind)
 {
@@ -37,13 +35,10 @@ static zb_status read_kind(const char *text, zb_collective_kind *kind)
                    "--kind %s: want all_reduce, reduce_scatter, reduce_scatter_v or reduce", text);
 }
 
+/* Minimum and maximum have no order to be found. */
 static zb_status read_op(const char *text, zb_redop *op)
 {
-    for (int i = 0; i < OP_COUNT; i++)
-        if (strcmp(text, op_names[i]) == 0) {
-            *op = ops[i];
-            return ZB_OK;
-        }
+    if (zb_redop_parse(text, op) && *op != ZB_MIN && *op != ZB_MAX) return ZB_OK;
     return zb_fail(ZB_INVALID_ARGUMENT, "--op %s: want sum, avg or premul_sum", text);
 }
 

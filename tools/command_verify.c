@@ -2,13 +2,11 @@
 #include "tools/command.h"
 #include "tools/inputs.h"
 #include "tools/interrupt.h"
-#include "tools/launch.h"
+#include "tools/launch_verify.h"
 #include "tools/options.h"
 #include "tools/processes.h"
 #include "tools/report.h"
-#include "tools/report_read.h"
 
-#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -123,19 +121,6 @@ static exit_code check_processes(const verify_settings *settings)
 
 /* --- the run --- */
 
-/* A rank that failed for a reason of its own (memory, an internal error) is no verdict about the arithmetic.
- */
-static exit_code code_of_cases(const verify_report *report)
-{
-    exit_code code = EXIT_EQUAL;
-    for (int i = 0; i < report->case_count; i++) {
-        exit_code of_case = exit_code_of(report->cases[i].status);
-        if (of_case == EXIT_DIFFERENT) return EXIT_DIFFERENT;
-        if (of_case != EXIT_EQUAL) code = of_case;
-    }
-    return code;
-}
-
 static exit_code give_report(const verify_settings *settings, const verify_report *report)
 {
     int json_on_stdout = settings->json != NULL && strcmp(settings->json, "-") == 0;
@@ -151,7 +136,7 @@ static exit_code give_report(const verify_settings *settings, const verify_repor
         zb_status status = report_junit(report, settings->junit);
         if (status != ZB_OK) return command_failed(command_name, status);
     }
-    return code_of_cases(report);
+    return exit_code_of_cases(report->cases, report->case_count);
 }
 
 static zb_status run_cases(const verify_settings *settings, const inputs *in, listener *l,
@@ -184,132 +169,28 @@ static zb_status run_cases(const verify_settings *settings, const inputs *in, li
 
 /* --- the run on processes that are started here --- */
 
-static zb_status add_list(word_list *words, const char *name, const int *values, int count)
-{
-    char text[16 * OPTION_LIST_MAX] = "";
-    for (int i = 0; i < count; i++)
-        snprintf(text + strlen(text), sizeof text - strlen(text), "%s%d", i > 0 ? "," : "", values[i]);
-    ZB_TRY(words_add(words, "%s", name));
-    return words_add(words, "%s", text);
-}
-
-static zb_status add_text(word_list *words, const char *name, const char *value)
-{
-    if (value == NULL) return ZB_OK;
-    ZB_TRY(words_add(words, "%s", name));
-    return words_add(words, "%s", value);
-}
-
-/* 0: not given. */
-static zb_status add_number(word_list *words, const char *name, int64_t value)
-{
-    if (value == 0) return ZB_OK;
-    ZB_TRY(words_add(words, "%s", name));
-    return words_add(words, "%" PRId64, value);
-}
-
-static zb_status add_dtypes(word_list *words, const dtype_list *dtypes)
-{
-    ZB_TRY(words_add(words, "--dtypes"));
-    char text[8 * ZB_DTYPE_COUNT] = "";
-    for (int i = 0; i < dtypes->count; i++)
-        snprintf(text + strlen(text), sizeof text - strlen(text), "%s%s", i > 0 ? "," : "",
-                 zb_dtype_name(dtypes->values[i]));
-    return words_add(words, "%s", text);
-}
-
-static zb_status add_inputs(const input_options *input, word_list *words)
-{
-    ZB_TRY(add_text(words, "--semantics", input->semantics));
-    ZB_TRY(add_text(words, "--order", input->order));
-    ZB_TRY(add_text(words, "--model", input->model));
-    ZB_TRY(add_text(words, "--data", input->data));
-    ZB_TRY(add_text(words, "--weights", input->weights));
-    ZB_TRY(add_number(words, "--records", input->records));
-    ZB_TRY(add_number(words, "--seed", input->seed));
-    ZB_TRY(add_number(words, "--train-batch", input->train_batch));
-    ZB_TRY(add_number(words, "--micro-batch", input->micro_batch));
-    return add_number(words, "--accumulation", input->accumulation);
-}
-
-/* The same command on each process, which is told the world and writes its report to standard output. */
-static zb_status list_words(const verify_settings *settings, int world_size, word_list *words)
-{
-    ZB_TRY(launch_begin(settings->mpirun, world_size, words));
-    ZB_TRY(words_add(words, "verify"));
-    ZB_TRY(words_add(words, "%s", settings->input.config_path));
-    ZB_TRY(add_inputs(&settings->input, words));
-    ZB_TRY(add_list(words, "--stages", settings->stages.values, settings->stages.count));
-    ZB_TRY(add_list(words, "--worlds", &world_size, 1));
-    ZB_TRY(add_dtypes(words, &settings->dtypes));
-    ZB_TRY(add_number(words, "--steps", settings->steps));
-    ZB_TRY(add_text(words, "--comm", "mpi"));
-    if (settings->processes.native) ZB_TRY(words_add(words, "--native"));
-    if (settings->contributions) ZB_TRY(words_add(words, "--contributions"));
-    ZB_TRY(add_number(words, "--timeout", settings->processes.timeout));
-    ZB_TRY(add_text(words, "--json", "-"));
-    return words_add(words, "--quiet");
-}
-
-/* Without a report the processes have failed, and have said so on standard error. */
-static void fail_world(zb_verify_case *cases, int case_count, int world_size, int ended_with)
-{
-    for (int i = 0; i < case_count; i++) {
-        if (cases[i].world_size != world_size) continue;
-        cases[i].ranks = "mpi";
-        cases[i].status = ZB_REMOTE;
-        snprintf(cases[i].message, sizeof cases[i].message,
-                 "the %d processes ended without a report, with exit status %d; what they said stands above",
-                 world_size, ended_with);
-    }
-}
-
-/* All cases of a world, in one start of its processes. */
-static zb_status launch_world(const verify_settings *settings, int world_size, report_target *target)
-{
-    word_list words = { 0 };
-    char *output = NULL, label[64];
-    size_t bytes = 0;
-    int ended_with = 0;
-    zb_status status = list_words(settings, world_size, &words);
-    if (status == ZB_OK) status = launch_run(&words, &output, &bytes, &ended_with);
-    words_destroy(&words);
-    snprintf(label, sizeof label, "the report of %d processes", world_size);
-    if (status == ZB_OK && bytes > 0)
-        status = report_read(output, bytes, label, target);
-    else if (status == ZB_OK)
-        fail_world(target->cases, target->case_count, world_size, ended_with);
-    zb_free(output);
-    return status;
-}
-
-static void name_cases(const verify_settings *settings, int world_size, zb_verify_case *cases)
-{
-    for (int d = 0; d < settings->dtypes.count; d++)
-        for (int s = 0; s < settings->stages.count; s++)
-            *cases++ = (zb_verify_case){ .stage = settings->stages.values[s],
-                                         .dtype = settings->dtypes.values[d],
-                                         .world_size = world_size };
-}
-
 static zb_status launch_cases(const verify_settings *settings, listener *l, zb_verify_case *cases,
-                              char *order, size_t order_bytes)
+                              int case_count, char *order, size_t order_bytes)
 {
-    const int of_world = settings->stages.count * settings->dtypes.count;
-    for (int w = 0; w < settings->worlds.count; w++, cases += of_world) {
-        report_target target = { .cases = cases,
-                                 .case_count = of_world,
-                                 .relations = l->relations,
-                                 .relation_capacity = l->relation_capacity,
-                                 .relation_count = l->relation_count };
-        name_cases(settings, settings->worlds.values[w], cases);
-        ZB_TRY(launch_world(settings, settings->worlds.values[w], &target));
-        if (interrupt_flag != 0) return zb_fail(ZB_INTERRUPTED, "interrupted; the processes have ended");
-        /* Relations are the oracle's, and have been told where it has run here. */
-        if (!settings->against_ref) l->relation_count = target.relation_count;
-        if (target.order[0] != '\0') snprintf(order, order_bytes, "%s", target.order);
-    }
-    return ZB_OK;
+    const launch_request request = { .mpirun = settings->mpirun,
+                                     .input = &settings->input,
+                                     .stages = &settings->stages,
+                                     .worlds = &settings->worlds,
+                                     .dtypes = &settings->dtypes,
+                                     .steps = settings->steps,
+                                     .timeout = settings->processes.timeout,
+                                     .is_native = settings->processes.native,
+                                     .with_contributions = settings->contributions };
+    report_target target = { .cases = cases,
+                             .case_count = case_count,
+                             .relations = l->relations,
+                             .relation_capacity = l->relation_capacity,
+                             .relation_count = l->relation_count };
+    const zb_status status = launch_verify(&request, &target);
+    /* Relations are the oracle's, and have been told where it has run here. */
+    if (!settings->against_ref) l->relation_count = target.relation_count;
+    if (target.order[0] != '\0') snprintf(order, order_bytes, "%s", target.order);
+    return status;
 }
 
 /* --- both --- */
@@ -334,7 +215,7 @@ static exit_code conclude(const verify_settings *settings, zb_status status, con
         if (speaks && any_difference(report)) report_unequal(report, stderr);
         return code;
     }
-    return speaks ? give_report(settings, report) : code_of_cases(report);
+    return speaks ? give_report(settings, report) : exit_code_of_cases(report->cases, report->case_count);
 }
 
 /* Everything that is to be filled in. */
@@ -352,7 +233,8 @@ static zb_status run_rungs(verify_settings *settings, const inputs *in, int of_r
     if (status != ZB_OK && status != ZB_DIFFERENT) return status;
     if (settings->against_ref) cases += of_rung;
     if (settings->against_mpi)
-        status = launch_cases(settings, &results->listener, cases, results->order, sizeof results->order);
+        status = launch_cases(settings, &results->listener, cases, of_rung, results->order,
+                              sizeof results->order);
     return status;
 }
 

@@ -5,7 +5,8 @@
 
 #include <stdlib.h>
 
-volatile sig_atomic_t interrupt_flag;
+volatile sig_atomic_t interrupt_flag, interrupt_again;
+static volatile sig_atomic_t held;
 
 static void on_signal(int number)
 {
@@ -16,6 +17,10 @@ static void on_signal(int number)
 static void on_request(int number)
 {
     static volatile sig_atomic_t asked[NSIG];
+    if (asked[number] && held) {
+        interrupt_again = 1;
+        return;
+    }
     if (asked[number]) {
         zb_output_files_remove();
         signal(number, SIG_DFL);
@@ -24,6 +29,11 @@ static void on_request(int number)
     }
     asked[number] = 1;
     on_signal(number);
+}
+
+void interrupt_hold(int is_held)
+{
+    held = is_held;
 }
 
 static void watch(int number, void (*handler)(int))

@@ -11,6 +11,13 @@
 void interrupt_watch(void);
 extern volatile sig_atomic_t interrupt_flag;
 
+/**
+ * Whether a second request is only noted, in interrupt_again: for who has processes of his own to end first,
+ * and looks at it all the time.
+ */
+void interrupt_hold(int is_held);
+extern volatile sig_atomic_t interrupt_again;
+
 /** End the process by the signal that came, as a shell expects it. Call when everything is put away. */
 _Noreturn void interrupt_end(void);
 

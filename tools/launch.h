@@ -25,6 +25,8 @@ zb_status launch_begin(const char *mpirun, int world_size, word_list *list);
 /**
  * Runs the words to their end. *output_p receives what the processes write to standard output, to be freed by
  * zb_free; standard error is this one's. *exit_code_p is the launcher's, 128 + N when signal N ended it.
+ * When interrupt_flag is set the launcher is told to end (SIGTERM), and when the request comes again it is
+ * killed with all that it has started; either way nothing of it is left, and what was read may be cut.
  */
 zb_status launch_run(const word_list *list, char **output_p, size_t *bytes_p, int *exit_code_p);
 

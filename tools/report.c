@@ -300,7 +300,13 @@ static void put_testcase(FILE *to, const char *model, const zb_verify_case *c)
     const char *element = c->status == ZB_DIFFERENT ? "failure" : "error";
     fprintf(to, ">\n    <%s type=\"%s\" message=\"", element, zb_status_string(c->status));
     put_xml(to, c->message);
-    fputs("\"/>\n  </testcase>\n", to);
+    if (c->explanation[0] == '\0') {
+        fputs("\"/>\n  </testcase>\n", to);
+        return;
+    }
+    fputs("\">", to);
+    put_xml(to, c->explanation);
+    fprintf(to, "</%s>\n  </testcase>\n", element);
 }
 
 zb_status report_junit(const verify_report *report, const char *path)

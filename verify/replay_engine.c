@@ -183,22 +183,14 @@ static const char *torch_dtype(zb_dtype dtype)
     }
 }
 
-static const char *torch_op(zb_redop op)
-{
-    static const char *const names[] = {
-        [ZB_SUM] = "sum", [ZB_AVG] = "avg", [ZB_MIN] = "min", [ZB_MAX] = "max", [ZB_PREMUL_SUM] = "premul_sum"
-    };
-    return names[op];
-}
-
-/* In the words of torch.distributed, for what DeepSpeed calls of it. */
+/* In the words of torch.distributed, for what DeepSpeed calls of it; operations are called alike. */
 static void describe_call(const zb_comm *comm, const zb_collective *c, zb_replay_call *call)
 {
     const char *dtype = torch_dtype(c->dtype);
     const size_t room = sizeof call->text, all = c->numel * (size_t)comm->world_size;
     switch (c->kind) {
     case ZB_COLLECTIVE_ALL_REDUCE:
-        snprintf(call->text, room, "all_reduce %s %zu %s", dtype, c->numel, torch_op(c->op));
+        snprintf(call->text, room, "all_reduce %s %zu %s", dtype, c->numel, zb_redop_name(c->op));
         return;
     case ZB_COLLECTIVE_ALL_GATHER:
         snprintf(call->text, room, "all_gather_into_tensor %s %zu %zu", dtype, all, c->numel);

@@ -7,9 +7,6 @@
 #include <string.h>
 #include <zerobit/memory.h>
 
-static const char *const op_names[] = { [ZB_SUM] = "sum", [ZB_AVG] = "avg", [ZB_PREMUL_SUM] = "premul_sum" };
-enum { OP_COUNT = sizeof op_names / sizeof op_names[0] };
-
 size_t zb_trace_call_numel(const zb_reduction_call *call)
 {
     size_t total = 0;
@@ -33,7 +30,7 @@ static void put_collective(zb_json_writer *json, const zb_route_collective *coll
         zb_json_end_array(json);
     }
     zb_json_put_string(json, "dtype", zb_dtype_name(call->dtype));
-    zb_json_put_string(json, "op", (unsigned)call->op < OP_COUNT ? op_names[call->op] : NULL);
+    zb_json_put_string(json, "op", zb_redop_name(call->op));
     if (call->op == ZB_PREMUL_SUM) zb_json_put_double(json, "factor", call->factor);
     if (call->kind == ZB_COLLECTIVE_REDUCE) zb_json_put_int(json, "root", call->root);
     zb_json_begin_array(json, "pieces");
@@ -101,14 +98,10 @@ static int get_size(const cJSON *item, size_t *value)
     return 1;
 }
 
-static int get_name(const cJSON *item, const char *const *names, int count, int *index)
+/* Minimum and maximum have no order, and are in no trace. */
+static int get_op(const cJSON *item, zb_redop *op)
 {
-    for (int i = 0; cJSON_IsString(item) && i < count; i++)
-        if (names[i] != NULL && strcmp(item->valuestring, names[i]) == 0) {
-            *index = i;
-            return 1;
-        }
-    return 0;
+    return cJSON_IsString(item) && zb_redop_parse(item->valuestring, op) && *op != ZB_MIN && *op != ZB_MAX;
 }
 
 static const cJSON *member(const cJSON *object, const char *key)
@@ -151,13 +144,11 @@ static const char *read_counts(const cJSON *json, zb_reduction_call *call, zb_st
 static const char *read_call(const cJSON *json, zb_reduction_call *call, zb_status *status)
 {
     const cJSON *factor = member(json, "factor");
-    int op;
     int64_t root;
     if (!read_kind(member(json, "kind"), &call->kind)) return "kind";
     if (!get_size(member(json, "numel"), &call->numel)) return "numel";
     if (!zb_trace_get_dtype(member(json, "dtype"), &call->dtype)) return "dtype";
-    if (!get_name(member(json, "op"), op_names, OP_COUNT, &op)) return "op";
-    call->op = (zb_redop)op;
+    if (!get_op(member(json, "op"), &call->op)) return "op";
     if (call->op == ZB_PREMUL_SUM) {
         if (!cJSON_IsNumber(factor)) return "factor";
         call->factor = factor->valuedouble;

@@ -192,6 +192,24 @@ static void relate(world *w, int class_a, int class_b)
     }
 }
 
+/* Of a spread world only rank 0 relates, and no rank may call equal what another calls different. */
+static zb_status share_relations(world *w)
+{
+    int64_t words[ZB_STAGE_COUNT];
+    zb_comm *comm = w->options->comm;
+    if (comm == NULL || w->class_count == 1) return ZB_OK;
+    for (int i = 0; i < w->options->stage_count; i++) words[i] = w->cases[i].status;
+    ZB_TRY(zb_collective_run(comm, NULL, .kind = ZB_COLLECTIVE_BROADCAST, .recv = words,
+                             .numel = (size_t)w->options->stage_count, .dtype = ZB_INT64,
+                             .what = "what holds between the classes"));
+    for (int i = 0; i < w->options->stage_count; i++) {
+        zb_verify_case *c = &w->cases[i];
+        if (c->status != ZB_OK || words[i] == ZB_OK) continue;
+        zb_case_fail(c, zb_fail((zb_status)words[i], "rank 0 says how it stands to another class of stages"));
+    }
+    return ZB_OK;
+}
+
 static zb_status run_classes(world *w, int64_t *done, int64_t total)
 {
     for (int k = 0; k < w->class_count; k++) {
@@ -206,7 +224,7 @@ static zb_status run_classes(world *w, int64_t *done, int64_t total)
         *done = done_before + g.runner_count * w->options->steps;
         for (int before = 0; before < k; before++) relate(w, before, k);
     }
-    return ZB_OK;
+    return share_relations(w);
 }
 
 static zb_status create_routes(world *w)

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <zerobit/collective.h>
+#include <zerobit/export.h>
 #include <zerobit/status.h>
 #include <zerobit/types.h>
 
@@ -19,7 +20,18 @@ extern "C" {
 /** Who adds; <zerobit/orders.h> has what it holds. Where a pointer to one is NULL: zerobit itself, in rank order. */
 typedef struct zb_order_source zb_order_source;
 
-typedef enum zb_redop { ZB_SUM, ZB_AVG, ZB_MIN, ZB_MAX, ZB_PREMUL_SUM } zb_redop;
+#define ZB_REDOP_MAP(X) X(SUM, "sum") X(AVG, "avg") X(MIN, "min") X(MAX, "max") X(PREMUL_SUM, "premul_sum")
+
+typedef enum zb_redop {
+#define ZB_REDOP_ENUM(name, text) ZB_##name,
+    ZB_REDOP_MAP(ZB_REDOP_ENUM)
+#undef ZB_REDOP_ENUM
+} zb_redop;
+
+/** "sum", ...; "?" for a value outside the enum. */
+ZB_API const char *zb_redop_name(zb_redop op);
+/** Inverse of zb_redop_name. Returns 0 when unknown; *op is then unchanged. */
+ZB_API int zb_redop_parse(const char *text, zb_redop *op);
 
 /**
  * What of a collective decides about its order. Kinds: all_reduce, reduce_scatter, reduce_scatter_v, reduce; numel and counts as in

@@ -125,6 +125,31 @@ static void junit_says_what_failed(void **state)
     free(text);
 }
 
+/* Why a sum differs is told there as it is in the table and in JSON. */
+static void junit_says_why(void **state)
+{
+    (void)state;
+    verify_report report = report_of(4);
+    zb_verify_case explained[2] = { cases[1], cases[3] };
+    for (int i = 0; i < 2; i++)
+        snprintf(explained[i].explanation, sizeof explained[i].explanation, "rank 1 is <missing>\n& \xff");
+    report.cases = explained;
+    report.case_count = 2;
+    assert_int_equal(report_junit(&report, in_folder("report.xml")), ZB_OK);
+    size_t bytes;
+    char *text = (char *)read_whole(in_folder("report.xml"), &bytes);
+    text[bytes] = '\0';
+    static const char *const parts[] = {
+        "<failure type=\"results differ\" message=\"step 3, rank 1, &lt;loss&gt;\">"
+        "rank 1 is &lt;missing&gt;&#10;&amp; \xef\xbf\xbd</failure>\n  </testcase>\n",
+        "message=\"rank 0 waits&#10;rank 1 too\">"
+        "rank 1 is &lt;missing&gt;&#10;&amp; \xef\xbf\xbd</error>\n  </testcase>\n",
+    };
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
+        if (strstr(text, parts[i]) == NULL) fail_msg("no %s in:\n%s", parts[i], text);
+    free(text);
+}
+
 /* A report that no reader of XML takes is worse than none. */
 static void junit_is_well_formed_whatever_the_bytes(void **state)
 {
@@ -303,6 +328,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         IN_FOLDER(json_says_it_all),
         IN_FOLDER(junit_says_what_failed),
+        IN_FOLDER(junit_says_why),
         IN_FOLDER(junit_is_well_formed_whatever_the_bytes),
         cmocka_unit_test(the_quiet_form_names_what_is_not_equal),
         cmocka_unit_test(table_names_the_difference),

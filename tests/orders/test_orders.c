@@ -208,6 +208,32 @@ static void test_allocation_failures(void **state)
     assert_true(n > 4);
 }
 
+static void operations_have_names(void **state)
+{
+    (void)state;
+    static const struct {
+        zb_redop op;
+        const char *name;
+    } rows[] = { { ZB_SUM, "sum" },
+                 { ZB_AVG, "avg" },
+                 { ZB_MIN, "min" },
+                 { ZB_MAX, "max" },
+                 { ZB_PREMUL_SUM, "premul_sum" } };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        zb_redop op;
+        assert_string_equal(zb_redop_name(rows[i].op), rows[i].name);
+        assert_true(zb_redop_parse(rows[i].name, &op));
+        assert_int_equal(op, rows[i].op);
+    }
+    zb_redop untouched = ZB_MAX;
+    assert_false(zb_redop_parse("SUM", &untouched));
+    assert_false(zb_redop_parse("", &untouched));
+    assert_false(zb_redop_parse("?", &untouched));
+    assert_int_equal(untouched, ZB_MAX);
+    assert_string_equal(zb_redop_name((zb_redop)5), "?");
+    assert_string_equal(zb_redop_name((zb_redop)-1), "?");
+}
+
 int main(void)
 {
     enum { TRIPS = sizeof round_trips / sizeof round_trips[0], REFUSED = sizeof refused / sizeof refused[0] };
@@ -223,6 +249,7 @@ int main(void)
         cmocka_unit_test(test_equal),
         cmocka_unit_test(test_describe),
         cmocka_unit_test(test_allocation_failures),
+        cmocka_unit_test(operations_have_names),
     };
     int failed = cmocka_run_group_tests_name("orders as text", texts, NULL, NULL);
     return failed + cmocka_run_group_tests_name("orders_orders", tests, NULL, NULL);

@@ -291,6 +291,95 @@ static void a_wrong_sum_is_explained(void **state)
     close_fixture(&f);
 }
 
+/* --- classes that are too far apart --- */
+
+enum { RELATED_STEPS = 3 };
+
+typedef struct related_rank {
+    zb_weights weights, others;
+    int is_changed, relations;
+} related_rank;
+
+typedef struct related_run {
+    spread_run run;
+    related_rank ranks[WORLD_MAX];
+} related_run;
+
+/* Behind the last step of the first class every rank is given other weights. So each class is equal to its
+ * oracle, but what the two oracles began with is not the same. */
+static void change_weights(void *user, const zb_verify_case *current, int64_t done, int64_t total)
+{
+    related_rank *rank = user;
+    (void)current;
+    assert_int_equal(total, 2 * RELATED_STEPS);
+    if (done != RELATED_STEPS || rank->is_changed) return;
+    rank->is_changed = 1;
+    const zb_weights before = rank->weights;
+    rank->weights = rank->others;
+    rank->others = before;
+}
+
+static void count_relation(void *user, const zb_verify_relation *relation)
+{
+    related_rank *rank = user;
+    assert_int_equal(relation->status, ZB_DIFFERENT);
+    rank->relations++;
+}
+
+static zb_status verify_related(void *user, zb_comm *comm)
+{
+    related_run *related = user;
+    spread_run *run = &related->run;
+    zb_verify_options options = run->options;
+    options.comm = comm;
+    options.weights = &related->ranks[comm->rank].weights;
+    options.user = &related->ranks[comm->rank];
+    options.progress = change_weights;
+    options.relation = count_relation;
+    run->status[comm->rank] = zb_verify(&options, run->cases[comm->rank]);
+    return ZB_OK;
+}
+
+/* Only rank 0 has both oracles; every rank hears that the later class differs. */
+static void classes_apart_are_told_to_all(void **state)
+{
+    (void)state;
+    static const int world = 3, stages[] = { 0, 2 };
+    static const zb_dtype dtype = ZB_FP32;
+    const zb_sim_options sim_options = { .world_size = world, .workers = 2, .stack_bytes = STACK_BYTES };
+    static related_run related;
+    fixture f;
+    zb_sim *sim;
+    open_fixture("{\"train_micro_batch_size_per_gpu\": 2, \"zerobit\": {\"order\": \"mpi-ring\"}, "
+                 "\"optimizer\": {\"type\": \"Adam\", \"params\": {}}}",
+                 &f);
+    related = (related_run){ .run = run_of(&f, &world, &dtype) };
+    related.run.options.stages = stages;
+    related.run.options.stage_count = 2;
+    related.run.options.steps = RELATED_STEPS;
+    for (int rank = 0; rank < world; rank++) {
+        related_rank *r = &related.ranks[rank];
+        assert_int_equal(zb_weights_from_seed(f.model, 1, &r->weights), ZB_OK);
+        assert_int_equal(zb_weights_from_seed(f.model, 2, &r->others), ZB_OK);
+    }
+    assert_int_equal(zb_sim_create(&sim_options, &sim), ZB_OK);
+    const zb_status status = zb_sim_run(sim, verify_related, &related);
+    if (status != ZB_OK) fail_msg("%s", zb_error_message());
+    zb_sim_destroy(sim);
+    for (int rank = 0; rank < world; rank++) {
+        const zb_verify_case *cases = related.run.cases[rank];
+        assert_int_equal(related.ranks[rank].relations, rank == 0);
+        assert_int_equal(related.run.status[rank], ZB_DIFFERENT);
+        assert_int_equal(cases[0].status, ZB_OK);
+        assert_int_equal(cases[1].status, ZB_DIFFERENT);
+        assert_int_equal(cases[1].steps_done, RELATED_STEPS);
+        assert_string_not_equal(cases[1].message, "");
+        zb_weights_destroy(&related.ranks[rank].weights);
+        zb_weights_destroy(&related.ranks[rank].others);
+    }
+    close_fixture(&f);
+}
+
 /* --- failures --- */
 
 static int all_stopped(const spread_run *run, int world)
@@ -358,7 +447,7 @@ static void a_failing_allocation_stops_all(void **state)
 
 int main(void)
 {
-    struct CMUnitTest tests[COUNT(equal_cases) + COUNT(spoiled_cases) + 4];
+    struct CMUnitTest tests[COUNT(equal_cases) + COUNT(spoiled_cases) + 5];
     size_t count = 0;
     for (size_t i = 0; i < COUNT(equal_cases); i++)
         tests[count++] = (struct CMUnitTest){ equal_cases[i].name, equal_as_simulated, NULL, NULL,
@@ -368,6 +457,7 @@ int main(void)
                                               (void *)&spoiled_cases[i] };
     tests[count++] = (struct CMUnitTest)cmocka_unit_test(a_difference_is_told_to_all);
     tests[count++] = (struct CMUnitTest)cmocka_unit_test(other_worlds_are_refused);
+    tests[count++] = (struct CMUnitTest)cmocka_unit_test(classes_apart_are_told_to_all);
     tests[count++] = (struct CMUnitTest)cmocka_unit_test(a_failing_collective_stops_all);
     tests[count++] = (struct CMUnitTest)cmocka_unit_test(a_failing_allocation_stops_all);
     return cmocka_run_group_tests_name("spread", tests, NULL, NULL);
