@@ -2,6 +2,7 @@
 #include "tools/command.h"
 #include "tools/inputs.h"
 #include "tools/interrupt.h"
+#include "tools/launch.h"
 #include "tools/launch_verify.h"
 #include "tools/options.h"
 #include "tools/processes.h"
@@ -100,10 +101,17 @@ static exit_code check_against(verify_settings *settings)
     }
 }
 
+static int is_native_order(const verify_settings *settings)
+{
+    return settings->input.order != NULL && strcmp(settings->input.order, "native") == 0;
+}
+
 /* Ranks started here are told what concerns MPI; simulated ones have nothing to do with it. */
 static exit_code check_processes(const verify_settings *settings)
 {
-    const int is_native = settings->input.order != NULL && strcmp(settings->input.order, "native") == 0;
+    if (settings->mpirun != NULL && !settings->against_mpi)
+        return command_failed(command_name, zb_fail(ZB_INVALID_ARGUMENT, "--mpirun without --against mpi: "
+                                                                         "nothing is started"));
     if (!settings->against_mpi) return processes_check(command_name, &settings->processes, &settings->input);
     if (strcmp(settings->processes.comm_name, "sim") != 0)
         return command_failed(command_name,
@@ -111,7 +119,7 @@ static exit_code check_processes(const verify_settings *settings)
                                       "--against mpi starts the processes itself; --comm %s is for "
                                       "processes that mpirun has started",
                                       settings->processes.comm_name));
-    if (is_native && settings->against_ref)
+    if (is_native_order(settings) && settings->against_ref)
         return command_failed(command_name,
                               zb_fail(ZB_INVALID_ARGUMENT,
                                       "--order native with --against ref: simulated ranks have no MPI to "
@@ -139,29 +147,34 @@ static exit_code give_report(const verify_settings *settings, const verify_repor
     return exit_code_of_cases(report->cases, report->case_count);
 }
 
+static zb_verify_options options_of(const verify_settings *settings, const inputs *in, listener *l)
+{
+    return (zb_verify_options){ .config = in->config,
+                                .model = in->model,
+                                .weights = &in->weights,
+                                .dataset = in->dataset,
+                                .stages = settings->stages.values,
+                                .stage_count = settings->stages.count,
+                                .worlds = settings->worlds.values,
+                                .world_count = settings->worlds.count,
+                                .dtypes = settings->dtypes.values,
+                                .dtype_count = settings->dtypes.count,
+                                .steps = settings->steps,
+                                .contributions = settings->contributions,
+                                .comm = settings->processes.comm,
+                                .workers = (int)settings->workers,
+                                .sim_seed = (uint64_t)settings->input.seed,
+                                .sampler_seed = (uint64_t)settings->input.seed,
+                                .interrupt = &interrupt_flag,
+                                .progress = show_progress,
+                                .relation = note_relation,
+                                .user = l };
+}
+
 static zb_status run_cases(const verify_settings *settings, const inputs *in, listener *l,
                            zb_verify_case *cases)
 {
-    const zb_verify_options options = { .config = in->config,
-                                        .model = in->model,
-                                        .weights = &in->weights,
-                                        .dataset = in->dataset,
-                                        .stages = settings->stages.values,
-                                        .stage_count = settings->stages.count,
-                                        .worlds = settings->worlds.values,
-                                        .world_count = settings->worlds.count,
-                                        .dtypes = settings->dtypes.values,
-                                        .dtype_count = settings->dtypes.count,
-                                        .steps = settings->steps,
-                                        .contributions = settings->contributions,
-                                        .comm = settings->processes.comm,
-                                        .workers = (int)settings->workers,
-                                        .sim_seed = (uint64_t)settings->input.seed,
-                                        .sampler_seed = (uint64_t)settings->input.seed,
-                                        .interrupt = &interrupt_flag,
-                                        .progress = show_progress,
-                                        .relation = note_relation,
-                                        .user = l };
+    const zb_verify_options options = options_of(settings, in, l);
     const zb_status status = zb_verify(&options, cases);
     if (l->watched) clear_progress();
     return status;
@@ -169,8 +182,32 @@ static zb_status run_cases(const verify_settings *settings, const inputs *in, li
 
 /* --- the run on processes that are started here --- */
 
-static zb_status launch_cases(const verify_settings *settings, listener *l, zb_verify_case *cases,
-                              int case_count, char *order, size_t order_bytes)
+/* Before anything runs; cases as launch_verify wants them. */
+static zb_status plan_launched(const verify_settings *settings, const inputs *in, zb_verify_case *cases)
+{
+    zb_verify_options options = options_of(settings, in, NULL);
+    const int of_world = options.stage_count * options.dtype_count;
+    options.world_count = 1;
+    for (int w = 0; w < settings->worlds.count; w++, cases += of_world) {
+        options.worlds = &settings->worlds.values[w];
+        ZB_TRY(zb_verify_plan(&options, cases));
+        for (int i = 0; i < of_world; i++) cases[i].ranks = NULL;
+    }
+    return ZB_OK;
+}
+
+/* The order that the processes have found to be Open MPI's own. */
+static zb_status plan_again(const inputs *in, const char *order, zb_verify_case *cases, int case_count)
+{
+    ZB_TRY(zb_config_set_order(in->config, order));
+    for (int i = 0; i < case_count; i++)
+        ZB_TRY(
+            zb_plan_derive(in->config, cases[i].stage, cases[i].dtype, cases[i].world_size, &cases[i].plan));
+    return ZB_OK;
+}
+
+static zb_status launch_cases(const verify_settings *settings, const inputs *in, listener *l,
+                              zb_verify_case *cases, int case_count, char *order, size_t order_bytes)
 {
     const launch_request request = { .mpirun = settings->mpirun,
                                      .input = &settings->input,
@@ -189,8 +226,9 @@ static zb_status launch_cases(const verify_settings *settings, listener *l, zb_v
     const zb_status status = launch_verify(&request, &target);
     /* Relations are the oracle's, and have been told where it has run here. */
     if (!settings->against_ref) l->relation_count = target.relation_count;
-    if (target.order[0] != '\0') snprintf(order, order_bytes, "%s", target.order);
-    return status;
+    if (target.order[0] == '\0') return status;
+    snprintf(order, order_bytes, "%s", target.order);
+    return status == ZB_OK && is_native_order(settings) ? plan_again(in, order, cases, case_count) : status;
 }
 
 /* --- both --- */
@@ -202,7 +240,8 @@ static int any_difference(const verify_report *report)
     return 0;
 }
 
-static exit_code conclude(const verify_settings *settings, zb_status status, const verify_report *report)
+static exit_code conclude(const verify_settings *settings, zb_status status, int is_lacking,
+                          const verify_report *report)
 {
     const int speaks = processes_speaks(&settings->processes);
     if (status == ZB_INTERRUPTED) {
@@ -213,7 +252,7 @@ static exit_code conclude(const verify_settings *settings, zb_status status, con
     if (status != ZB_OK && status != ZB_DIFFERENT) {
         const exit_code code = command_failed(command_name, status);
         if (speaks && any_difference(report)) report_unequal(report, stderr);
-        return code;
+        return is_lacking ? EXIT_LACKING : code;
     }
     return speaks ? give_report(settings, report) : exit_code_of_cases(report->cases, report->case_count);
 }
@@ -223,18 +262,21 @@ typedef struct verify_results {
     zb_verify_case *cases;
     listener listener;
     char order[512];
+    int is_lacking; /* what is wrong is that this machine has no launcher, or no MPI */
 } verify_results;
 
 static zb_status run_rungs(verify_settings *settings, const inputs *in, int of_rung, verify_results *results)
 {
-    zb_verify_case *cases = results->cases;
-    zb_status status = ZB_OK;
-    if (settings->against_ref) status = run_cases(settings, in, &results->listener, cases);
-    if (status != ZB_OK && status != ZB_DIFFERENT) return status;
-    if (settings->against_ref) cases += of_rung;
-    if (settings->against_mpi)
-        status = launch_cases(settings, &results->listener, cases, of_rung, results->order,
-                              sizeof results->order);
+    zb_verify_case *launched = results->cases + (settings->against_ref ? of_rung : 0);
+    zb_status status = settings->against_mpi ? launch_check(settings->mpirun) : ZB_OK;
+    results->is_lacking = status == ZB_UNSUPPORTED;
+    if (status == ZB_OK && settings->against_mpi) status = plan_launched(settings, in, launched);
+    if (status == ZB_OK && settings->against_ref)
+        status = run_cases(settings, in, &results->listener, results->cases);
+    if (!settings->against_mpi || (status != ZB_OK && status != ZB_DIFFERENT)) return status;
+    status = launch_cases(settings, in, &results->listener, launched, of_rung, results->order,
+                          sizeof results->order);
+    results->is_lacking = status == ZB_UNSUPPORTED;
     return status;
 }
 
@@ -270,7 +312,7 @@ static exit_code verify_inputs(verify_settings *settings, const inputs *in, int 
                                    .relations = results.listener.relations,
                                    .relation_count = results.listener.relation_count,
                                    .seconds = seconds_now() - begin };
-    const exit_code code = conclude(settings, status, &report);
+    const exit_code code = conclude(settings, status, results.is_lacking, &report);
     *orderly = status == ZB_OK || status == ZB_DIFFERENT || status == ZB_INTERRUPTED;
     zb_free(results.listener.relations);
     zb_free(results.cases);
@@ -291,7 +333,7 @@ static zb_status open_inputs(verify_settings *settings, inputs *in)
 {
     input_options own = settings->input;
     /* Which order that is only the processes know. */
-    if (settings->against_mpi && own.order != NULL && strcmp(own.order, "native") == 0) own.order = NULL;
+    if (settings->against_mpi && is_native_order(settings)) own.order = NULL;
     ZB_TRY(inputs_open(&own, in));
     const zb_status status = processes_start(&settings->processes, in, settings->spec);
     if (status != ZB_OK) inputs_close(in);

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <zerobit/memory.h>
@@ -74,7 +75,8 @@ static zb_status add_launcher(const char *text, word_list *list)
 
 static int is_program(const char *path)
 {
-    return access(path, X_OK) == 0;
+    struct stat is;
+    return stat(path, &is) == 0 && S_ISREG(is.st_mode) && access(path, X_OK) == 0;
 }
 
 /* As execvp looks for it. */
@@ -108,6 +110,14 @@ zb_status launch_begin(const char *mpirun, int world_size, word_list *list)
     const ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
     if (length < 0) return zb_fail(ZB_IO, "/proc/self/exe cannot be read: %s", strerror(errno));
     return words_add(list, "%.*s", (int)length, self);
+}
+
+zb_status launch_check(const char *mpirun)
+{
+    word_list list = { 0 };
+    const zb_status status = launch_begin(mpirun, 1, &list);
+    words_destroy(&list);
+    return status;
 }
 
 /* --- running --- */

@@ -22,6 +22,9 @@ void words_destroy(word_list *list);
  */
 zb_status launch_begin(const char *mpirun, int world_size, word_list *list);
 
+/** Whether there is a launcher, as launch_begin looks for it. */
+zb_status launch_check(const char *mpirun);
+
 /**
  * Runs the words to their end. *output_p receives what the processes write to standard output, to be freed by
  * zb_free; standard error is this one's. *exit_code_p is the launcher's, 128 + N when signal N ended it.

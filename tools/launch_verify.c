@@ -81,17 +81,35 @@ static zb_status list_words(const launch_request *request, int world_size, word_
 
 /* --- one world --- */
 
+enum { NOT_EXECUTABLE = 126, NOT_FOUND = 127 }; /* as a shell says it of a program */
+
 /* Without a report the processes have failed, and have said so on standard error. */
-static void fail_world(zb_verify_case *cases, int case_count, int world_size, int ended_with)
+static zb_status fail_world(zb_verify_case *cases, int case_count, int world_size, int ended_with)
 {
-    for (int i = 0; i < case_count; i++) {
-        if (cases[i].world_size != world_size) continue;
-        cases[i].ranks = "mpi";
-        cases[i].status = ZB_REMOTE;
-        snprintf(cases[i].message, sizeof cases[i].message,
-                 "the %d processes ended without a report, with exit status %d; what they said stands above",
-                 world_size, ended_with);
+    zb_status status = ZB_REMOTE;
+    switch (ended_with) {
+    case EXIT_USAGE:
+        status = ZB_INVALID_ARGUMENT;
+        break;
+    case EXIT_LACKING:
+    case NOT_EXECUTABLE:
+    case NOT_FOUND:
+        status = ZB_UNSUPPORTED;
+        break;
+    case EXIT_INTERNAL:
+        status = ZB_INTERNAL;
+        break;
     }
+    zb_fail(status,
+            "the %d processes ended without a report, with exit status %d; what they said stands above",
+            world_size, ended_with);
+    if (status != ZB_REMOTE) return status;
+    for (int i = 0; i < case_count; i++) {
+        cases[i].ranks = "mpi";
+        cases[i].status = status;
+        snprintf(cases[i].message, sizeof cases[i].message, "%s", zb_error_message());
+    }
+    return ZB_OK;
 }
 
 /* Whoever ends otherwise than the report says has failed behind it, and what it calls equal is not shown. */
@@ -119,7 +137,7 @@ static zb_status check_interrupted(int world_size, const char *how_far)
 static zb_status launch_world(const launch_request *request, int world_size, report_target *target)
 {
     word_list words = { 0 };
-    char *output = NULL, label[64];
+    char *output = NULL, label[96];
     size_t bytes = 0;
     int ended_with = 0;
     zb_status status = check_interrupted(world_size, "before they were started");
@@ -128,27 +146,19 @@ static zb_status launch_world(const launch_request *request, int world_size, rep
     words_destroy(&words);
     /* Before what may be half a report is read. */
     if (status == ZB_OK) status = check_interrupted(world_size, "which have ended");
-    snprintf(label, sizeof label, "the report of %d processes", world_size);
+    snprintf(label, sizeof label, "standard output of %d processes, which should be their report",
+             world_size);
     if (status == ZB_OK && bytes > 0) {
         status = report_read(output, bytes, label, target);
         if (status == ZB_OK) check_end(target->cases, target->case_count, world_size, ended_with);
     } else if (status == ZB_OK) {
-        fail_world(target->cases, target->case_count, world_size, ended_with);
+        status = fail_world(target->cases, target->case_count, world_size, ended_with);
     }
     zb_free(output);
     return status;
 }
 
 /* --- all worlds --- */
-
-static void name_cases(const launch_request *request, int world_size, zb_verify_case *cases)
-{
-    for (int d = 0; d < request->dtypes->count; d++)
-        for (int s = 0; s < request->stages->count; s++)
-            *cases++ = (zb_verify_case){ .stage = request->stages->values[s],
-                                         .dtype = request->dtypes->values[d],
-                                         .world_size = world_size };
-}
 
 zb_status launch_verify(const launch_request *request, report_target *target)
 {
@@ -159,7 +169,6 @@ zb_status launch_verify(const launch_request *request, report_target *target)
         report_target part = *target;
         part.cases += w * of_world;
         part.case_count = of_world;
-        name_cases(request, world_size, part.cases);
         ZB_TRY(launch_world(request, world_size, &part));
         target->relation_count = part.relation_count;
         memcpy(target->order, part.order, sizeof part.order);

@@ -21,11 +21,12 @@ typedef struct launch_request {
 } launch_request;
 
 /**
- * target->cases receives the cases of each world after the other, [dtype][stage] in each; case_count is
- * worlds * dtypes * stages. What the processes say against themselves becomes ZB_REMOTE in the cases of their
- * world: that they ended without a report, or otherwise than their report says. ZB_INTERRUPTED: a signal came
- * (interrupt.h), and no process is left; ZB_UNSUPPORTED: there is no launcher; ZB_CORRUPT: a report that is
- * none.
+ * target->cases: those of each world after the other, [dtype][stage] in each, as zb_verify_plan fills them
+ * in, but for `ranks`, which is NULL; case_count is worlds * dtypes * stages. What the processes say against
+ * themselves becomes ZB_REMOTE in the cases of their world: that they ended without a report, or otherwise
+ * than their report says. ZB_INTERRUPTED: a signal came (interrupt.h), and no process is left;
+ * ZB_UNSUPPORTED: there is no launcher, or the processes lack something; ZB_INVALID_ARGUMENT, ZB_INTERNAL:
+ * they ended without a report, saying that; ZB_CORRUPT: a report that is none.
  */
 zb_status launch_verify(const launch_request *request, report_target *target);
 

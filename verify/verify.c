@@ -374,11 +374,16 @@ static zb_status run_all(const zb_verify_options *options, zb_verify_case *cases
     return ZB_OK;
 }
 
+zb_status zb_verify_plan(const zb_verify_options *options, zb_verify_case *cases)
+{
+    ZB_TRY(check_options(options));
+    return plan_cases(options, cases);
+}
+
 zb_status zb_verify(const zb_verify_options *options, zb_verify_case *cases)
 {
     const int case_count = options->dtype_count * options->world_count * options->stage_count;
-    zb_status status = check_options(options);
-    if (status == ZB_OK) status = plan_cases(options, cases);
+    zb_status status = zb_verify_plan(options, cases);
     if (status == ZB_OK) status = run_all(options, cases, case_count);
     /* The others must not wait for this rank; a difference and an interruption they know of. */
     if (options->comm != NULL && status != ZB_OK && status != ZB_DIFFERENT && status != ZB_INTERRUPTED &&

@@ -91,6 +91,12 @@ typedef struct zb_verify_options {
  */
 ZB_API zb_status zb_verify(const zb_verify_options *options, zb_verify_case *cases);
 
+/**
+ * What zb_verify does before anything runs: checks the options and every case, and fills in stage, dtype, world_size, ranks, plan and
+ * equality_class. Fails as zb_verify, naming the case.
+ */
+ZB_API zb_status zb_verify_plan(const zb_verify_options *options, zb_verify_case *cases);
+
 #ifdef __cplusplus
 }
 #endif

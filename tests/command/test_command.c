@@ -54,7 +54,7 @@ static const struct refusal {
     { "verify " CIFAR " --against mpi --comm mpi", 2, "--against mpi starts the processes itself" },
     { "verify " CIFAR " --against ref,mpi --order native", 2, "simulated ranks have no MPI to ask" },
     { "verify " CIFAR " --against mpi --mpirun ' '", 2, "--mpirun or ZEROBIT_MPIRUN is blank" },
-    { "verify " CIFAR " --against mpi --mpirun nowhere", 2,
+    { "verify " CIFAR " --against mpi --mpirun nowhere", 3,
       "nowhere is not there: Open MPI's launcher is needed" },
 #else
     { "verify " CIFAR " --against mpi", 3, "zerobit verify: this build has no MPI communicator\n" },
