@@ -178,9 +178,8 @@ static void hear_answer(mpi_world *world, const notice *n)
     snprintf(a->of[n->rank].text, sizeof a->of[n->rank].text, "%s", n->text);
 }
 
-static zb_status hear(mpi_world *world)
+static zb_status hear(mpi_world *world, const notice *n)
 {
-    const notice *n = &world->heard;
     switch ((notice_kind)n->kind) {
     case NOTICE_FAILED:
         hear_failed(world, n);
@@ -210,8 +209,11 @@ static zb_status hear_all(mpi_world *world)
         int came = 0;
         MPI_TRY(MPI_Test(&world->listening, &came, MPI_STATUS_IGNORE));
         if (!came) return ZB_OK;
-        ZB_TRY(hear(world));
-        ZB_TRY(zb_mpi_listen(world));
+        const notice heard = world->heard;
+        /* First, or a failure of hearing would leave nothing to listen with. */
+        const zb_status listening = zb_mpi_listen(world);
+        ZB_TRY(hear(world, &heard));
+        ZB_TRY(listening);
     }
 }
 

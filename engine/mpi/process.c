@@ -11,11 +11,6 @@
 static mpi_world *the_world;
 static int initialised_here;
 
-mpi_world *zb_mpi_world(void)
-{
-    return the_world;
-}
-
 zb_status zb_mpi_check(int code, const char *call)
 {
     if (code == MPI_SUCCESS) return ZB_OK;

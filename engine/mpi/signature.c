@@ -316,7 +316,8 @@ static zb_status message_signed(const mpi_op *op)
 
 /* --- both --- */
 
-/* A barrier moves nothing else that its ranks could wait for. */
+/* What moves nothing else that its ranks could wait for: a barrier, and what is about to block in MPI, where
+ * nothing in flight would go on until the last rank has come. */
 static zb_status meet(mpi_op *op)
 {
     op->request_count = 1;
@@ -328,7 +329,8 @@ zb_status zb_mpi_sign(mpi_op *op)
 {
     op->state = OP_SIGNING;
     if (op->group->base.world_size == 1) return ZB_OK;
-    if (op->group->world->unchecked) return op->call.kind == ZB_COLLECTIVE_BARRIER ? meet(op) : ZB_OK;
+    if (op->group->world->unchecked)
+        return op->call.kind == ZB_COLLECTIVE_BARRIER || op->agrees_only ? meet(op) : ZB_OK;
     return zb_mpi_is_pair((int)op->call.kind) ? sign_message(op) : sign_collective(op);
 }
 

@@ -87,8 +87,6 @@ struct mpi_group {
 
 /* --- process.c: the world --- */
 
-/** The process's world; NULL before zb_comm_mpi_create and after zb_mpi_end. */
-mpi_world *zb_mpi_world(void);
 /** zb_fail with MPI's words where `code` is not MPI_SUCCESS. */
 zb_status zb_mpi_check(int code, const char *call);
 #define MPI_TRY(call) ZB_TRY(zb_mpi_check((call), #call))

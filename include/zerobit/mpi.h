@@ -25,7 +25,8 @@
  *
  * A blocking send waits until the other side has come. While one operation is waited for, all that this process has in flight go
  * on. A pattern of calls that repeats allocates nothing from its second round on, as far as zerobit is asked; MPI has memory of
- * its own. A reduction in flight holds 4 MiB, or 16 KiB for each rank of its group if that is more, whatever its size.
+ * its own. A reduction in flight holds 4 MiB, or 16 KiB for each rank of its group if that is more (rounded up to a power of two), whatever its size;
+ * the process keeps that memory for the next one.
  */
 #ifndef ZEROBIT_MPI_H
 #define ZEROBIT_MPI_H
@@ -46,7 +47,7 @@ typedef struct zb_mpi_options {
     const zb_orders *native;
     double timeout_seconds;   /* of one wait in which nothing moves; 0: 300 */
     size_t message_bytes_max; /* larger messages are cut; at least 64, at most INT_MAX; 0: 1 GiB. For tests */
-    int unchecked;            /* leave out the comparison of calls before each collective */
+    int unchecked;            /* leave out the comparison of calls before each collective; ranks whose calls differ are then not told */
 } zb_mpi_options;
 
 /**

@@ -1,6 +1,7 @@
 /*
  * What only this back end promises: a process has one world, a pattern that repeats allocates nothing,
- * scratch memory is bounded, this rank's place can be told. Run by mpirun with two ranks or more.
+ * scratch memory is bounded, this rank's place can be told. Run by mpirun with two ranks or more;
+ * --unchecked leaves out the comparison of calls.
  */
 #include <mpi.h>
 
@@ -83,6 +84,47 @@ static zb_status reduces_in_bounded_memory(zb_comm *world)
                    numel * sizeof(float), (unsigned long long)more, held);
 }
 
+/* --- what blocks in MPI does not block what is in flight --- */
+
+static zb_status split_once(zb_comm *world)
+{
+    zb_comm *group;
+    ZB_TRY(zb_comm_split(world, 0, world->rank, &group));
+    zb_comm_destroy(group);
+    return ZB_OK;
+}
+
+static zb_status add_natively(zb_comm *world)
+{
+    static float x[NUMEL];
+    return RUN(world, NULL, ALL_REDUCE, .send = x, .recv = x, .numel = NUMEL, .order = &mpi_ring);
+}
+
+/* Of several rounds, in which every rank is needed: rank 1 waits for it first, the others afterwards. */
+static zb_status wait_around(zb_comm *world, zb_status (*block)(zb_comm *world))
+{
+    const size_t numel = (size_t)3 << 20;
+    zb_work work;
+    float *x = zb_alloc_array(numel, sizeof *x);
+    if (x == NULL) return ZB_NO_MEMORY;
+    zb_status status = RUN(world, &work, ALL_REDUCE, .send = x, .recv = x, .numel = numel);
+    if (status == ZB_OK && world->rank == 1) status = zb_comm_wait(world, &work);
+    if (status == ZB_OK) status = block(world);
+    if (status == ZB_OK && world->rank != 1) status = zb_comm_wait(world, &work);
+    zb_free(x);
+    return status;
+}
+
+static zb_status waits_around_a_split(zb_comm *world)
+{
+    return wait_around(world, split_once);
+}
+
+static zb_status waits_around_a_native_reduction(zb_comm *world)
+{
+    return wait_around(world, add_natively);
+}
+
 /* --- the place --- */
 
 static zb_status tells_its_place(zb_comm *world)
@@ -130,16 +172,19 @@ static const struct check {
     { "a process has one world", one_world },
     { "what repeats allocates nothing", repeats_without_allocating },
     { "memory of a reduction is bounded", reduces_in_bounded_memory },
+    { "one waits before a split, one after it", waits_around_a_split },
+    { "one waits before a native reduction, one after it", waits_around_a_native_reduction },
     { "a rank tells its place", tells_its_place },
     { "which reductions are native", says_what_is_native },
 };
 
-static zb_status run(zb_comm **world)
+static zb_status run(int unchecked, zb_comm **world)
 {
     zb_orders native;
     ZB_TRY(expect(zb_mpi_place() == NULL, "a place before the first collective"));
     ZB_TRY(zb_orders_parse("mpi-ring", &native));
-    const zb_status status = zb_comm_mpi_create(&(zb_mpi_options){ .native = &native }, world);
+    const zb_mpi_options options = { .native = &native, .unchecked = unchecked, .timeout_seconds = 30 };
+    const zb_status status = zb_comm_mpi_create(&options, world);
     zb_orders_destroy(&native);
     ZB_TRY(status);
     ZB_TRY(expect(zb_mpi_place() == NULL, "a place before the program's first collective"));
@@ -160,11 +205,12 @@ static int check_end(int code)
     return 1;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    const int unchecked = argc > 1 && strcmp(argv[1], "--unchecked") == 0;
     const uint64_t live = zb_alloc_get_stats().live;
     zb_comm *world;
-    const zb_status status = run(&world);
+    const zb_status status = run(unchecked, &world);
     if (status != ZB_OK) fprintf(stderr, "%s\n", zb_error_message());
     const int code = check_end(zb_mpi_end(status == ZB_OK ? 0 : 1));
     if (zb_alloc_get_stats().live == live) return code;
