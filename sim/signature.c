@@ -92,14 +92,6 @@ static const char *kind_name(int kind)
     return kind == SIM_SPLIT ? "split" : zb_collective_name(kind);
 }
 
-static const char *op_name(zb_redop op)
-{
-    static const char *const names[] = {
-        [ZB_SUM] = "sum", [ZB_AVG] = "avg", [ZB_MIN] = "min", [ZB_MAX] = "max", [ZB_PREMUL_SUM] = "premul_sum"
-    };
-    return (unsigned)op < sizeof names / sizeof names[0] ? names[op] : "?";
-}
-
 /* Cut, with "...", where there is too much of it. */
 static const char *describe_order(const zb_order_source *order, char *text, size_t text_bytes)
 {
@@ -146,7 +138,7 @@ int sim_signature_differs(const zb_collective *a, int rank_a, const zb_collectiv
     if ((a->kind == ZB_COLLECTIVE_BROADCAST || a->kind == ZB_COLLECTIVE_REDUCE) && a->root != b->root)
         DIFFERENCE("root", "%d", a->root, b->root);
     if (!is_reduction(a)) return 0;
-    if (a->op != b->op) DIFFERENCE("op", "%s", op_name(a->op), op_name(b->op));
+    if (a->op != b->op) DIFFERENCE("op", "%s", zb_redop_name(a->op), zb_redop_name(b->op));
     if (a->op == ZB_PREMUL_SUM && memcmp(&a->factor, &b->factor, sizeof a->factor) != 0)
         DIFFERENCE("factor", "%.17g", a->factor, b->factor);
     char order_a[320], order_b[320];

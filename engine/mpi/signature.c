@@ -156,14 +156,6 @@ static const char *kind_name(int kind)
     return kind == KIND_SPLIT ? "split" : zb_collective_name((zb_collective_kind)kind);
 }
 
-static const char *op_name(int op)
-{
-    static const char *const names[] = {
-        [ZB_SUM] = "sum", [ZB_AVG] = "avg", [ZB_MIN] = "min", [ZB_MAX] = "max", [ZB_PREMUL_SUM] = "premul_sum"
-    };
-    return (unsigned)op < sizeof names / sizeof names[0] ? names[op] : "?";
-}
-
 typedef struct difference {
     char field[32], a[264], b[264];
 } difference;
@@ -184,7 +176,7 @@ static int counts_differ(const size_t *a, const size_t *b, int count, difference
 
 static int reductions_differ(const call_record *a, const call_record *b, difference *d)
 {
-    if (a->op != b->op) DIFFER("op", "%s", op_name(a->op), op_name(b->op));
+    if (a->op != b->op) DIFFER("op", "%s", zb_redop_name((zb_redop)a->op), zb_redop_name((zb_redop)b->op));
     if (a->op == ZB_PREMUL_SUM && memcmp(&a->factor, &b->factor, sizeof a->factor) != 0)
         DIFFER("factor", "%.17g", a->factor, b->factor);
     if (strcmp(a->order, b->order) != 0) DIFFER("order", "%s", a->order, b->order);
