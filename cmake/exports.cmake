@@ -2,7 +2,9 @@
 # would also let out the resolvers that the compiler makes for functions with several instruction-set versions.)
 function(zb_limit_exports target)
   file(GLOB headers CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/include/zerobit/*.h)
-  list(REMOVE_ITEM headers ${CMAKE_SOURCE_DIR}/include/zerobit/mpi.h) # of the library zerobit_mpi
+  foreach(header cuda mpi nccl) # of libraries of their own
+    list(REMOVE_ITEM headers ${CMAKE_SOURCE_DIR}/include/zerobit/${header}.h)
+  endforeach()
   set(names "")
   foreach(header IN LISTS headers)
     file(STRINGS ${header} lines REGEX "^ZB_API ")
