@@ -5,6 +5,8 @@
 #include <zerobit/device.h>
 #include <zerobit/memory.h>
 
+#include "orders/signature.h"
+
 static mpi_group *group_of(zb_comm *comm)
 {
     return (mpi_group *)comm;
@@ -134,7 +136,7 @@ static zb_status split(mpi_group *group, int color, int key, zb_comm **out)
     mpi_group *part;
     mpi_op *op;
     ZB_TRY(zb_mpi_group_create(group->world, group->base.world_size, &part));
-    zb_status status = begin(group, &(zb_collective){ .kind = (zb_collective_kind)KIND_SPLIT }, 1, &op);
+    zb_status status = begin(group, &(zb_collective){ .kind = (zb_collective_kind)ZB_CALL_SPLIT }, 1, &op);
     if (status == ZB_OK) status = zb_mpi_wait_until(op, OP_AGREED);
     if (status == ZB_OK) status = divide(group, op, color, key, part);
     if (status == ZB_OK) zb_mpi_retire(op);
