@@ -21,6 +21,9 @@ enum { VERSION = 13000, COMPUTE_MAJOR = 9, COMPUTE_MINOR = 0, MULTIPROCESSORS = 
     X(cudaErrorECCUncorrectable, "uncorrectable ECC error encountered")                                      \
     X(cudaErrorInvalidResourceHandle, "invalid resource handle")                                             \
     X(cudaErrorNotReady, "device not ready")                                                                 \
+    X(cudaErrorSystemNotReady, "system not yet initialized")                                                 \
+    X(cudaErrorSystemDriverMismatch, "system has unsupported display driver / cuda driver combination")      \
+    X(cudaErrorCompatNotSupportedOnDevice, "forward compatibility was attempted on non supported HW")        \
     X(cudaErrorIllegalAddress, "an illegal memory access was encountered")                                   \
     X(cudaErrorLaunchOutOfResources, "too many resources requested for launch")                              \
     X(cudaErrorLaunchTimeout, "the launch timed out and was terminated")                                     \
