@@ -70,6 +70,13 @@ struct zb_device {
 struct zb_stream { zb_device *device; const char *name; };
 struct zb_event { zb_device *device; const char *name; };
 
+/** How the devices of a world's ranks are made, one for each. */
+typedef struct zb_device_factory {
+    const char *name; /* of the devices' ops; static */
+    zb_status (*create)(void *user, int rank, zb_device **device_p); /* from any thread */
+    void *user;
+} zb_device_factory;
+
 /** The CPU device: kernels/ run at once on the caller. */
 ZB_API zb_status zb_device_cpu_create(zb_device **device_p);
 /** As above, and discarded memory is filled with 0xFF (NaNs), so that a read of it shows. */

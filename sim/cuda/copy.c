@@ -12,7 +12,40 @@ typedef struct copy {
     const void *from; /* where operations find it */
     void *staged;     /* what `from` held at the call; NULL: is read when the copy runs */
     size_t bytes;
+    const void *pageable; /* what it has still to read or write of pageable memory; NULL: nothing */
+    int writes;           /* that */
+    struct copy *previous, *next;
 } copy;
+
+/* Those with pageable memory. A host that leaves the memory alone may have a copy go out to it and another
+ * come in from it: neither poison nor an early read may get between the two. */
+static copy *pending; /* under the session's lock */
+
+static void add_pending(copy *c, const void *pageable, int writes)
+{
+    c->pageable = pageable;
+    c->writes = writes;
+    c->next = pending;
+    if (pending != NULL) pending->previous = c;
+    pending = c;
+}
+
+static void remove_pending(copy *c)
+{
+    if (c->pageable == NULL) return;
+    *(c->previous != NULL ? &c->previous->next : &pending) = c->next;
+    if (c->next != NULL) c->next->previous = c->previous;
+}
+
+static int is_pending(const void *memory, size_t bytes, int writes)
+{
+    const uintptr_t first = (uintptr_t)memory;
+    for (const copy *c = pending; c != NULL; c = c->next) {
+        const uintptr_t other = (uintptr_t)c->pageable;
+        if (c->writes == writes && other < first + bytes && first < other + c->bytes) return 1;
+    }
+    return 0;
+}
 
 static zb_standin_progress run_copy(void *user)
 {
@@ -24,6 +57,7 @@ static zb_standin_progress run_copy(void *user)
 static void release_copy(void *user)
 {
     copy *c = user;
+    remove_pending(c);
     free(c->staged);
     free(c);
 }
@@ -92,11 +126,15 @@ static void queue_copy(si_stream *stream, const side *to, const side *from, size
     c->to = to->on_device ? si_shadow(to->pointer) : (void *)(uintptr_t)to->pointer;
     c->from = from->on_device ? si_shadow(from->pointer) : from->pointer;
     const int pageable_from = !from->on_device && !from->pinned, pageable_to = !to->on_device && !to->pinned;
-    if (pageable_from && si_chance(128)) {
+    if (pageable_from && !is_pending(c->from, bytes, 1) && si_chance(128)) {
         c->staged = si_calloc(1, bytes);
         memcpy(c->staged, c->from, bytes);
     }
-    if (pageable_to && !pageable_from) memset(c->to, SI_POISON, bytes);
+    if (pageable_to && !pageable_from && !is_pending(c->to, bytes, 0)) memset(c->to, SI_POISON, bytes);
+    if (pageable_to)
+        add_pending(c, c->to, 1);
+    else if (pageable_from && c->staged == NULL)
+        add_pending(c, c->from, 0);
     si_enqueue(stream, &(si_work){ .name = "cudaMemcpyAsync",
                                    .ranges = ranges,
                                    .range_count = count,

@@ -21,15 +21,15 @@ enum { VERSION = 13000, COMPUTE_MAJOR = 9, COMPUTE_MINOR = 0, MULTIPROCESSORS = 
     X(cudaErrorECCUncorrectable, "uncorrectable ECC error encountered")                                      \
     X(cudaErrorInvalidResourceHandle, "invalid resource handle")                                             \
     X(cudaErrorNotReady, "device not ready")                                                                 \
+    X(cudaErrorSystemNotReady, "system not yet initialized")                                                 \
+    X(cudaErrorSystemDriverMismatch, "system has unsupported display driver / cuda driver combination")      \
+    X(cudaErrorCompatNotSupportedOnDevice, "forward compatibility was attempted on non supported HW")        \
     X(cudaErrorIllegalAddress, "an illegal memory access was encountered")                                   \
     X(cudaErrorLaunchOutOfResources, "too many resources requested for launch")                              \
     X(cudaErrorLaunchTimeout, "the launch timed out and was terminated")                                     \
     X(cudaErrorMisalignedAddress, "misaligned address")                                                      \
     X(cudaErrorLaunchFailure, "unspecified launch failure")                                                  \
     X(cudaErrorNotSupported, "operation not supported")                                                      \
-    X(cudaErrorSystemNotReady, "system not yet initialized")                                                 \
-    X(cudaErrorSystemDriverMismatch, "system has unsupported display driver / cuda driver combination")      \
-    X(cudaErrorCompatNotSupportedOnDevice, "forward compatibility was attempted on non supported HW")        \
     X(cudaErrorTimeout, "wait operation timed out")                                                          \
     X(cudaErrorUnknown, "unknown error")
 

@@ -371,6 +371,7 @@ static zb_status take_array(void *user, const zb_access *access)
                   .element = element_bytes(s, access->name),
                   .reads = access->reads,
                   .writes = access->writes };
+    assert_int_equal(access->bytes % a->element, 0);
     a->room = mmap(NULL, ROOM + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     assert_true(a->room != MAP_FAILED && access->offset + access->bytes <= ROOM);
     for (int i = 0; i < 2; i++) {

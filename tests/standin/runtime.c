@@ -253,6 +253,30 @@ static void the_host_changes_what_is_being_copied(void **state)
     assert_true(seen[1] > 0 && seen[2] > 0);
 }
 
+/* One place on the host, through which two values pass in the order of a stream. */
+static void a_place_on_the_host_is_passed_through(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 50; seed++) {
+        int place = 5, results[2];
+        begin(seed);
+        cudaStream_t a = new_stream();
+        int *memory = new_memory(3 * sizeof(int));
+        for (int i = 0; i < 2; i++) {
+            OK(cudaMemcpyAsync(memory + 1 + i, &place, sizeof place, cudaMemcpyHostToDevice, a));
+            OK(cudaMemsetAsync(memory, 7, sizeof place, a));
+            OK(cudaMemcpyAsync(&place, memory, sizeof place, cudaMemcpyDeviceToHost, a));
+        }
+        OK(cudaMemcpyAsync(results, memory + 1, sizeof results, cudaMemcpyDeviceToHost, a));
+        OK(cudaStreamSynchronize(a));
+        assert_int_equal(results[0], 5);
+        assert_int_equal(results[1], 0x07070707);
+        OK(cudaFree(memory));
+        OK(cudaStreamDestroy(a));
+        end_clean();
+    }
+}
+
 /* The output of a child that runs `body`, which must be killed by a signal. */
 static void dies_saying(void (*body)(void), const char *words)
 {
@@ -668,6 +692,7 @@ int main(void)
         cmocka_unit_test(copies_and_kernels_compute),
         cmocka_unit_test(memory_is_poisoned),
         cmocka_unit_test(the_host_changes_what_is_being_copied),
+        cmocka_unit_test(a_place_on_the_host_is_passed_through),
         cmocka_unit_test(a_host_cannot_touch_device_memory),
         cmocka_unit_test(memory_runs_out_and_comes_back),
         cmocka_unit_test(arguments_are_checked),
