@@ -113,6 +113,13 @@ static void host_polls(void)
     add(b);
 }
 
+static void host_polls_the_stream(void)
+{
+    fill(a, x, BYTES);
+    while (cudaStreamQuery(a) == cudaErrorNotReady) {}
+    add(b);
+}
+
 static void host_polls_once(void)
 {
     fill(a, x, BYTES), record(e, a);
@@ -174,6 +181,11 @@ static void neighbours(void)
 static void neighbours_that_overlap_by_a_byte(void)
 {
     fill(a, x, BYTES / 2 + 1), fill(b, (char *)x + BYTES / 2, BYTES / 2);
+}
+
+static void a_part_of_what_is_written(void)
+{
+    fill(a, x, BYTES), fill(b, (char *)x + BYTES / 2, 1);
 }
 
 /* Stream a fills, stream b uses, two buffers in turn. Without the second event a refills what b still reads.
@@ -314,6 +326,7 @@ static const program programs[] = {
     { "ordered by an event and the host", by_an_event_and_the_host, NULL },
     { "the host waits for the wrong stream", host_waits_for_the_wrong_stream, "add (x) on stream 1 reads" },
     { "ordered by a host that polls", host_polls, NULL },
+    { "ordered by a host that polls the stream", host_polls_the_stream, NULL },
     { "ordered by a host that polls once, then waits", host_polls_once, NULL },
     { "ordered through a third stream", through_a_third_stream, NULL },
     { "both read", both_read, NULL },
@@ -328,6 +341,7 @@ static const program programs[] = {
     { "neighbours", neighbours, NULL },
     { "neighbours that overlap by a byte", neighbours_that_overlap_by_a_byte,
       "bytes 128..128 of allocation 0" },
+    { "a part of what is written", a_part_of_what_is_written, "bytes 128..128 of allocation 0" },
     { "two buffers in turn", ping_pong_with_both_events, NULL },
     { "two buffers in turn, reused without event", ping_pong_without_reuse_event,
       "cudaMemcpyAsync (from) on stream 1 reads and cudaMemsetAsync (pointer) on stream 0 writes" },
