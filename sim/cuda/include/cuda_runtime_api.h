@@ -35,10 +35,10 @@ typedef enum cudaError {
     cudaErrorLaunchTimeout = 702,
     cudaErrorMisalignedAddress = 716,
     cudaErrorLaunchFailure = 719,
+    cudaErrorNotSupported = 801,
     cudaErrorSystemNotReady = 802,
     cudaErrorSystemDriverMismatch = 803,
     cudaErrorCompatNotSupportedOnDevice = 804,
-    cudaErrorNotSupported = 801,
     cudaErrorTimeout = 909,
     cudaErrorUnknown = 999
 } cudaError_t;
