@@ -155,7 +155,7 @@ ZB_DEVICE double zb_exp_fast(double x)
 }
 
 /* Rare: a call, so that the fast path keeps the registers. */
-static __device__ __attribute__((noinline)) zb_dd zb_exp_accurate(double x)
+ZB_DEVICE_RARE zb_dd zb_exp_accurate(double x)
 {
     const int n = zb_nearest_ln2_32(x);
     zb_dd r = zb_two_sum(x - n * zb_ln2_32_hi, -(n * zb_ln2_32_mid));
@@ -198,7 +198,7 @@ ZB_DEVICE double zb_log_fast(double x)
     return e * zb_ln2_hi + (2 * s + (s * z * q + e * zb_ln2_lo));
 }
 
-static __device__ __attribute__((noinline)) float zb_log_accurate(float x)
+ZB_DEVICE_RARE float zb_log_accurate(float x)
 {
     const double y = zb_log_fast(x);
     const zb_dd w = zb_dd_multiply(zb_dd{ x, 0 }, zb_exp_accurate(-y));
