@@ -100,9 +100,10 @@ static void cpu_destroy(zb_device *device)
 }
 
 #define CPU_OPS                                                                                              \
-    .name = "cpu", .alloc = cpu_alloc, .free = cpu_free, .stream_create = cpu_stream_create,                 \
-    .stream_destroy = cpu_stream_destroy, .stream_wait_idle = cpu_stream_wait_idle,                          \
-    .event_create = cpu_event_create, .event_destroy = cpu_event_destroy, .event_record = cpu_event_record,  \
+    .name = "cpu", .memory_is_hosts = 1, .alloc = cpu_alloc, .free = cpu_free,                               \
+    .stream_create = cpu_stream_create, .stream_destroy = cpu_stream_destroy,                                \
+    .stream_wait_idle = cpu_stream_wait_idle, .event_create = cpu_event_create,                              \
+    .event_destroy = cpu_event_destroy, .event_record = cpu_event_record,                                    \
     .stream_wait_event = cpu_stream_wait_event, .copy_in = cpu_copy, .copy_out = cpu_copy,                   \
     .launch = cpu_launch, .destroy = cpu_destroy
 

@@ -340,8 +340,9 @@ static zb_status take_in_flight(sim_member *member, const zb_work *work, sim_par
     return ZB_OK;
 }
 
-static zb_status sim_wait(zb_comm *comm, zb_work *work)
+static zb_status sim_wait(zb_comm *comm, zb_work *work, zb_stream *stream)
 {
+    (void)stream; /* the host itself moves the data, and goes on when that is done */
     sim_member *member = member_of(comm);
     sim_part *part = NULL;
     ZB_TRY(check_caller(member));

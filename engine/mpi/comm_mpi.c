@@ -99,8 +99,9 @@ static zb_status wait_for(mpi_group *group, const zb_work *work)
     return finish(op);
 }
 
-static zb_status mpi_wait(zb_comm *comm, zb_work *work)
+static zb_status mpi_wait(zb_comm *comm, zb_work *work, zb_stream *stream)
 {
+    (void)stream; /* the host itself moves the data, and goes on when that is done */
     mpi_group *group = group_of(comm);
     const zb_status status = zb_mpi_settle(group->world, group, -1, wait_for(group, work));
     zb_mpi_place_leave();

@@ -41,6 +41,7 @@ typedef struct zb_event zb_event;
 
 typedef struct zb_device_ops {
     const char *name; /* "cpu", "cuda", ... */
+    int memory_is_hosts; /* the host may read and write it as its own, at its own risk */
     zb_status (*alloc)(zb_device *device, size_t bytes, void **pointer_p); /* zeroed, 64-byte aligned */
     void (*free)(zb_device *device, void *pointer);
     zb_status (*stream_create)(zb_device *device, const char *name, zb_stream **stream_p);
