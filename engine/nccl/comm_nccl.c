@@ -25,7 +25,7 @@ static zb_status stage_in(nccl_op *op, const void **send_p, void **recv_p)
         if (op->staging != NULL) device->ops->free(device, op->staging);
         op->staging = NULL;
         op->staging_bytes = 0;
-        ZB_TRY(device->ops->alloc(device, op->staged_recv + recv, &op->staging));
+        ZB_TRY(zb_nccl_device_alloc(world, op->staged_recv + recv, &op->staging));
         op->staging_bytes = op->staged_recv + recv;
     }
     *send_p = op->staging;

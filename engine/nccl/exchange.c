@@ -105,15 +105,13 @@ static size_t largest_share(const nccl_group *group)
 static zb_status plan_rounds(reduction_move *m)
 {
     nccl_group *group = m->op->group;
-    zb_device *device = group->world->device;
     const size_t slot_bytes = group->world->scratch_bytes / (size_t)group->base.world_size / SLOT_ALIGN *
                               SLOT_ALIGN;
     const size_t numel = largest_share(group);
     m->slot_numel = slot_bytes / m->element;
     m->rounds = numel > 0 ? (numel + m->slot_numel - 1) / m->slot_numel : 0;
     if (group->scratch != NULL || m->rounds == 0) return ZB_OK;
-    /* Not booked in the device's ledger, which is the engine's. */
-    return device->ops->alloc(device, group->world->scratch_bytes, &group->scratch);
+    return zb_nccl_device_alloc(group->world, group->world->scratch_bytes, &group->scratch);
 }
 
 /* What rank `owner` looks after in this round. */

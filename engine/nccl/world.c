@@ -31,6 +31,18 @@ void zb_nccl_unlock(nccl_world *world)
     pthread_mutex_unlock(&world->lock);
 }
 
+/*
+ * The device may let the host wait for everything that its streams were given before: not under the lock, or
+ * the watching thread could not free them from a rank that is gone.
+ */
+zb_status zb_nccl_device_alloc(nccl_world *world, size_t bytes, void **pointer_p)
+{
+    zb_nccl_unlock(world);
+    const zb_status status = world->device->ops->alloc(world->device, bytes, pointer_p);
+    zb_nccl_lock(world);
+    return status != ZB_OK ? status : zb_nccl_look(world, 0);
+}
+
 /* --- watching --- */
 
 /* What was queued on the group's stream when the watch began is not through after all this time. */

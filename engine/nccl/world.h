@@ -110,6 +110,8 @@ zb_status zb_nccl_check_cuda(cudaError_t code, const char *call);
 void zb_nccl_release(nccl_world *world);
 void zb_nccl_lock(nccl_world *world);
 void zb_nccl_unlock(nccl_world *world);
+/** Device memory that is in no ledger: that is the engine's. */
+zb_status zb_nccl_device_alloc(nccl_world *world, size_t bytes, void **pointer_p);
 
 /* --- failure.c: failures reach everybody; waiting --- */
 
