@@ -8,19 +8,10 @@
 #include "kernels/kernels.h"
 #include "orders/cache.h"
 
-/* On a stream nothing is finished at once: the event tells when. */
-typedef struct self_work {
-    uint64_t id;
-    zb_stream *stream;
-    zb_event *event;
-    struct self_work *next;
-} self_work;
-
 typedef struct self {
     zb_comm base;
     zb_reduction_cache reductions;
-    self_work *in_flight;
-    uint64_t work_count;
+    zb_stream_works works;
 } self;
 
 static zb_status copy(const zb_collective *c, size_t bytes)
@@ -72,46 +63,17 @@ static zb_status run(self *comm, const zb_collective *c)
     return zb_fail(ZB_INTERNAL, "self: %s cannot be started in a world of one", zb_collective_name(c->kind));
 }
 
-static zb_status record(self *comm, zb_stream *stream, zb_work *work)
-{
-    self_work *made = zb_alloc(sizeof *made);
-    if (made == NULL) return ZB_NO_MEMORY;
-    zb_status status = zb_event_create(stream->device, "collective", &made->event);
-    if (status == ZB_OK) status = zb_event_record(made->event, stream);
-    if (status != ZB_OK) {
-        zb_event_destroy(made->event);
-        zb_free(made);
-        return status;
-    }
-    made->id = ++comm->work_count;
-    made->stream = stream;
-    made->next = comm->in_flight;
-    comm->in_flight = made;
-    *work = (zb_work){ .id = made->id, .handle = made };
-    return ZB_OK;
-}
-
 /* In the host's memory it is finished at once, and the work stays zero. */
 static zb_status self_start(zb_comm *comm, const zb_collective *c, zb_work *work)
 {
     ZB_TRY(run((self *)comm, c));
-    return work != NULL && c->stream != NULL ? record((self *)comm, c->stream, work) : ZB_OK;
+    if (work == NULL || c->stream == NULL) return ZB_OK;
+    return zb_stream_works_record(&((self *)comm)->works, c->stream, work);
 }
 
 static zb_status self_wait(zb_comm *comm, zb_work *work, zb_stream *stream)
 {
-    self_work **at = &((self *)comm)->in_flight;
-    while (*at != NULL && (*at != work->handle || (*at)->id != work->id)) at = &(*at)->next;
-    self_work *found = *at;
-    if (found == NULL)
-        return zb_fail(ZB_INVALID_ARGUMENT, "self: work %llu is not in flight here",
-                       (unsigned long long)work->id);
-    *at = found->next;
-    const zb_status status = stream != NULL ? zb_stream_wait_event(stream, found->event)
-                                            : zb_stream_wait_idle(found->stream);
-    zb_event_destroy(found->event);
-    zb_free(found);
-    return status;
+    return zb_stream_works_wait(&((self *)comm)->works, comm->ops->name, work, stream);
 }
 
 static zb_status self_split(zb_comm *comm, int color, int key, zb_comm **out)
@@ -126,12 +88,7 @@ static zb_status self_split(zb_comm *comm, int color, int key, zb_comm **out)
 static void self_destroy(zb_comm *comm)
 {
     self *own = (self *)comm;
-    while (own->in_flight != NULL) {
-        self_work *next = own->in_flight->next;
-        zb_event_destroy(own->in_flight->event);
-        zb_free(own->in_flight);
-        own->in_flight = next;
-    }
+    zb_stream_works_destroy(&own->works);
     zb_reduction_cache_destroy(&own->reductions);
     zb_free(comm);
 }

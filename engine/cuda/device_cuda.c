@@ -121,6 +121,14 @@ static void cuda_free(zb_device *base, void *pointer)
     keep_failure(device_of(base), free_behind_all(device_of(base), pointer));
 }
 
+static zb_status cuda_wait_idle(zb_device *base)
+{
+    ZB_TRY(enter(base));
+    for (const cuda_stream *stream = device_of(base)->streams; stream != NULL; stream = stream->next)
+        ZB_CUDA_TRY(cudaStreamSynchronize(stream->handle));
+    return ZB_OK;
+}
+
 /* --- streams and events --- */
 
 static zb_status make_stream(cuda_stream *stream)
@@ -283,11 +291,12 @@ static void cuda_destroy(zb_device *base)
 }
 
 #define CUDA_OPS                                                                                             \
-    .name = "cuda", .alloc = cuda_alloc, .free = cuda_free, .stream_create = cuda_stream_create,             \
-    .stream_destroy = cuda_stream_destroy, .stream_wait_idle = cuda_stream_wait_idle,                        \
-    .event_create = cuda_event_create, .event_destroy = cuda_event_destroy,                                  \
-    .event_record = cuda_event_record, .stream_wait_event = cuda_stream_wait_event, .copy_in = cuda_copy_in, \
-    .copy_out = cuda_copy_out, .launch = cuda_launch, .destroy = cuda_destroy
+    .name = "cuda", .alloc = cuda_alloc, .free = cuda_free, .wait_idle = cuda_wait_idle,                     \
+    .stream_create = cuda_stream_create, .stream_destroy = cuda_stream_destroy,                              \
+    .stream_wait_idle = cuda_stream_wait_idle, .event_create = cuda_event_create,                            \
+    .event_destroy = cuda_event_destroy, .event_record = cuda_event_record,                                  \
+    .stream_wait_event = cuda_stream_wait_event, .copy_in = cuda_copy_in, .copy_out = cuda_copy_out,         \
+    .launch = cuda_launch, .destroy = cuda_destroy
 
 static const zb_device_ops cuda_ops = { CUDA_OPS };
 static const zb_device_ops cuda_poisoning_ops = { CUDA_OPS, .discard = cuda_poison };

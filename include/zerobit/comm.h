@@ -116,6 +116,20 @@ ZB_API void zb_comm_destroy(zb_comm *comm);
 /** World of one. */
 ZB_API zb_status zb_comm_self_create(zb_comm **comm_p);
 
+/*
+ * For back ends that work in stream order: what they have started, each with an event that tells when. Events are kept for the next
+ * one, so that a pattern of calls that repeats makes none from its second round on. Zero is none.
+ */
+typedef struct zb_stream_works {
+    struct zb_stream_work *in_flight, *free;
+    uint64_t count;
+} zb_stream_works;
+/** All that `stream` has been given is this work. */
+ZB_API zb_status zb_stream_works_record(zb_stream_works *works, zb_stream *stream, zb_work *work);
+/** As zb_comm_ops.wait. ZB_INVALID_ARGUMENT where the work is not in flight here; `name` is the back end's. */
+ZB_API zb_status zb_stream_works_wait(zb_stream_works *works, const char *name, const zb_work *work, zb_stream *stream);
+ZB_API void zb_stream_works_destroy(zb_stream_works *works);
+
 /* zb_collective_run(comm, work, .kind = ..., ...): fills in the call site. */
 #define zb_collective_run(comm, work, ...)                                                                 \
     zb_comm_start((comm), &(zb_collective){ __VA_ARGS__, .file = __FILE__, .line = __LINE__ }, (work))
