@@ -210,8 +210,11 @@ static zb_status deliver(void *user)
 
 /* --- the kernels' part --- */
 
-/* The record counts elements from the beginning of contributions, of which only a piece is here: what matters
- * to a sum is where its elements lie in their range, so both are counted from the piece. */
+/*
+ * The record counts elements from the beginning of contributions, of which only a piece is here. All that a
+ * sum asks is how far behind the beginning of their range its elements are, so both are counted from the
+ * piece, modulo 2^64 where the range began before it.
+ */
 static zb_status reduce_by_record(const reduction_move *m, const piece *own, char *out)
 {
     const zb_reduction *record = m->reduction;
@@ -219,18 +222,18 @@ static zb_status reduce_by_record(const reduction_move *m, const piece *own, cha
     const size_t end = own->first + own->numel, n = (size_t)record->world_size;
     for (size_t at = own->first; at < end; range++) {
         const size_t range_end = range->first + range->numel, stop = range_end < end ? range_end : end;
-        ZB_TRY(zb_launch_tree_reduce(
-            m->op->group->stream, &(zb_tree_reduce_args){ .inputs = m->op->group->inputs,
-                                                          .count = record->world_size,
-                                                          .tree = zb_reduction_tree(record, range),
-                                                          .order = record->orders + (size_t)range->order * n,
-                                                          .start = range->start,
-                                                          .range_first = range->first - own->first,
-                                                          .first = at - own->first,
-                                                          .numel = stop - at,
-                                                          .out = out + (at - own->first) * m->element,
-                                                          .dtype = record->dtype,
-                                                          .rounding = record->rounding }));
+        const zb_tree_reduce_args args = { .inputs = m->op->group->inputs,
+                                           .count = record->world_size,
+                                           .tree = zb_reduction_tree(record, range),
+                                           .order = record->orders + (size_t)range->order * n,
+                                           .start = range->start,
+                                           .range_first = range->first - own->first,
+                                           .first = at - own->first,
+                                           .numel = stop - at,
+                                           .out = out + (at - own->first) * m->element,
+                                           .dtype = record->dtype,
+                                           .rounding = record->rounding };
+        ZB_TRY(zb_launch_tree_reduce(m->op->group->stream, &args));
         at = stop;
     }
     return ZB_OK;
@@ -243,9 +246,7 @@ static zb_status reduce(const reduction_move *m)
     const int n = group->base.world_size, me = group->base.rank;
     const piece own = piece_of(m, me);
     if (own.numel == 0) return ZB_OK;
-    for (int r = 0; r < n; r++)
-        group->inputs[r] = r == me ? (const void *)(m->send + own.first * m->element)
-                                   : (const void *)slot_of(m, r);
+    for (int r = 0; r < n; r++) group->inputs[r] = r == me ? m->send + own.first * m->element : slot_of(m, r);
     char *out = result_at(m, &own);
     if (m->reduction != NULL) return reduce_by_record(m, &own, out);
     return zb_launch_ordered_reduce(group->stream, &(zb_ordered_reduce_args){ .inputs = group->inputs,

@@ -154,7 +154,7 @@ zb_status zb_nccl_op_take(nccl_group *group, const zb_collective *call, nccl_op 
     memset(op->came, 0, (size_t)group->base.world_size);
     op->next = op->previous = NULL;
     op->call = *call;
-    op->peer_came = op->complete = op->queued = 0;
+    op->begun = op->peer_came = op->complete = op->queued = 0;
     op->bytes = op->moved_bytes = 0;
     op->host = NULL;
     *op_p = op;

@@ -158,6 +158,7 @@ zb_status zb_nccl_begin_message(nccl_op *op)
     const nccl_group *group = op->group;
     op->bytes = op->call.numel * zb_dtype_bytes(op->call.dtype);
     ZB_TRY(hold(op));
+    op->begun = 1;
     return zb_control_send(group->world->control, peer_of(op), receives(op) ? FRAME_RECV : FRAME_SEND,
                            group->id, op->sequence, &op->record, sizeof op->record);
 }
@@ -233,7 +234,7 @@ zb_status zb_nccl_move_messages(nccl_world *world, int *moved_p)
 {
     *moved_p = 0;
     for (nccl_op *op = world->first; op != NULL; op = op->next) {
-        if (!zb_call_is_pair((int)op->call.kind) || op->complete) continue;
+        if (!op->begun || op->complete) continue;
         const zb_status status = move_message(op, moved_p);
         if (status != ZB_OK) return zb_nccl_settle(world, op, status);
     }

@@ -232,6 +232,19 @@ static zb_status meet(nccl_world *world, ncclUniqueId *id)
     return status;
 }
 
+/* No rank goes into NCCL where another cannot: it would wait there. */
+static zb_status agree(nccl_group *group)
+{
+    const zb_collective call = { .kind = ZB_COLLECTIVE_BARRIER, .what = "start" };
+    nccl_op *op;
+    ZB_TRY(zb_nccl_op_take(group, &call, &op));
+    op->sequence = UINT64_MAX; /* before all that is counted */
+    zb_status status = zb_call_record_write(&call, group->world->rank, 0, &op->record);
+    if (status == ZB_OK) status = zb_nccl_meet_all(op, NULL);
+    zb_nccl_op_give(op);
+    return status;
+}
+
 static zb_status open_group(nccl_world *world, ncclUniqueId id, nccl_group **group_p)
 {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
@@ -240,6 +253,7 @@ static zb_status open_group(nccl_world *world, ncclUniqueId id, nccl_group **gro
     ZB_TRY(zb_nccl_group_create(world, world->rank, world->size, "world", 1, group_p));
     group = *group_p;
     for (int r = 0; r < world->size; r++) group->world_ranks[r] = r;
+    ZB_TRY(agree(group));
     config.blocking = 0;
     group->report_begin = zb_nccl_report_end();
     CUDA_TRY(cudaSetDevice(world->ordinal));

@@ -36,7 +36,7 @@ struct nccl_op {
     zb_call_record record;
     unsigned char *came; /* [world_size], of a collective that meets */
     /* A message: */
-    int peer_came, complete;
+    int begun, peer_came, complete; /* begun: its bytes are on the host */
     size_t bytes, moved_bytes;
     unsigned char *host; /* where its bytes are: the caller's buffer, or `held` */
     unsigned char *held;

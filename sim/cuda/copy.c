@@ -12,7 +12,48 @@ typedef struct copy {
     const void *from; /* where operations find it */
     void *staged;     /* what `from` held at the call; NULL: is read when the copy runs */
     size_t bytes;
+    struct copy *previous, *next; /* those that still have to read pageable memory */
 } copy;
+
+static copy *late_readers; /* under the session's lock */
+
+static void add_late_reader(copy *c)
+{
+    c->next = late_readers;
+    if (late_readers != NULL) late_readers->previous = c;
+    late_readers = c;
+}
+
+static void remove_late_reader(copy *c)
+{
+    if (c->previous == NULL && late_readers != c) return;
+    if (c->previous != NULL)
+        c->previous->next = c->next;
+    else
+        late_readers = c->next;
+    if (c->next != NULL) c->next->previous = c->previous;
+    c->previous = c->next = NULL;
+}
+
+static void read_now(copy *c)
+{
+    c->staged = si_calloc(1, c->bytes);
+    memcpy(c->staged, c->from, c->bytes);
+}
+
+/* What is about to be poisoned may be the source of a copy that is queued before the one that writes there.
+ */
+static void poison(void *to, size_t bytes)
+{
+    for (copy *c = late_readers, *next; c != NULL; c = next) {
+        next = c->next;
+        if ((uintptr_t)c->from >= (uintptr_t)to + bytes || (uintptr_t)to >= (uintptr_t)c->from + c->bytes)
+            continue;
+        remove_late_reader(c);
+        read_now(c);
+    }
+    memset(to, SI_POISON, bytes);
+}
 
 static zb_standin_progress run_copy(void *user)
 {
@@ -24,6 +65,7 @@ static zb_standin_progress run_copy(void *user)
 static void release_copy(void *user)
 {
     copy *c = user;
+    remove_late_reader(c);
     free(c->staged);
     free(c);
 }
@@ -92,11 +134,11 @@ static void queue_copy(si_stream *stream, const side *to, const side *from, size
     c->to = to->on_device ? si_shadow(to->pointer) : (void *)(uintptr_t)to->pointer;
     c->from = from->on_device ? si_shadow(from->pointer) : from->pointer;
     const int pageable_from = !from->on_device && !from->pinned, pageable_to = !to->on_device && !to->pinned;
-    if (pageable_from && si_chance(128)) {
-        c->staged = si_calloc(1, bytes);
-        memcpy(c->staged, c->from, bytes);
-    }
-    if (pageable_to && !pageable_from) memset(c->to, SI_POISON, bytes);
+    if (pageable_from && si_chance(128))
+        read_now(c);
+    else if (pageable_from)
+        add_late_reader(c);
+    if (pageable_to && !pageable_from) poison(c->to, bytes);
     si_enqueue(stream, &(si_work){ .name = "cudaMemcpyAsync",
                                    .ranges = ranges,
                                    .range_count = count,

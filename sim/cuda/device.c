@@ -30,9 +30,6 @@ enum { VERSION = 13000, COMPUTE_MAJOR = 9, COMPUTE_MINOR = 0, MULTIPROCESSORS = 
     X(cudaErrorMisalignedAddress, "misaligned address")                                                      \
     X(cudaErrorLaunchFailure, "unspecified launch failure")                                                  \
     X(cudaErrorNotSupported, "operation not supported")                                                      \
-    X(cudaErrorSystemNotReady, "system not yet initialized")                                                 \
-    X(cudaErrorSystemDriverMismatch, "system has unsupported display driver / cuda driver combination")      \
-    X(cudaErrorCompatNotSupportedOnDevice, "forward compatibility was attempted on non supported HW")        \
     X(cudaErrorTimeout, "wait operation timed out")                                                          \
     X(cudaErrorUnknown, "unknown error")
 

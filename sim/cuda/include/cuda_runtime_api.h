@@ -39,9 +39,6 @@ typedef enum cudaError {
     cudaErrorSystemDriverMismatch = 803,
     cudaErrorCompatNotSupportedOnDevice = 804,
     cudaErrorNotSupported = 801,
-    cudaErrorSystemNotReady = 802,
-    cudaErrorSystemDriverMismatch = 803,
-    cudaErrorCompatNotSupportedOnDevice = 804,
     cudaErrorTimeout = 909,
     cudaErrorUnknown = 999
 } cudaError_t;
