@@ -13,13 +13,12 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <zerobit/status.h>
 #include <zerobit/types.h>
 
 #ifdef ZB_SIMT_EMULATED
-#include <stdlib.h>
-
 #include "kernels/half.h"
 #else
 #include <cuda_bf16.h>
@@ -27,7 +26,9 @@
 #include <cuda_pipeline.h>
 #endif
 
-#define ZB_DEVICE    static __device__ __forceinline__
+#define ZB_DEVICE      static __device__ __forceinline__
+#define ZB_DEVICE_RARE static __device__ __noinline__ /* what is seldom called does not crowd the rest out   \
+                                                       */
 #define ZB_ALL_LANES 0xffffffffu
 enum { ZB_WARP = 32 };
 
@@ -192,15 +193,73 @@ template <typename Pack> ZB_DEVICE void zb_check_aligned(const void *pointer)
     (void)pointer;
 #endif
 }
+/* What the compiler moves as one, where it would take a pack apart. */
+template <int bytes> struct zb_word;
+template <> struct zb_word<1> {
+    typedef uint8_t type;
+};
+template <> struct zb_word<2> {
+    typedef uint16_t type;
+};
+template <> struct zb_word<4> {
+    typedef uint32_t type;
+};
+template <> struct zb_word<8> {
+    typedef uint2 type;
+};
+template <> struct zb_word<16> {
+    typedef uint4 type;
+};
+
+template <typename Word> ZB_DEVICE void zb_store_word(Word *to, Word word)
+{
+    *to = word;
+}
+#ifndef ZB_SIMT_EMULATED
+/* The compiler likes to make four stores of one, even of a vector type. */
+template <> __device__ __forceinline__ void zb_store_word(uint4 *to, uint4 word)
+{
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(__cvta_generic_to_global(to)), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+                 : "memory");
+}
+template <> __device__ __forceinline__ void zb_store_word(uint2 *to, uint2 word)
+{
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};"
+                 :
+                 : "l"(__cvta_generic_to_global(to)), "r"(word.x), "r"(word.y)
+                 : "memory");
+}
+#endif
+
+/* From any memory; to global memory. */
 template <int count, typename T> ZB_DEVICE zb_pack<T, count> zb_load_pack(const T *from)
 {
+    typedef typename zb_word<sizeof(zb_pack<T, count>)>::type word;
     zb_check_aligned<zb_pack<T, count>>(from);
-    return *reinterpret_cast<const zb_pack<T, count> *>(from);
+    const word bits = *reinterpret_cast<const word *>(from);
+    zb_pack<T, count> pack;
+    memcpy(&pack, &bits, sizeof pack);
+    return pack;
 }
 template <int count, typename T> ZB_DEVICE void zb_store_pack(T *to, const zb_pack<T, count> &pack)
 {
+    typedef typename zb_word<sizeof(zb_pack<T, count>)>::type word;
     zb_check_aligned<zb_pack<T, count>>(to);
-    *reinterpret_cast<zb_pack<T, count> *>(to) = pack;
+    word bits;
+    memcpy(&bits, &pack, sizeof bits);
+    zb_store_word(reinterpret_cast<word *>(to), bits);
+}
+
+/* The same pointer, for the compiler to know that it is one to global memory, where it came out of memory
+ * itself. */
+template <typename T> ZB_DEVICE T *zb_global(T *pointer)
+{
+#ifndef ZB_SIMT_EMULATED
+    __builtin_assume(__isGlobal(pointer));
+#endif
+    return pointer;
 }
 
 /* --- 16-bit elements --- */
@@ -251,6 +310,22 @@ ZB_DEVICE void zb_narrow(float x, zb_bf16 *to)
     to->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
 #endif
 }
+/*
+ * fp64 to fp32 with rounding to odd: towards zero, and the last bit set where that lost something. fp32 has
+ * at least two bits more than the 16-bit types, so that rounding this to one of them gives what rounding x at
+ * once would.
+ */
+ZB_DEVICE float zb_odd_from_double(double x)
+{
+#ifdef ZB_SIMT_EMULATED
+    return zb_float_odd_from_double(x);
+#else
+    const float truncated = __double2float_rz(x);
+    const int inexact = (double)truncated < x || (double)truncated > x; /* not of a NaN */
+    return inexact ? __uint_as_float(__float_as_uint(truncated) | 1) : truncated;
+#endif
+}
+
 /* x as it is after a trip through the type T. */
 template <typename T> ZB_DEVICE float zb_rounded(float x)
 {
