@@ -748,12 +748,29 @@ static void ranks_meet(void **state)
     }
 }
 
+/* At once, long before the time is up after which any wait is taken for a deadlock. */
 static void a_deadlock_is_reported(void **state)
 {
     (void)state;
-    begin(1);
+    const zb_standin_options options = { .device_count = 1, .stall_ms = 1000000 };
+    assert_int_equal(zb_standin_begin(&options), ZB_OK);
     assert_int_equal(run_meeting(1, 0), ZB_DEADLOCK);
     end_with(ZB_DEADLOCK, "stream 0 of rank 0 stands at meet");
+}
+
+/* A thread outside cannot know whether somebody else will come. */
+static void a_stall_is_reported(void **state)
+{
+    (void)state;
+    meeting nobody_comes = { .done = 0 };
+    part p = { .meeting = &nobody_comes, .rank = 0 };
+    const zb_standin_operation operation = { .name = "meet", .try_run = meet, .user = &p };
+    begin(1);
+    cudaStream_t stream = new_stream();
+    OK(zb_standin_enqueue(stream, &operation));
+    assert_int_equal(cudaStreamSynchronize(stream), cudaErrorTimeout);
+    OK(cudaStreamDestroy(stream));
+    end_with(ZB_DEADLOCK, "cudaStreamSynchronize can never end: stream 0 stands at meet");
 }
 
 int main(void)
@@ -783,6 +800,7 @@ int main(void)
         cmocka_unit_test(ranks_are_not_ordered),
         cmocka_unit_test(ranks_meet),
         cmocka_unit_test(a_deadlock_is_reported),
+        cmocka_unit_test(a_stall_is_reported),
     };
     struct CMUnitTest rows[MISUSES];
     for (size_t i = 0; i < MISUSES; i++)
