@@ -725,10 +725,10 @@ static zb_status rank_main(void *user, zb_comm *comm)
     return status;
 }
 
-static zb_status run_meeting(uint64_t seed, int both)
+static zb_status run_meeting(uint64_t seed, int workers, int both)
 {
     zb_sim *sim;
-    const zb_sim_options options = { .world_size = 2, .workers = 1, .seed = seed };
+    const zb_sim_options options = { .world_size = 2, .workers = workers, .seed = seed };
     the_meeting = (meeting){ .done = 0 };
     second_rank_comes = both;
     assert_int_equal(zb_sim_create(&options, &sim), ZB_OK);
@@ -742,7 +742,7 @@ static void ranks_meet(void **state)
     (void)state;
     for (uint64_t seed = 0; seed < 50; seed++) {
         begin(seed);
-        assert_int_equal(run_meeting(seed, 1), ZB_OK);
+        assert_int_equal(run_meeting(seed, 1 + (int)(seed % 2), 1), ZB_OK);
         assert_int_equal(the_meeting.done, 2);
         end_clean();
     }
@@ -754,7 +754,7 @@ static void a_deadlock_is_reported(void **state)
     (void)state;
     const zb_standin_options options = { .device_count = 1, .stall_ms = 1000000 };
     assert_int_equal(zb_standin_begin(&options), ZB_OK);
-    assert_int_equal(run_meeting(1, 0), ZB_DEADLOCK);
+    assert_int_equal(run_meeting(1, 1, 0), ZB_DEADLOCK);
     end_with(ZB_DEADLOCK, "stream 0 of rank 0 stands at meet");
 }
 
