@@ -765,7 +765,8 @@ static void a_stall_is_reported(void **state)
     meeting nobody_comes = { .done = 0 };
     part p = { .meeting = &nobody_comes, .rank = 0 };
     const zb_standin_operation operation = { .name = "meet", .try_run = meet, .user = &p };
-    begin(1);
+    const zb_standin_options options = { .device_count = 1, .stall_ms = 50 };
+    assert_int_equal(zb_standin_begin(&options), ZB_OK);
     cudaStream_t stream = new_stream();
     OK(zb_standin_enqueue(stream, &operation));
     assert_int_equal(cudaStreamSynchronize(stream), cudaErrorTimeout);
