@@ -127,6 +127,16 @@ static zb_status measure(const zb_comm *comm, const zb_collective *c, extent *ou
     return ZB_OK;
 }
 
+static zb_status check_reach(const zb_comm *comm, const zb_collective *c)
+{
+    if (c->stream == NULL || c->stream->device->ops->memory_is_hosts || comm->ops->takes_device_memory)
+        return ZB_OK;
+    return zb_fail(ZB_UNSUPPORTED,
+                   "%s (%s at %s:%d): buffers of device %s; communicator %s moves only the host's memory",
+                   zb_collective_name(c->kind), c->what != NULL ? c->what : "?",
+                   c->file != NULL ? c->file : "?", c->line, c->stream->device->ops->name, comm->ops->name);
+}
+
 static zb_status check_buffers(const zb_collective *c, const extent *e)
 {
     if (e->send_bytes > 0 && c->send == NULL) return refuse(c, "send", 0, "a buffer");
@@ -149,6 +159,7 @@ zb_status zb_comm_start(zb_comm *comm, const zb_collective *collective, zb_work 
     ZB_ASSERT(comm != NULL && collective != NULL);
     extent bytes;
     ZB_TRY(check_enums(comm, collective));
+    ZB_TRY(check_reach(comm, collective));
     ZB_TRY(measure(comm, collective, &bytes));
     ZB_TRY(check_buffers(collective, &bytes));
     if (work != NULL) *work = (zb_work){ 0 };
@@ -161,10 +172,10 @@ zb_status zb_comm_start(zb_comm *comm, const zb_collective *collective, zb_work 
     return ZB_OK;
 }
 
-zb_status zb_comm_wait(zb_comm *comm, zb_work *work)
+zb_status zb_comm_wait(zb_comm *comm, zb_work *work, zb_stream *stream)
 {
     if (work->id == 0 && work->handle == NULL) return ZB_OK;
-    zb_status status = comm->ops->wait(comm, work);
+    zb_status status = comm->ops->wait(comm, work, stream);
     *work = (zb_work){ 0 };
     return status;
 }

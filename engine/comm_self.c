@@ -11,6 +11,7 @@
 typedef struct self {
     zb_comm base;
     zb_reduction_cache reductions;
+    zb_stream_works works;
 } self;
 
 static zb_status copy(const zb_collective *c, size_t bytes)
@@ -22,8 +23,8 @@ static zb_status copy(const zb_collective *c, size_t bytes)
     return ZB_OK;
 }
 
-/* Through the same kernel as any other world, so that a pre-multiplied sum means the same here. No order is left
- * in a world of one, but the libraries do not round the factor alike. */
+/* Through the same kernel as any other world, so that a pre-multiplied sum means the same here. No order is
+ * left in a world of one, but the libraries do not round the factor alike. */
 static zb_status reduce(self *comm, const zb_collective *c, size_t numel)
 {
     const void *inputs[1] = { c->send };
@@ -39,16 +40,15 @@ static zb_status reduce(self *comm, const zb_collective *c, size_t numel)
     return c->stream != NULL ? zb_launch_ordered_reduce(c->stream, &args) : zb_cpu_ordered_reduce(&args);
 }
 
-static zb_status self_start(zb_comm *comm, const zb_collective *c, zb_work *work)
+static zb_status run(self *comm, const zb_collective *c)
 {
-    (void)work; /* finished at once: stays zero */
     switch (c->kind) {
     case ZB_COLLECTIVE_ALL_REDUCE:
     case ZB_COLLECTIVE_REDUCE:
     case ZB_COLLECTIVE_REDUCE_SCATTER:
-        return reduce((self *)comm, c, c->numel);
+        return reduce(comm, c, c->numel);
     case ZB_COLLECTIVE_REDUCE_SCATTER_V:
-        return reduce((self *)comm, c, c->counts[0]);
+        return reduce(comm, c, c->counts[0]);
     case ZB_COLLECTIVE_ALL_GATHER:
     case ZB_COLLECTIVE_ALL_TO_ALL:
         return copy(c, c->numel * zb_dtype_bytes(c->dtype));
@@ -63,11 +63,17 @@ static zb_status self_start(zb_comm *comm, const zb_collective *c, zb_work *work
     return zb_fail(ZB_INTERNAL, "self: %s cannot be started in a world of one", zb_collective_name(c->kind));
 }
 
-static zb_status self_wait(zb_comm *comm, zb_work *work)
+/* In the host's memory it is finished at once, and the work stays zero. */
+static zb_status self_start(zb_comm *comm, const zb_collective *c, zb_work *work)
 {
-    (void)comm;
-    return zb_fail(ZB_INVALID_ARGUMENT, "self: work %llu was never started here",
-                   (unsigned long long)work->id);
+    ZB_TRY(run((self *)comm, c));
+    if (work == NULL || c->stream == NULL) return ZB_OK;
+    return zb_stream_works_record(&((self *)comm)->works, c->stream, work);
+}
+
+static zb_status self_wait(zb_comm *comm, zb_work *work, zb_stream *stream)
+{
+    return zb_stream_works_wait(&((self *)comm)->works, comm->ops->name, work, stream);
 }
 
 static zb_status self_split(zb_comm *comm, int color, int key, zb_comm **out)
@@ -81,12 +87,19 @@ static zb_status self_split(zb_comm *comm, int color, int key, zb_comm **out)
 
 static void self_destroy(zb_comm *comm)
 {
-    zb_reduction_cache_destroy(&((self *)comm)->reductions);
+    self *own = (self *)comm;
+    zb_stream_works_destroy(&own->works);
+    zb_reduction_cache_destroy(&own->reductions);
     zb_free(comm);
 }
 
 static const zb_comm_ops self_ops = {
-    .name = "self", .start = self_start, .wait = self_wait, .split = self_split, .destroy = self_destroy
+    .name = "self",
+    .takes_device_memory = 1,
+    .start = self_start,
+    .wait = self_wait,
+    .split = self_split,
+    .destroy = self_destroy,
 };
 
 zb_status zb_comm_self_create(zb_comm **comm_p)

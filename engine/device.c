@@ -34,6 +34,11 @@ void zb_device_destroy(zb_device *device)
     if (device != NULL) device->ops->destroy(device);
 }
 
+zb_status zb_device_wait_idle(zb_device *device)
+{
+    return device->ops->wait_idle(device);
+}
+
 zb_status zb_stream_create(zb_device *device, const char *name, zb_stream **stream_p)
 {
     return device->ops->stream_create(device, name, stream_p);

@@ -26,6 +26,12 @@ static void cpu_free(zb_device *device, void *pointer)
     zb_free(pointer);
 }
 
+static zb_status cpu_wait_idle(zb_device *device)
+{
+    (void)device;
+    return ZB_OK;
+}
+
 static zb_status cpu_stream_create(zb_device *device, const char *name, zb_stream **stream_p)
 {
     zb_stream *stream = zb_alloc(sizeof *stream);
@@ -100,9 +106,10 @@ static void cpu_destroy(zb_device *device)
 }
 
 #define CPU_OPS                                                                                              \
-    .name = "cpu", .alloc = cpu_alloc, .free = cpu_free, .stream_create = cpu_stream_create,                 \
-    .stream_destroy = cpu_stream_destroy, .stream_wait_idle = cpu_stream_wait_idle,                          \
-    .event_create = cpu_event_create, .event_destroy = cpu_event_destroy, .event_record = cpu_event_record,  \
+    .name = "cpu", .memory_is_hosts = 1, .alloc = cpu_alloc, .free = cpu_free, .wait_idle = cpu_wait_idle,   \
+    .stream_create = cpu_stream_create, .stream_destroy = cpu_stream_destroy,                                \
+    .stream_wait_idle = cpu_stream_wait_idle, .event_create = cpu_event_create,                              \
+    .event_destroy = cpu_event_destroy, .event_record = cpu_event_record,                                    \
     .stream_wait_event = cpu_stream_wait_event, .copy_in = cpu_copy, .copy_out = cpu_copy,                   \
     .launch = cpu_launch, .destroy = cpu_destroy
 

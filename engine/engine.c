@@ -79,9 +79,9 @@ zb_status zb_engine_take_gradient(zb_engine *e, void *to, zb_dtype to_dtype, con
     return zb_accumulate(e->compute, to, to_dtype, from, from_dtype, numel);
 }
 
-static zb_status order_after(zb_engine *e, zb_event *event, zb_stream *earlier, zb_stream *later)
+static zb_status order_after(zb_event *event, zb_stream *earlier, zb_stream *later)
 {
-    if (e->transfer == e->compute) return ZB_OK;
+    if (earlier == later) return ZB_OK;
     ZB_TRY(zb_event_record(event, earlier));
     return zb_stream_wait_event(later, event);
 }
@@ -89,16 +89,15 @@ static zb_status order_after(zb_engine *e, zb_event *event, zb_stream *earlier, 
 zb_status zb_engine_collective(zb_engine *e, const zb_collective *collective, zb_work *work)
 {
     zb_collective on_stream = *collective;
-    on_stream.stream = e->transfer;
-    ZB_TRY(order_after(e, e->compute_reached, e->compute, e->transfer));
+    if (on_stream.stream == NULL) on_stream.stream = e->transfer;
+    ZB_TRY(order_after(e->compute_reached, e->compute, on_stream.stream));
     ZB_TRY(zb_comm_start(e->comm, &on_stream, work));
-    return work != NULL ? ZB_OK : order_after(e, e->transfer_reached, e->transfer, e->compute);
+    return work != NULL ? ZB_OK : order_after(e->transfer_reached, on_stream.stream, e->compute);
 }
 
 zb_status zb_engine_collective_wait(zb_engine *e, zb_work *work)
 {
-    ZB_TRY(zb_comm_wait(e->comm, work));
-    return order_after(e, e->transfer_reached, e->transfer, e->compute);
+    return zb_comm_wait(e->comm, work, e->compute);
 }
 
 void zb_engine_collective_abandon(zb_engine *e, zb_work *work)
@@ -107,7 +106,7 @@ void zb_engine_collective_abandon(zb_engine *e, zb_work *work)
     zb_error kept = { 0 }, scratch = { 0 }, *bound = zb_error_bind(NULL);
     if (bound != NULL) kept = *bound;
     zb_error_bind(bound != NULL ? bound : &scratch); /* a fiber that waits comes back with its own */
-    (void)zb_comm_wait(e->comm, work);
+    (void)zb_comm_wait(e->comm, work, NULL);
     if (bound != NULL) *bound = kept;
     zb_error_bind(bound);
 }
@@ -162,10 +161,12 @@ static zb_status create_streams(zb_engine *e)
 {
     ZB_TRY(zb_stream_create(e->device, "compute", &e->compute));
     if (!zb_overlap_comm(e->config, e->layout.stage)) {
-        e->transfer = e->compute;
+        e->transfer = e->prefetch = e->compute;
         return ZB_OK;
     }
     ZB_TRY(zb_stream_create(e->device, "transfer", &e->transfer));
+    e->prefetch = e->transfer;
+    if (e->layout.stage == 3) ZB_TRY(zb_stream_create(e->device, "prefetch", &e->prefetch));
     ZB_TRY(zb_event_create(e->device, "compute reached", &e->compute_reached));
     return zb_event_create(e->device, "transfer reached", &e->transfer_reached);
 }
@@ -295,6 +296,7 @@ void zb_engine_destroy(zb_engine *e)
     zb_loader_destroy(e->loader);
     zb_event_destroy(e->compute_reached);
     zb_event_destroy(e->transfer_reached);
+    if (e->prefetch != e->transfer) zb_stream_destroy(e->prefetch);
     if (e->transfer != e->compute) zb_stream_destroy(e->transfer);
     zb_stream_destroy(e->compute);
     zb_free(e->staging);

@@ -177,10 +177,10 @@ static zb_status start_call(zb_gather *g, int index)
     void *own = own_part(g, params_of(g, call)[0]);
     if (zb_gather_call_is_coalesced(&g->plan, call)) ZB_TRY(pack(g, call, &own));
     const int overlap = engine->transfer != engine->compute;
-    return zb_engine_collective_run(engine, overlap ? &g->works[index] : NULL,
-                                    .kind = ZB_COLLECTIVE_ALL_GATHER, .send = own,
-                                    .recv = in_arena(g, call->buffer), .numel = call->part_numel,
-                                    .dtype = engine->plan.param_dtype, .what = "stage 3: gather parameters");
+    return zb_engine_collective_run(
+        engine, overlap ? &g->works[index] : NULL, .kind = ZB_COLLECTIVE_ALL_GATHER, .send = own,
+        .recv = in_arena(g, call->buffer), .numel = call->part_numel, .dtype = engine->plan.param_dtype,
+        .stream = engine->prefetch, .what = "stage 3: gather parameters");
 }
 
 static zb_status land_call(zb_gather *g, int index)

@@ -26,7 +26,9 @@ struct zb_engine {
     zb_graph graph;
     zb_layout layout;
     zb_stream *compute;
-    zb_stream *transfer; /* where collectives run: compute itself unless overlap_comm */
+    /* Where collectives run: compute itself unless overlap_comm. Stage 3 gathers parameters beside the
+     * reductions. */
+    zb_stream *transfer, *prefetch;
     zb_event *compute_reached, *transfer_reached;
     zb_executor executor;
     zb_stage *stage;
@@ -64,8 +66,8 @@ zb_status zb_engine_save_widened(zb_engine *engine, float *to, const void *from,
 zb_status zb_engine_take_gradient(zb_engine *engine, void *to, zb_dtype to_dtype, const void *from,
                                   zb_dtype from_dtype, size_t numel);
 
-/* A collective on the transfer stream, ordered after all compute work so far. With work NULL compute work
- * that follows is ordered after it; else after zb_engine_collective_wait. */
+/* A collective on the stream it names, or the transfer stream, ordered after all compute work so far. With
+ * work NULL compute work that follows is ordered after it; else after zb_engine_collective_wait. */
 zb_status zb_engine_collective(zb_engine *engine, const zb_collective *collective, zb_work *work);
 zb_status zb_engine_collective_wait(zb_engine *engine, zb_work *work);
 /* For a stage that is destroyed: waits for what a failure left under way, so that no buffer is freed below an

@@ -12,6 +12,7 @@
 typedef struct zb_access {
     const char *name; /* of the argument: "grad" */
     void **pointer;   /* where the arguments hold it; a visitor may put another in its place */
+    size_t offset;    /* bytes from *pointer to the first one that is touched: tree_reduce begins inside its inputs */
     size_t bytes;     /* 0 is not shown */
     int reads, writes;
 } zb_access;

@@ -235,7 +235,7 @@ static zb_status execute(sim_part *part)
     zb_status status = ZB_OK;
     while (op->chunks_taken < op->chunk_count) {
         size_t chunk = op->chunks_taken++;
-        if ((int)part->call.kind == SIM_SPLIT) {
+        if ((int)part->call.kind == ZB_CALL_SPLIT) {
             status = sim_group_split(op);
         } else {
             pthread_mutex_unlock(&rank->sim->lock);
@@ -340,8 +340,9 @@ static zb_status take_in_flight(sim_member *member, const zb_work *work, sim_par
     return ZB_OK;
 }
 
-static zb_status sim_wait(zb_comm *comm, zb_work *work)
+static zb_status sim_wait(zb_comm *comm, zb_work *work, zb_stream *stream)
 {
+    (void)stream; /* the host itself moves the data, and goes on when that is done */
     sim_member *member = member_of(comm);
     sim_part *part = NULL;
     ZB_TRY(check_caller(member));
@@ -360,7 +361,7 @@ static zb_status sim_split(zb_comm *comm, int color, int key, zb_comm **out)
 {
     int color_key[2] = { color, key };
     zb_comm *part_of = NULL;
-    zb_collective call = { .kind = (zb_collective_kind)SIM_SPLIT, .send = color_key, .recv = &part_of };
+    zb_collective call = { .kind = (zb_collective_kind)ZB_CALL_SPLIT, .send = color_key, .recv = &part_of };
     ZB_TRY(run_blocking(member_of(comm), &call));
     *out = part_of;
     return ZB_OK;

@@ -53,7 +53,7 @@ void *sim_contribution(const sim_part *part)
 zb_status sim_plan(sim_op *op)
 {
     const zb_collective *call = &op->parts[op->first].call;
-    if ((int)call->kind == SIM_SPLIT) {
+    if ((int)call->kind == ZB_CALL_SPLIT) {
         op->chunk_count = 1;
         return ZB_OK;
     }

@@ -285,9 +285,9 @@ static zb_status check_signature(const sim_op *op, sim_part *part)
     const sim_part *first = &op->parts[op->first];
     if (first == part) return ZB_OK;
     char difference[768];
-    if (!sim_signature_differs(&first->call, first->member->rank->index, &part->call,
-                               part->member->rank->index, op->group->size, difference, sizeof difference))
-        return ZB_OK;
+    const zb_call_side a = { .rank = first->member->rank->index, .call = &first->call };
+    const zb_call_side b = { .rank = part->member->rank->index, .call = &part->call };
+    if (!zb_calls_differ(&a, &b, op->group->size, difference, sizeof difference)) return ZB_OK;
     char report[ZB_ERROR_MESSAGE_BYTES];
     sim_report_mismatch(first, part, difference, report, sizeof report);
     return zb_fail(ZB_MISMATCH, "%s", report);

@@ -32,15 +32,6 @@ __attribute__((format(printf, 2, 3))) static void append(text *t, const char *fo
     t->left -= taken;
 }
 
-/* The last two components say enough, and keep a report the same wherever it was compiled. */
-static const char *short_path(const char *path)
-{
-    int slashes = 0;
-    for (const char *c = path + strlen(path); c > path; c--)
-        if (c[-1] == '/' && ++slashes == 2) return c;
-    return path;
-}
-
 /* "rank 3", "ranks 0-3,5": give it ranks one by one, then end it. */
 typedef struct rank_list {
     char buffer[RANK_LIST_BYTES];
@@ -91,16 +82,15 @@ static void append_rank_list(text *t, rank_list *list)
 
 static void append_call(text *t, const sim_place *place)
 {
-    const char *kind = place->kind == SIM_SPLIT ? "split"
-                                                : zb_collective_name((zb_collective_kind)place->kind);
     if (place->kind == ZB_COLLECTIVE_SEND)
         append(t, "send to rank %d of %s", place->peer, place->group->name);
     else if (place->kind == ZB_COLLECTIVE_RECV)
         append(t, "recv from rank %d of %s", place->peer, place->group->name);
     else
-        append(t, "%s #%llu of %s", kind, (unsigned long long)place->sequence, place->group->name);
+        append(t, "%s #%llu of %s", zb_call_kind_name(place->kind), (unsigned long long)place->sequence,
+               place->group->name);
     if (place->what != NULL) append(t, " (%s)", place->what);
-    if (place->file != NULL) append(t, " at %s:%d", short_path(place->file), place->line);
+    if (place->file != NULL) append(t, " at %s:%d", zb_call_short_path(place->file), place->line);
 }
 
 void sim_describe_place(const sim_place *place, char *buffer, size_t buffer_bytes)

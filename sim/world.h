@@ -23,11 +23,9 @@
 #include <zerobit/sim.h>
 
 #include "orders/cache.h"
+#include "orders/signature.h"
 #include "sim/fiber.h"
 #include "sim/pool.h"
-
-/* Splitting a communicator is an operation of its group like the others, but not one of the public kinds. */
-enum { SIM_SPLIT = ZB_COLLECTIVE_COUNT };
 
 enum { SIM_BLOCK_BYTES = 16384 }; /* of a result: computed and handed out while it is in the cache */
 
@@ -218,9 +216,6 @@ size_t sim_send_bytes(const zb_collective *call, int size, int index);
 size_t sim_recv_bytes(const zb_collective *call, int size, int index);
 size_t sim_reduced_numel(const zb_collective *call, int size);
 size_t sim_result_bytes(const zb_collective *call, int size, int index, int async);
-/** Writes which field differs, with both values, and returns 1; 0 when the signatures agree. */
-int sim_signature_differs(const zb_collective *a, int rank_a, const zb_collective *b, int rank_b, int size,
-                          char *text, size_t text_bytes);
 
 /* --- execute.c: arithmetic and data movement, without the lock --- */
 

@@ -8,6 +8,9 @@
 #include <unistd.h>
 #include <zerobit/kernels.h>
 #include <zerobit/version.h>
+#if ZB_WITH_CUDA
+#include <zerobit/cuda.h>
+#endif
 
 typedef struct capability {
     const char *name;
@@ -18,7 +21,7 @@ typedef struct capability {
 /* What the build found; what no back end of this version uses is said. */
 static const capability capabilities[] = {
     { "mpi", ZB_FOUND_MPI, ZB_WITH_MPI },
-    { "cuda", ZB_FOUND_CUDA, 0 },
+    { "cuda", ZB_FOUND_CUDA, ZB_WITH_CUDA },
     { "nccl", ZB_FOUND_NCCL, 0 },
 };
 enum { CAPABILITY_COUNT = sizeof capabilities / sizeof capabilities[0] };
@@ -37,6 +40,7 @@ static zb_status print_json(const char *simd)
     zb_json_end_array(&json);
     zb_json_begin_array(&json, "devices");
     zb_json_put_string(&json, NULL, "cpu");
+    if (ZB_WITH_CUDA) zb_json_put_string(&json, NULL, "cuda");
     zb_json_end_array(&json);
     zb_json_begin_object(&json, "found");
     for (int i = 0; i < CAPABILITY_COUNT; i++)
@@ -49,13 +53,35 @@ static zb_status print_json(const char *simd)
     return status;
 }
 
+#if ZB_WITH_CUDA
+/* What this machine has, or why it has none. */
+static void print_gpus(void)
+{
+    int count = 0;
+    zb_cuda_description d;
+    if (zb_cuda_device_count(&count) != ZB_OK) printf("GPUs           %s\n", zb_error_message());
+    for (int i = 0; i < count; i++)
+        if (zb_cuda_describe(i, &d) == ZB_OK)
+            printf(
+                "GPU %-10d %s, compute capability %d.%d, %zu of %zu MiB free, driver %d.%d, run-time %d.%d\n",
+                i, d.name, d.compute_capability / 10, d.compute_capability % 10, d.free_bytes >> 20,
+                d.memory_bytes >> 20, d.driver_version / 1000, d.driver_version % 1000 / 10,
+                d.runtime_version / 1000, d.runtime_version % 1000 / 10);
+        else
+            printf("GPU %-10d %s\n", i, zb_error_message());
+}
+#else
+static void print_gpus(void) {}
+#endif
+
 static void print_text(const char *simd)
 {
     printf("zerobit        %s\n", ZB_VERSION);
     printf("simd           %s\n", simd);
     printf("cores          %ld\n", sysconf(_SC_NPROCESSORS_ONLN));
     printf("communicators  self, sim%s\n", ZB_WITH_MPI ? ", mpi" : "");
-    printf("devices        cpu\n");
+    printf("devices        cpu%s\n", ZB_WITH_CUDA ? ", cuda" : "");
+    print_gpus();
     for (int i = 0; i < CAPABILITY_COUNT; i++)
         printf("%-14s %s\n", capabilities[i].name,
                !capabilities[i].found ? "not found"

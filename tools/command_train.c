@@ -1,5 +1,6 @@
 /* zerobit train: a training run on simulated ranks, with a trace and weights to keep. */
 #include "tools/command.h"
+#include "tools/devices.h"
 #include "tools/inputs.h"
 #include "tools/interrupt.h"
 #include "tools/options.h"
@@ -14,6 +15,7 @@
 #include <zerobit/orders.h>
 #include <zerobit/trace.h>
 
+#include "verify/seat.h"
 #include "verify/world.h"
 
 static const char command_name[] = "train";
@@ -26,6 +28,7 @@ typedef struct train_settings {
         workers, print_every;
     dtype_list dtypes;
     const char *device, *trace, *save_weights;
+    const zb_device_factory *devices; /* what `device` names */
     int force, contributions;
 } train_settings;
 
@@ -34,7 +37,7 @@ typedef struct train_run {
     const inputs *in;
     zb_comm *comm; /* NULL: the ranks are simulated; otherwise they are processes, and this is one of them */
     zb_world *world;
-    zb_device **devices; /* [rank_count], like engines: of the ranks that run here */
+    zb_seat *seats; /* [rank_count], like engines: of the ranks that run here */
     zb_engine **engines;
     int rank_count;
     zb_route route;         /* empty where neither trace nor order wants it */
@@ -55,13 +58,14 @@ static int is_judge(const train_run *run)
 static zb_status start_rank(void *user, zb_comm *comm, const zb_observer *observer)
 {
     train_run *run = user;
-    ZB_TRY(zb_device_cpu_create(&run->devices[comm->rank]));
+    zb_seat *seat = &run->seats[comm->rank];
+    ZB_TRY(zb_seat_create(run->settings->devices, comm, run->comm == NULL, seat));
     zb_engine_options options = { .config = run->in->config,
                                   .model = run->in->model,
                                   .weights = &run->in->weights,
                                   .dataset = run->in->dataset,
-                                  .device = run->devices[comm->rank],
-                                  .comm = comm,
+                                  .device = seat->device,
+                                  .comm = seat->comm,
                                   .stage = (int)run->settings->stage,
                                   .dtype = (int)run->settings->dtypes.values[0],
                                   .sampler_seed = (uint64_t)run->settings->input.seed };
@@ -139,11 +143,11 @@ static zb_status open_trace(train_run *run, const zb_plan *plan, int stage)
 static zb_status allocate(train_run *run)
 {
     const size_t count = (size_t)run->rank_count;
-    run->devices = zb_alloc_array(count, sizeof *run->devices);
+    run->seats = zb_alloc_array(count, sizeof *run->seats);
     run->engines = zb_alloc_array(count, sizeof *run->engines);
     run->loss_sum = zb_alloc_array(count, sizeof *run->loss_sum);
     run->loss_count = zb_alloc_array(count, sizeof *run->loss_count);
-    const int complete = run->devices != NULL && run->engines != NULL && run->loss_sum != NULL &&
+    const int complete = run->seats != NULL && run->engines != NULL && run->loss_sum != NULL &&
                          run->loss_count != NULL;
     return complete ? ZB_OK : ZB_NO_MEMORY;
 }
@@ -173,15 +177,17 @@ static zb_status create_run(train_run *run)
 
 static void destroy_run(train_run *run)
 {
-    for (int i = 0; i < run->rank_count; i++) {
+    const int count = run->seats != NULL ? run->rank_count : 0;
+    zb_seats_settle(run->seats, count);
+    for (int i = 0; i < count; i++) {
         if (run->engines != NULL) zb_engine_destroy(run->engines[i]);
-        if (run->devices != NULL && run->devices[i] != NULL) zb_device_destroy(run->devices[i]);
+        zb_seat_destroy(&run->seats[i]);
     }
     zb_world_destroy(run->world);
     zb_route_destroy(&run->route);
     zb_trace_writer_destroy(run->trace);
     zb_weights_destroy(&run->gathered);
-    zb_free(run->devices);
+    zb_free(run->seats);
     zb_free(run->engines);
     zb_free(run->loss_sum);
     zb_free(run->loss_count);
@@ -267,14 +273,11 @@ static zb_status check_outputs(const train_settings *settings)
     return ZB_OK;
 }
 
-static exit_code check_back_ends(const train_settings *settings)
+static exit_code check_back_ends(train_settings *settings)
 {
     const exit_code code = processes_check(command_name, &settings->processes, &settings->input);
     if (code != EXIT_EQUAL) return code;
-    if (strcmp(settings->device, "cuda") == 0) return command_lacks(command_name, "CUDA device");
-    if (strcmp(settings->device, "cpu") == 0) return EXIT_EQUAL;
-    return command_failed(command_name,
-                          zb_fail(ZB_INVALID_ARGUMENT, "--device %s: want cpu or cuda", settings->device));
+    return devices_find(command_name, "--device", settings->device, 0, &settings->devices);
 }
 
 static zb_status resolve_world(train_settings *settings)

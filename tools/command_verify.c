@@ -1,5 +1,6 @@
 /* zerobit verify: hold the engine against the oracle, and report. */
 #include "tools/command.h"
+#include "tools/devices.h"
 #include "tools/inputs.h"
 #include "tools/interrupt.h"
 #include "tools/launch.h"
@@ -26,7 +27,8 @@ typedef struct verify_settings {
     dtype_list dtypes;       /* empty: the config's */
     int64_t steps, workers;
     const char *against, *mpirun, *json, *junit;
-    int against_ref, against_mpi, contributions;
+    int against_ref, against_cuda, against_mpi, contributions;
+    const zb_device_factory *cuda; /* with against_cuda */
     int quiet;
 } verify_settings;
 
@@ -81,7 +83,7 @@ static exit_code check_against(verify_settings *settings)
     } rungs[] = {
         { "ref", NULL, &settings->against_ref },
         { "mpi", ZB_WITH_MPI ? NULL : "MPI communicator", &settings->against_mpi },
-        { "cuda", "CUDA device", NULL },
+        { "cuda", NULL, &settings->against_cuda },
         { "nccl", "NCCL communicator", NULL },
     };
     char word[16];
@@ -97,8 +99,10 @@ static exit_code check_against(verify_settings *settings)
         if (rungs[i].lacks != NULL) return command_lacks(command_name, rungs[i].lacks);
         *rungs[i].wanted = 1;
         at += length;
-        if (*at == '\0') return EXIT_EQUAL;
+        if (*at == '\0') break;
     }
+    return settings->against_cuda ? devices_find(command_name, "--against", "cuda", 1, &settings->cuda)
+                                  : EXIT_EQUAL;
 }
 
 static int is_native_order(const verify_settings *settings)
@@ -171,10 +175,12 @@ static zb_verify_options options_of(const verify_settings *settings, const input
                                 .user = l };
 }
 
+/* On the CPU, or on the devices given. */
 static zb_status run_cases(const verify_settings *settings, const inputs *in, listener *l,
-                           zb_verify_case *cases)
+                           const zb_device_factory *devices, zb_verify_case *cases)
 {
-    const zb_verify_options options = options_of(settings, in, l);
+    zb_verify_options options = options_of(settings, in, l);
+    options.devices = devices;
     const zb_status status = zb_verify(&options, cases);
     if (l->watched) clear_progress();
     return status;
@@ -265,14 +271,28 @@ typedef struct verify_results {
     int is_lacking; /* what is wrong is that this machine has no launcher, or no MPI */
 } verify_results;
 
+/* Both rungs on simulated ranks. A difference on the first leaves the second to be seen. */
+static zb_status run_simulated(const verify_settings *settings, const inputs *in, int of_rung,
+                               verify_results *results)
+{
+    zb_verify_case *cases = results->cases;
+    zb_status status = ZB_OK;
+    if (settings->against_ref) {
+        status = run_cases(settings, in, &results->listener, NULL, cases);
+        cases += of_rung;
+    }
+    if (!settings->against_cuda || (status != ZB_OK && status != ZB_DIFFERENT)) return status;
+    const zb_status on_cuda = run_cases(settings, in, &results->listener, settings->cuda, cases);
+    return on_cuda != ZB_OK ? on_cuda : status;
+}
+
 static zb_status run_rungs(verify_settings *settings, const inputs *in, int of_rung, verify_results *results)
 {
-    zb_verify_case *launched = results->cases + (settings->against_ref ? of_rung : 0);
+    zb_verify_case *launched = results->cases + of_rung * (settings->against_ref + settings->against_cuda);
     zb_status status = settings->against_mpi ? launch_check(settings->mpirun) : ZB_OK;
     results->is_lacking = status == ZB_UNSUPPORTED;
     if (status == ZB_OK && settings->against_mpi) status = plan_launched(settings, in, launched);
-    if (status == ZB_OK && settings->against_ref)
-        status = run_cases(settings, in, &results->listener, results->cases);
+    if (status == ZB_OK) status = run_simulated(settings, in, of_rung, results);
     if (!settings->against_mpi || (status != ZB_OK && status != ZB_DIFFERENT)) return status;
     status = launch_cases(settings, in, &results->listener, launched, of_rung, results->order,
                           sizeof results->order);
@@ -280,10 +300,15 @@ static zb_status run_rungs(verify_settings *settings, const inputs *in, int of_r
     return status;
 }
 
+static int rung_count(const verify_settings *settings)
+{
+    return settings->against_ref + settings->against_cuda + settings->against_mpi;
+}
+
 static zb_status create_results(const verify_settings *settings, int case_count, verify_results *results)
 {
     enum { PAIRS = ZB_STAGE_COUNT * (ZB_STAGE_COUNT - 1) / 2 };
-    const int rungs = settings->against_ref + settings->against_mpi;
+    const int rungs = rung_count(settings);
     listener *l = &results->listener;
     l->watched = !settings->quiet && isatty(STDERR_FILENO) && processes_speaks(&settings->processes);
     l->relation_capacity = PAIRS * rungs * settings->worlds.count * settings->dtypes.count;
@@ -295,7 +320,7 @@ static zb_status create_results(const verify_settings *settings, int case_count,
 static exit_code verify_inputs(verify_settings *settings, const inputs *in, int *orderly)
 {
     const int of_rung = settings->stages.count * settings->worlds.count * settings->dtypes.count;
-    const int case_count = of_rung * (settings->against_ref + settings->against_mpi);
+    const int case_count = of_rung * rung_count(settings);
     const double begin = seconds_now();
     verify_results results = { 0 };
     zb_status status = create_results(settings, case_count, &results);
@@ -391,7 +416,8 @@ exit_code command_verify(int argc, char **argv)
         { "--steps", OPTION_INT, &settings.steps, "N", "optimizer steps (20)", 1, INT32_MAX },
         OPTION_ROWS_BATCH(settings.input),
         { "--against", OPTION_TEXT, &settings.against, "LIST",
-          "ref: the engine on simulated ranks, mpi: on Open MPI's processes; each against the oracle (ref)",
+          "ref: the engine on simulated ranks, cuda: on ranks that share a GPU, mpi: on Open MPI's "
+          "processes; each against the oracle (ref)",
           0, 0 },
         { "--mpirun", OPTION_TEXT, &settings.mpirun, "WORDS",
           "with --against mpi: what starts the processes (ZEROBIT_MPIRUN, or mpirun)", 0, 0 },

@@ -42,10 +42,23 @@ const char *report_grouped(uint64_t value, char text[REPORT_NUMBER_BYTES])
     return text;
 }
 
-/* Simulated ranks go without saying. */
+static const char *device_of(const zb_verify_case *c)
+{
+    return c->device != NULL ? c->device : "cpu";
+}
+
+/* The table's word: where ranks run, and of simulated ones what they share. */
+static const char *rung_of(const zb_verify_case *c)
+{
+    const char *ranks = c->ranks != NULL ? c->ranks : "sim";
+    return strcmp(ranks, "sim") == 0 && strcmp(device_of(c), "cpu") != 0 ? device_of(c) : ranks;
+}
+
+/* Simulated ranks on CPUs go without saying. */
 static const char *ranks_of(const zb_verify_case *c)
 {
-    if (c->ranks == NULL || strcmp(c->ranks, "sim") == 0) return "";
+    if (strcmp(rung_of(c), "sim") == 0) return "";
+    if (strcmp(rung_of(c), "cuda") == 0) return ", CUDA";
     return strcmp(c->ranks, "mpi") == 0 ? ", Open MPI" : c->ranks;
 }
 
@@ -102,10 +115,9 @@ void report_table(const verify_report *report, FILE *to)
         unequal += c->status != ZB_OK;
         snprintf(text, sizeof text, "%" PRId64 " x %" PRId64, c->plan.micro_batch_size,
                  c->plan.accumulation_steps);
-        fprintf(to, "%-5s %5d %6d  %-5s  %5c  %-14s %9" PRId64 "  %-9s %17s %7.2f s\n",
-                c->ranks != NULL ? c->ranks : "sim", c->stage, c->world_size, zb_dtype_name(c->dtype),
-                'A' + c->equality_class, text, c->steps_done, report_result_word(c->status),
-                report_grouped(c->values_compared, number), c->seconds);
+        fprintf(to, "%-5s %5d %6d  %-5s  %5c  %-14s %9" PRId64 "  %-9s %17s %7.2f s\n", rung_of(c), c->stage,
+                c->world_size, zb_dtype_name(c->dtype), 'A' + c->equality_class, text, c->steps_done,
+                report_result_word(c->status), report_grouped(c->values_compared, number), c->seconds);
     }
     fputc('\n', to);
     report_relations(report, to);
@@ -164,6 +176,7 @@ static void put_case(zb_json_writer *json, const zb_verify_case *c)
     zb_json_put_int(json, "world", c->world_size);
     zb_json_put_string(json, "dtype", zb_dtype_name(c->dtype));
     zb_json_put_string(json, "ranks", c->ranks);
+    zb_json_put_string(json, "device", device_of(c));
     zb_json_put_int(json, "class", c->equality_class);
     zb_json_put_int(json, "micro_batch_size", c->plan.micro_batch_size);
     zb_json_put_int(json, "accumulation_steps", c->plan.accumulation_steps);

@@ -28,13 +28,14 @@ static zb_status start_rank(void *user, zb_comm *comm, const zb_observer *observ
 {
     zb_runner *r = user;
     const zb_verify_options *options = r->options;
-    ZB_TRY(zb_device_cpu_create_poisoning(&r->devices[comm->rank]));
+    zb_seat *seat = &r->seats[comm->rank];
+    ZB_TRY(zb_seat_create(options->devices, comm, options->comm == NULL, seat));
     zb_engine_options engine_options = { .config = options->config,
                                          .model = options->model,
                                          .weights = options->weights,
                                          .dataset = options->dataset,
-                                         .device = r->devices[comm->rank],
-                                         .comm = comm,
+                                         .device = seat->device,
+                                         .comm = seat->comm,
                                          .stage = r->result->stage,
                                          .dtype = (int)r->result->dtype,
                                          .sampler_seed = options->sampler_seed };
@@ -272,8 +273,8 @@ static zb_status create_world(zb_runner *r)
 zb_status zb_runner_create(zb_runner *r, const zb_reference *reference)
 {
     const size_t world_size = (size_t)r->result->world_size;
-    r->devices = zb_alloc_array(world_size, sizeof *r->devices);
-    if (r->devices == NULL) return ZB_NO_MEMORY;
+    r->seats = zb_alloc_array(world_size, sizeof *r->seats);
+    if (r->seats == NULL) return ZB_NO_MEMORY;
     r->engines = zb_alloc_array(world_size, sizeof *r->engines);
     if (r->engines == NULL) return ZB_NO_MEMORY;
     r->has_ended = zb_alloc_array(world_size, sizeof *r->has_ended);
@@ -285,14 +286,16 @@ zb_status zb_runner_create(zb_runner *r, const zb_reference *reference)
 
 void zb_runner_destroy(zb_runner *r)
 {
-    for (int i = 0; i < r->result->world_size; i++) {
+    const int count = r->seats != NULL ? r->result->world_size : 0;
+    zb_seats_settle(r->seats, count);
+    for (int i = 0; i < count; i++) {
         if (r->engines != NULL) zb_engine_destroy(r->engines[i]);
-        if (r->devices != NULL && r->devices[i] != NULL) zb_device_destroy(r->devices[i]);
+        zb_seat_destroy(&r->seats[i]);
     }
     zb_world_destroy(r->world);
     zb_compare_destroy(r->compare);
     zb_free(r->engines);
-    zb_free(r->devices);
+    zb_free(r->seats);
     zb_free(r->owned_numel);
     zb_free(r->has_ended);
 }

@@ -9,6 +9,7 @@
 #include <zerobit/verify.h>
 
 #include "verify/compare.h"
+#include "verify/seat.h"
 #include "verify/world.h"
 
 typedef struct zb_runner {
@@ -16,7 +17,7 @@ typedef struct zb_runner {
     zb_verify_case *result; /* what comes of it: status, steps_done, ... */
     zb_world *world;
     zb_compare *compare; /* NULL where nobody judges */
-    zb_device **devices; /* [world_size], like engines; in a spread world only the own rank's are there */
+    zb_seat *seats;      /* [world_size], like engines; in a spread world only the own rank's are there */
     zb_engine **engines;
     const int *group_of;   /* [param_count] the parameter group of each, borrowed */
     uint64_t *owned_numel; /* [world_size] */

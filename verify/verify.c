@@ -330,7 +330,8 @@ static zb_status plan_cases(const zb_verify_options *options, zb_verify_case *ca
                 *c = (zb_verify_case){ .stage = options->stages[s],
                                        .dtype = options->dtypes[d],
                                        .world_size = options->worlds[w],
-                                       .ranks = options->comm != NULL ? options->comm->ops->name : "sim" };
+                                       .ranks = options->comm != NULL ? options->comm->ops->name : "sim",
+                                       .device = options->devices != NULL ? options->devices->name : "cpu" };
                 if (zb_plan_derive(options->config, c->stage, c->dtype, c->world_size, &c->plan) != ZB_OK)
                     return zb_fail_context("stage %d, world %d, %s", c->stage, c->world_size,
                                            zb_dtype_name(c->dtype));

@@ -5,6 +5,8 @@
 #include <zerobit/device.h>
 #include <zerobit/memory.h>
 
+#include "orders/signature.h"
+
 static mpi_group *group_of(zb_comm *comm)
 {
     return (mpi_group *)comm;
@@ -97,8 +99,9 @@ static zb_status wait_for(mpi_group *group, const zb_work *work)
     return finish(op);
 }
 
-static zb_status mpi_wait(zb_comm *comm, zb_work *work)
+static zb_status mpi_wait(zb_comm *comm, zb_work *work, zb_stream *stream)
 {
+    (void)stream; /* the host itself moves the data, and goes on when that is done */
     mpi_group *group = group_of(comm);
     const zb_status status = zb_mpi_settle(group->world, group, -1, wait_for(group, work));
     zb_mpi_place_leave();
@@ -133,7 +136,7 @@ static zb_status split(mpi_group *group, int color, int key, zb_comm **out)
     mpi_group *part;
     mpi_op *op;
     ZB_TRY(zb_mpi_group_create(group->world, group->base.world_size, &part));
-    zb_status status = begin(group, &(zb_collective){ .kind = (zb_collective_kind)KIND_SPLIT }, 1, &op);
+    zb_status status = begin(group, &(zb_collective){ .kind = (zb_collective_kind)ZB_CALL_SPLIT }, 1, &op);
     if (status == ZB_OK) status = zb_mpi_wait_until(op, OP_AGREED);
     if (status == ZB_OK) status = divide(group, op, color, key, part);
     if (status == ZB_OK) zb_mpi_retire(op);

@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "kernels/kernels.h"
+#include "orders/signature.h"
 
 enum {
     SCRATCH_BYTES = 4 << 20,         /* of one reduction */
@@ -82,7 +83,7 @@ static size_t largest_share(const mpi_op *op)
 static size_t slot_bytes_max(const mpi_op *op)
 {
     const size_t message = op->group->world->message_bytes_max, n = (size_t)op->group->base.world_size;
-    if (!zb_mpi_is_reduction((int)op->call.kind)) return message;
+    if (!zb_call_is_reduction((int)op->call.kind)) return message;
     const size_t slot = SCRATCH_BYTES / n > SLOT_BYTES_MIN ? SCRATCH_BYTES / n : SLOT_BYTES_MIN;
     return slot < message ? slot : message;
 }
@@ -108,8 +109,8 @@ static zb_status plan_reduction(mpi_op *op)
 zb_status zb_mpi_plan(mpi_op *op)
 {
     const int kind = (int)op->call.kind;
-    if (kind == ZB_COLLECTIVE_BARRIER || kind == KIND_SPLIT) return ZB_OK;
-    if (zb_mpi_is_pair(kind)) {
+    if (kind == ZB_COLLECTIVE_BARRIER || kind == ZB_CALL_SPLIT) return ZB_OK;
+    if (zb_call_is_pair(kind)) {
         plan_rounds(op, op->call.numel);
         /* An empty message, too, waits for the other side; with a comparison it has done so already. */
         if (op->group->world->unchecked && op->rounds == 0) op->rounds = 1;
@@ -117,7 +118,7 @@ zb_status zb_mpi_plan(mpi_op *op)
     }
     share(op);
     plan_rounds(op, largest_share(op));
-    return zb_mpi_is_reduction(kind) ? plan_reduction(op) : ZB_OK;
+    return zb_call_is_reduction(kind) ? plan_reduction(op) : ZB_OK;
 }
 
 /* --- messages --- */
@@ -246,7 +247,7 @@ zb_status zb_mpi_collect(mpi_op *op)
 {
     const int n = op->group->base.world_size, me = op->group->base.rank;
     op->state = OP_COLLECTING;
-    if (zb_mpi_is_pair((int)op->call.kind)) return move_message(op);
+    if (zb_call_is_pair((int)op->call.kind)) return move_message(op);
     if (op->round == 0) copy_own(op);
     for (int step = 1; step < n; step++) {
         ZB_TRY(collect_from(op, (me + n - step) % n));
@@ -313,7 +314,7 @@ static const void *delivered_from(const mpi_op *op, const piece *own)
 {
     if (op->call.kind == ZB_COLLECTIVE_ALL_GATHER)
         return send_at(op, own->first - op->firsts[op->group->base.rank]);
-    return zb_mpi_is_reduction((int)op->call.kind) ? result_at(op, own) : recv_at(op, own->first);
+    return zb_call_is_reduction((int)op->call.kind) ? result_at(op, own) : recv_at(op, own->first);
 }
 
 static zb_status deliver_to(mpi_op *op, const piece *own, int rank)
@@ -333,9 +334,9 @@ zb_status zb_mpi_deliver(mpi_op *op)
 {
     const int n = op->group->base.world_size, me = op->group->base.rank;
     op->state = OP_DELIVERING;
-    if (zb_mpi_is_pair((int)op->call.kind)) return ZB_OK;
+    if (zb_call_is_pair((int)op->call.kind)) return ZB_OK;
     const piece own = piece_of(op, me);
-    if (zb_mpi_is_reduction((int)op->call.kind) && own.bytes > 0) ZB_TRY(reduce(op, &own));
+    if (zb_call_is_reduction((int)op->call.kind) && own.bytes > 0) ZB_TRY(reduce(op, &own));
     for (int step = 1; step < n; step++) {
         ZB_TRY(receive_from(op, (me + n - step) % n));
         ZB_TRY(deliver_to(op, &own, (me + step) % n));

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "kernels/kernels.h"
+#include "orders/signature.h"
 
 /* --- algorithms --- */
 
@@ -291,7 +292,7 @@ static int adds_alike(zb_dtype dtype)
 int zb_mpi_native(const zb_comm *comm, const zb_collective *collective)
 {
     const zb_collective_kind kind = collective->kind;
-    if (comm->ops != &zb_mpi_comm_ops || !zb_mpi_is_reduction((int)kind)) return 0;
+    if (comm->ops != &zb_mpi_comm_ops || !zb_call_is_reduction((int)kind)) return 0;
     if (!adds_alike(collective->dtype)) return 0;
     const mpi_group *group = (const mpi_group *)comm;
     return group->native[kind] != MPI_COMM_NULL && adds(collective->op) &&

@@ -16,6 +16,8 @@
 #include <string.h>
 #include <zerobit/memory.h>
 
+#include "orders/signature.h"
+
 enum { NOTICE_TAG = 1 };
 
 /* --- sending --- */
@@ -259,12 +261,12 @@ static const struct answer *answer_of(const mpi_op *op, int rank)
 
 static int concerns(const mpi_op *op, int rank)
 {
-    return rank != op->group->base.rank && (!zb_mpi_is_pair((int)op->call.kind) || rank == op->call.root);
+    return rank != op->group->base.rank && (!zb_call_is_pair((int)op->call.kind) || rank == op->call.root);
 }
 
 static int has_come(const mpi_op *op, int rank)
 {
-    if (zb_mpi_is_pair((int)op->call.kind)) return op->state != OP_SIGNING;
+    if (zb_call_is_pair((int)op->call.kind)) return op->state != OP_SIGNING;
     const struct answer *a = answer_of(op, rank);
     return rank == op->group->base.rank || (a->came && a->started > op->sequence);
 }

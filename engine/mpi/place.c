@@ -9,13 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
-const char *zb_mpi_short_path(const char *path)
-{
-    int slashes = 0;
-    for (const char *c = path + strlen(path); c > path; c--)
-        if (c[-1] == '/' && ++slashes == 2) return c;
-    return path;
-}
+#include "orders/signature.h"
 
 /* --- writing --- */
 
@@ -92,11 +86,11 @@ void zb_mpi_place_clear(void)
 
 static void put_call(line *to, const place *p)
 {
-    if (zb_mpi_is_pair(p->kind)) {
+    if (zb_call_is_pair(p->kind)) {
         put(to, p->kind == ZB_COLLECTIVE_SEND ? "send to rank " : "recv from rank ");
         put_number(to, (uint64_t)p->peer);
     } else {
-        put(to, p->kind == KIND_SPLIT ? "split" : zb_collective_name((zb_collective_kind)p->kind));
+        put(to, zb_call_kind_name(p->kind));
         put(to, " #");
         put_number(to, p->sequence);
     }
@@ -109,7 +103,7 @@ static void put_call(line *to, const place *p)
     }
     if (p->file == NULL) return;
     put(to, " at ");
-    put(to, zb_mpi_short_path(p->file));
+    put(to, zb_call_short_path(p->file));
     put(to, ":");
     put_number(to, (uint64_t)p->line);
 }

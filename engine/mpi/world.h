@@ -18,21 +18,12 @@
 #include <stdint.h>
 #include <zerobit/mpi.h>
 
+#include "engine/call_record.h"
 #include "orders/cache.h"
 
 typedef struct mpi_world mpi_world;
 typedef struct mpi_group mpi_group;
 typedef struct mpi_op mpi_op;
-
-enum { KIND_SPLIT = ZB_COLLECTIVE_COUNT }; /* of an operation that is no collective of comm.h */
-
-/* What a rank has called, to be sent to another; cut texts. */
-typedef struct call_record {
-    int32_t world_rank, kind, dtype, op, root, line;
-    uint64_t numel, sequence;
-    double factor;
-    char what[64], file[64], order[256];
-} call_record;
 
 /* A call in words that are equal where the calls are. */
 enum { SIGNATURE_WORDS = 6 };
@@ -54,8 +45,8 @@ struct mpi_op {
     const zb_reduction *reduction;
 
     signature mine, largest;
-    call_record records[2]; /* of a message: its sender's and its receiver's */
-    char *calls;            /* COMPARING: every rank's record and counts */
+    zb_call_record records[2]; /* of a message: its sender's and its receiver's */
+    char *calls;               /* COMPARING: every rank's record and counts */
 
     /* Rank r looks after elements [firsts[r], firsts[r + 1]), in rounds of at most slot_numel. */
     size_t *firsts; /* [world_size + 1] */
@@ -112,10 +103,8 @@ extern const zb_comm_ops zb_mpi_comm_ops;
 
 /* --- signature.c: are these calls the same? --- */
 
-int zb_mpi_is_pair(int kind);
 /** The other rank of a message, in the world; -1 where all of the group take part. */
 int zb_mpi_peer(const mpi_op *op);
-int zb_mpi_is_reduction(int kind);
 /** Equal where the orders are. */
 uint64_t zb_mpi_hash_orders(const zb_orders *orders);
 /** Posts what SIGNING waits for. */
@@ -181,8 +170,6 @@ void zb_mpi_place_leave(void);
 void zb_mpi_place_clear(void);
 /** "all_reduce #3 of world (what) at file:line". */
 void zb_mpi_describe(const mpi_op *op, char *text, size_t text_bytes);
-/** The last two components of a path: enough, and the same wherever it was compiled. */
-const char *zb_mpi_short_path(const char *path);
 
 /* --- native.c: Open MPI's own reductions --- */
 

@@ -59,10 +59,11 @@ typedef struct zb_work { uint64_t id; void *handle; } zb_work;
 typedef struct zb_comm zb_comm;
 typedef struct zb_comm_ops {
     const char *name; /* "self", "sim", "mpi", "nccl" */
-    /* Start; when work is NULL also finish. Arguments have been checked. */
+    int takes_device_memory; /* buffers of a call with a stream may be where the host cannot reach them */
+    /* Start; when work is NULL also finish. Arguments have been checked. A zero work needs no waiting, on no stream. */
     zb_status (*start)(zb_comm *comm, const zb_collective *collective, zb_work *work);
-    /* Finish: on return (for a stream: from this point of it on) recv holds the result and send may be written. */
-    zb_status (*wait)(zb_comm *comm, zb_work *work);
+    /* Finish: from this point of `stream` on, or with NULL on return, recv holds the result and send may be written. */
+    zb_status (*wait)(zb_comm *comm, zb_work *work, zb_stream *stream);
     /* Ranks with equal color form a new communicator, ordered by (key, rank); color < 0: none (*out = NULL). Collective. */
     zb_status (*split)(zb_comm *comm, int color, int key, zb_comm **out);
     /* Optional: tell the other ranks. */
@@ -94,12 +95,16 @@ struct zb_comm {
 };
 
 /**
- * Start a collective. work NULL: blocks until it is finished. Otherwise the buffers belong to the operation
- * until zb_comm_wait. ZB_INVALID_ARGUMENT for a bad argument; ZB_MISMATCH, ZB_DEADLOCK, ZB_REMOTE, ZB_RACE from back ends.
+ * Start a collective. work NULL: finished on return, or with a stream from this point of it on. Otherwise the buffers belong to the operation
+ * until zb_comm_wait. ZB_INVALID_ARGUMENT for a bad argument; ZB_UNSUPPORTED for device memory where the back end only
+ * moves the host's; ZB_MISMATCH, ZB_DEADLOCK, ZB_REMOTE, ZB_RACE from back ends.
  */
 ZB_API zb_status zb_comm_start(zb_comm *comm, const zb_collective *collective, zb_work *work);
-/** Finish; fine to call on a zero zb_work. Resets *work to zero. */
-ZB_API zb_status zb_comm_wait(zb_comm *comm, zb_work *work);
+/**
+ * Finish: what is launched on `stream` from here on, or with NULL the host, finds the result in recv and may write to send. The
+ * stream need not be the collective's. Fine to call on a zero zb_work. Resets *work to zero.
+ */
+ZB_API zb_status zb_comm_wait(zb_comm *comm, zb_work *work, zb_stream *stream);
 ZB_API zb_status zb_comm_split(zb_comm *comm, int color, int key, zb_comm **out);
 /**
  * This rank cannot go on, for a reason that is not the communicator's: every other rank gets ZB_REMOTE, with the message, from the
@@ -110,6 +115,20 @@ ZB_API void zb_comm_destroy(zb_comm *comm);
 
 /** World of one. */
 ZB_API zb_status zb_comm_self_create(zb_comm **comm_p);
+
+/*
+ * For back ends that work in stream order: what they have started, each with an event that tells when. Events are kept for the next
+ * one, so that a pattern of calls that repeats makes none from its second round on. Zero is none.
+ */
+typedef struct zb_stream_works {
+    struct zb_stream_work *in_flight, *free;
+    uint64_t count;
+} zb_stream_works;
+/** All that `stream` has been given is this work. */
+ZB_API zb_status zb_stream_works_record(zb_stream_works *works, zb_stream *stream, zb_work *work);
+/** As zb_comm_ops.wait. ZB_INVALID_ARGUMENT where the work is not in flight here; `name` is the back end's. */
+ZB_API zb_status zb_stream_works_wait(zb_stream_works *works, const char *name, const zb_work *work, zb_stream *stream);
+ZB_API void zb_stream_works_destroy(zb_stream_works *works);
 
 /* zb_collective_run(comm, work, .kind = ..., ...): fills in the call site. */
 #define zb_collective_run(comm, work, ...)                                                                 \

@@ -41,8 +41,10 @@ typedef struct zb_event zb_event;
 
 typedef struct zb_device_ops {
     const char *name; /* "cpu", "cuda", ... */
+    int memory_is_hosts; /* the host may read and write it as its own, at its own risk */
     zb_status (*alloc)(zb_device *device, size_t bytes, void **pointer_p); /* zeroed, 64-byte aligned */
-    void (*free)(zb_device *device, void *pointer);
+    void (*free)(zb_device *device, void *pointer); /* stream-ordered: behind all that this handle's streams were given */
+    zb_status (*wait_idle)(zb_device *device);      /* blocks the host until all streams of this handle are idle */
     zb_status (*stream_create)(zb_device *device, const char *name, zb_stream **stream_p);
     void (*stream_destroy)(zb_stream *stream);
     zb_status (*stream_wait_idle)(zb_stream *stream); /* blocks the host */
@@ -50,7 +52,7 @@ typedef struct zb_device_ops {
     void (*event_destroy)(zb_event *event);
     zb_status (*event_record)(zb_event *event, zb_stream *stream);
     zb_status (*stream_wait_event)(zb_stream *stream, zb_event *event);
-    /* host <-> device; from and to as the direction says */
+    /* host <-> device; from and to as the direction says. The host's side must stay, untouched, until the stream has got there. */
     zb_status (*copy_in)(zb_stream *stream, void *to_device, const void *from_host, size_t bytes);
     zb_status (*copy_out)(zb_stream *stream, void *to_host, const void *from_device, size_t bytes);
     zb_status (*launch)(zb_stream *stream, zb_kernel kernel, const void *args, size_t args_bytes);
@@ -68,6 +70,13 @@ struct zb_device {
 struct zb_stream { zb_device *device; const char *name; };
 struct zb_event { zb_device *device; const char *name; };
 
+/** How the devices of a world's ranks are made, one for each. */
+typedef struct zb_device_factory {
+    const char *name; /* of the devices' ops; static */
+    zb_status (*create)(void *user, int rank, zb_device **device_p); /* from any thread */
+    void *user;
+} zb_device_factory;
+
 /** The CPU device: kernels/ run at once on the caller. */
 ZB_API zb_status zb_device_cpu_create(zb_device **device_p);
 /** As above, and discarded memory is filled with 0xFF (NaNs), so that a read of it shows. */
@@ -78,6 +87,9 @@ ZB_API void zb_device_destroy(zb_device *device);
 ZB_API zb_status zb_device_alloc(zb_device *device, zb_memory_kind kind, size_t bytes, void **pointer_p);
 /** `kind` and `bytes` as allocated. NULL is fine. */
 ZB_API void zb_device_free(zb_device *device, zb_memory_kind kind, size_t bytes, void *pointer);
+
+/** Blocks the host until everything that this handle's streams were given is done. */
+ZB_API zb_status zb_device_wait_idle(zb_device *device);
 
 ZB_API zb_status zb_stream_create(zb_device *device, const char *name, zb_stream **stream_p);
 ZB_API void zb_stream_destroy(zb_stream *stream);

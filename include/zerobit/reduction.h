@@ -18,6 +18,8 @@ extern "C" {
 #endif
 
 /** Who adds; <zerobit/orders.h> has what it holds. Where a pointer to one is NULL: zerobit itself, in rank order. */
+struct zb_stream;
+
 typedef struct zb_order_source zb_order_source;
 
 #define ZB_REDOP_MAP(X) X(SUM, "sum") X(AVG, "avg") X(MIN, "min") X(MAX, "max") X(PREMUL_SUM, "premul_sum")
@@ -124,6 +126,9 @@ ZB_API void zb_reduction_describe(const zb_reduction *reduction, const zb_reduct
  * zb_reduction_check.
  */
 ZB_API zb_status zb_reduction_run(const zb_reduction *reduction, const void *const *inputs, size_t first, size_t numel, void *out);
+/** The same on a device: `inputs` is an array of the host, which may be gone on return; what it points to and `out` are of the device. */
+ZB_API zb_status zb_reduction_launch(struct zb_stream *stream, const zb_reduction *reduction, const void *const *inputs, size_t first,
+                                     size_t numel, void *out);
 
 #ifdef __cplusplus
 }

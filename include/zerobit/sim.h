@@ -42,6 +42,18 @@ typedef zb_status zb_rank_main(void *user, zb_comm *comm);
  */
 ZB_API zb_status zb_sim_run(zb_sim *sim, zb_rank_main *main, void *user);
 
+/**
+ * Ranks that share one device, a GPU most likely: `control`, a communicator of a simulated world, brings them together on the host,
+ * and the device moves and adds the data, in stream order, each rank a part of it, reading where the others keep theirs. Calls
+ * without a stream have the host's memory and go to `control` as they are; send and recv pass through the host.
+ *
+ * Every rank makes its own, with a handle of the same device (its memory is the others' too). Both are borrowed. A call with
+ * a stream returns when all ranks have come to it, also with a zb_work. Errors are those of `control`, and the device's; ZB_MISMATCH
+ * names the field, both values and both calls. Once a rank has failed, wait for every rank's device (zb_device_wait_idle)
+ * before the first memory is freed: others may still be reading it.
+ */
+ZB_API zb_status zb_comm_shared_device_create(zb_comm *control, zb_device *device, zb_comm **comm_p);
+
 /** Let other ranks run. From inside a rank only. */
 ZB_API void zb_sim_yield(zb_comm *comm);
 

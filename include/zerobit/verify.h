@@ -23,6 +23,7 @@ typedef struct zb_verify_case {
     zb_dtype dtype;
     int world_size;
     const char *ranks;      /* where they run: "sim", or the communicator's name ("mpi"); static */
+    const char *device;     /* what they compute on: "cpu", or the factory's name ("cuda"); static */
     zb_plan plan;
     int equality_class;     /* cases of one precision and world with one number, from 0, must agree to the bit: equal plans, and every
                                element added by the same tree */
@@ -72,6 +73,8 @@ typedef struct zb_verify_options {
      * and `worlds` is its size alone. The oracle runs in the process of rank 0, which compares; in the others a case tells its status.
      */
     zb_comm *comm;
+    /* What each rank computes on; simulated ranks must share one device's memory. NULL: the CPU, where reading dead memory shows. */
+    const zb_device_factory *devices;
     int workers;       /* of the simulation; 0: one per core */
     uint64_t sim_seed, sampler_seed;
     const volatile sig_atomic_t *interrupt; /* NULL, or stop between two steps when it becomes non-zero */

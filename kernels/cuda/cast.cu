@@ -28,10 +28,7 @@ template <typename To, typename From> struct conversion {
     To *to;
     const From *from;
     template <int N> using values = zb_pack<From, N>;
-    template <int N> __device__ values<N> load(size_t i) const
-    {
-        return zb_load_pack<N>(from + i);
-    }
+    template <int N> __device__ values<N> load(size_t i) const { return zb_load_pack<N>(from + i); }
     template <int N> __device__ void finish(size_t i, const values<N> &v) const
     {
         zb_pack<To, N> out;
@@ -55,8 +52,8 @@ zb_status zb_cuda_op_cast(cudaStream_t stream, const zb_cast_args *args)
 {
     const zb_dtype to = args->to_dtype, from = args->from_dtype;
     if (!is_floating(to) || !is_floating(from))
-        return zb_fail(ZB_UNSUPPORTED, "cast from %s to %s; want two of fp32, fp16, bf16, fp64", zb_dtype_name(from),
-                       zb_dtype_name(to));
+        return zb_fail(ZB_UNSUPPORTED, "cast from %s to %s; want two of fp32, fp16, bf16, fp64",
+                       zb_dtype_name(from), zb_dtype_name(to));
     if (args->numel == 0) return ZB_OK;
     if (to == from) return zb_cuda_copy(stream, args->to, args->from, args->numel * zb_dtype_bytes(to));
     return with_floating_type(to, [&](auto to_type) {
@@ -64,7 +61,8 @@ zb_status zb_cuda_op_cast(cudaStream_t stream, const zb_cast_args *args)
             using To = decltype(to_type);
             using From = decltype(from_type);
             const zb_array arrays[] = { { args->to, sizeof(To) }, { args->from, sizeof(From) } };
-            const conversion<To, From> operation = { static_cast<To *>(args->to), static_cast<const From *>(args->from) };
+            const conversion<To, From> operation = { static_cast<To *>(args->to),
+                                                     static_cast<const From *>(args->from) };
             return zb_each(ZB_CUDA_PLACE("cast"), stream, operation, args->numel, arrays);
         });
     });

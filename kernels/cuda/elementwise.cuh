@@ -109,17 +109,18 @@ static inline unsigned zb_blocks_for(size_t items, size_t items_of_block)
 
 /* `shared_bytes`: dynamic shared memory of a block. */
 template <typename Operation>
-zb_status zb_each(zb_cuda_place place, cudaStream_t stream, const Operation &operation, size_t numel, const zb_array *arrays,
-                  size_t array_count, size_t shared_bytes)
+zb_status zb_each(zb_cuda_place place, cudaStream_t stream, const Operation &operation, size_t numel,
+                  const zb_array *arrays, size_t array_count, size_t shared_bytes)
 {
     if (numel == 0) return ZB_OK;
     const zb_layout layout = zb_layout_of(numel, Operation::WIDTH, arrays, array_count);
     if (layout.by_packs)
         return zb_cuda_run(place, zb_each_pack<Operation>,
-                           zb_blocks_for(layout.packs, ZB_EACH_THREADS * Operation::UNROLL), ZB_EACH_THREADS, shared_bytes, stream,
-                           operation, layout, numel);
-    return zb_cuda_run(place, zb_each_element<Operation>, zb_blocks_for(numel, ZB_EACH_THREADS * ZB_EACH_ELEMENTS),
-                       ZB_EACH_THREADS, shared_bytes, stream, operation, numel);
+                           zb_blocks_for(layout.packs, ZB_EACH_THREADS * Operation::UNROLL), ZB_EACH_THREADS,
+                           shared_bytes, stream, operation, layout, numel);
+    return zb_cuda_run(place, zb_each_element<Operation>,
+                       zb_blocks_for(numel, ZB_EACH_THREADS * ZB_EACH_ELEMENTS), ZB_EACH_THREADS,
+                       shared_bytes, stream, operation, numel);
 }
 template <typename Operation, size_t count>
 zb_status zb_each(zb_cuda_place place, cudaStream_t stream, const Operation &operation, size_t numel,

@@ -1,4 +1,5 @@
-/* The arrays on the host that a reduction gets, on their way to the kernel: by value, or, where there are many, by device memory. */
+/* The arrays on the host that a reduction gets, on their way to the kernel: by value, or, where there are
+ * many, by device memory. */
 #ifndef ZB_KERNELS_CUDA_INPUTS_CUH
 #define ZB_KERNELS_CUDA_INPUTS_CUH
 
@@ -16,10 +17,11 @@ static __global__ void zb_put_words(uint64_t *to, zb_staged staged, int count)
 }
 
 /*
- * Words of the host in device memory, in stream order. They travel as parameters of kernels, which are copied when the kernel is
- * queued: the host's array may then be gone, be it pinned or not. zb_cuda_give frees them.
+ * Words of the host in device memory, in stream order. They travel as parameters of kernels, which are copied
+ * when the kernel is queued: the host's array may then be gone, be it pinned or not. zb_cuda_give frees them.
  */
-static inline zb_status zb_cuda_stage(cudaStream_t stream, const uint64_t *words, size_t count, uint64_t **device_p)
+static inline zb_status zb_cuda_stage(cudaStream_t stream, const uint64_t *words, size_t count,
+                                      uint64_t **device_p)
 {
     void *memory;
     ZB_TRY(zb_cuda_take(stream, count * sizeof words[0], &memory));
@@ -29,7 +31,8 @@ static inline zb_status zb_cuda_stage(cudaStream_t stream, const uint64_t *words
         size_t some = count - first;
         if (some > ZB_STAGED_WORDS) some = ZB_STAGED_WORDS;
         memcpy(staged.words, words + first, some * sizeof words[0]);
-        const zb_status status = ZB_CUDA_RUN(zb_put_words, 1, ZB_STAGED_THREADS, 0, stream, to + first, staged, (int)some);
+        const zb_status status = ZB_CUDA_RUN(zb_put_words, 1, ZB_STAGED_THREADS, 0, stream, to + first,
+                                             staged, (int)some);
         if (status != ZB_OK) {
             zb_cuda_give(stream, memory);
             return status;
@@ -53,14 +56,12 @@ template <typename Call> zb_status zb_with_number_type(zb_dtype dtype, const Cal
     return zb_is_tensor_dtype(dtype) ? zb_with_tensor_type(dtype, call) : zb_with_plain_type(dtype, call);
 }
 
-/* How a type is added: in fp32 the floating types up to that; integers without sign, so that they wrap around. */
+/* How a type is added: in fp32 the floating types up to that; integers without sign, so that they wrap
+ * around. */
 template <typename T> struct zb_number {
     typedef float sum;
     enum { INTEGER = 0 };
-    static __device__ float widen(T x)
-    {
-        return zb_widen(x);
-    }
+    static __device__ float widen(T x) { return zb_widen(x); }
     static __device__ T narrow(float x)
     {
         T narrow;
@@ -71,30 +72,21 @@ template <typename T> struct zb_number {
 template <> struct zb_number<double> {
     typedef double sum;
     enum { INTEGER = 0 };
-    static __device__ double widen(double x)
-    {
-        return x;
-    }
-    static __device__ double narrow(double x)
-    {
-        return x;
-    }
+    static __device__ double widen(double x) { return x; }
+    static __device__ double narrow(double x) { return x; }
 };
 template <typename T, typename Sum> struct zb_integer {
     typedef Sum sum;
     enum { INTEGER = 1 };
-    static __device__ Sum widen(T x)
-    {
-        return (Sum)x;
-    }
-    static __device__ T narrow(Sum x)
-    {
-        return (T)x;
-    }
+    static __device__ Sum widen(T x) { return (Sum)x; }
+    static __device__ T narrow(Sum x) { return (T)x; }
 };
-template <> struct zb_number<int32_t> : zb_integer<int32_t, uint32_t> {};
-template <> struct zb_number<int64_t> : zb_integer<int64_t, uint64_t> {};
-template <> struct zb_number<uint8_t> : zb_integer<uint8_t, uint32_t> {};
+template <> struct zb_number<int32_t> : zb_integer<int32_t, uint32_t> {
+};
+template <> struct zb_number<int64_t> : zb_integer<int64_t, uint64_t> {
+};
+template <> struct zb_number<uint8_t> : zb_integer<uint8_t, uint32_t> {
+};
 
 /* The factor of a multiplied sum of integers must itself be one. */
 static inline zb_status zb_check_integer_factor(const char *operation, zb_dtype dtype, double factor)
@@ -102,8 +94,8 @@ static inline zb_status zb_check_integer_factor(const char *operation, zb_dtype 
     const double limit = dtype == ZB_UINT8 ? 0x1p8 : dtype == ZB_INT32 ? 0x1p31 : 0x1p63;
     const double least = dtype == ZB_UINT8 ? 0 : -limit;
     if (factor >= least && factor < limit && factor == trunc(factor)) return ZB_OK;
-    return zb_fail(ZB_INVALID_ARGUMENT, "%s of %s with factor %.17g, which is no %s", operation, zb_dtype_name(dtype), factor,
-                   zb_dtype_name(dtype));
+    return zb_fail(ZB_INVALID_ARGUMENT, "%s of %s with factor %.17g, which is no %s", operation,
+                   zb_dtype_name(dtype), factor, zb_dtype_name(dtype));
 }
 template <typename T> typename zb_number<T>::sum zb_factor_of(double factor)
 {

@@ -1,6 +1,6 @@
 /*
- * LAMB in two passes, as the trust ratio takes the norms of whole tensors: the first moves the moments and sums squares, the second
- * computes the update anew and applies it.
+ * LAMB in two passes, as the trust ratio takes the norms of whole tensors: the first moves the moments and
+ * sums squares, the second computes the update anew and applies it.
  */
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/optimizer.cuh"
@@ -54,7 +54,8 @@ zb_status zb_cuda_op_lamb_moments(cudaStream_t stream, const zb_lamb_moments_arg
                                 { args->m, sizeof(float) },
                                 { args->v, sizeof(float) },
                                 { args->grad, zb_dtype_bytes(args->grad_dtype) } };
-    return zb_sum_squares_of(ZB_CUDA_PLACE("lamb_moments"), stream, lamb_moments{ *args }, args->numel, args->accumulators, arrays);
+    return zb_sum_squares_of(ZB_CUDA_PLACE("lamb_moments"), stream, lamb_moments{ *args }, args->numel,
+                             args->accumulators, arrays);
 }
 
 struct lamb_apply {
@@ -71,7 +72,8 @@ struct lamb_apply {
     {
 #pragma unroll
         for (int k = 0; k < N; k++) {
-            const float u = lamb_update(l.p.at[k], l.m.at[k], l.v.at[k], s.eps, s.weight_decay, s.eps_inside_sqrt);
+            const float u = lamb_update(l.p.at[k], l.m.at[k], l.v.at[k], s.eps, s.weight_decay,
+                                        s.eps_inside_sqrt);
             l.p.at[k] = l.p.at[k] - s.factor * u;
         }
         zb_store_pack(s.p + i, l.p);
@@ -85,6 +87,7 @@ zb_status zb_cuda_op_lamb_apply(cudaStream_t stream, const zb_lamb_apply_args *a
     const zb_array arrays[] = { { args->p, sizeof(float) },
                                 { args->m, sizeof(float) },
                                 { args->v, sizeof(float) },
-                                { args->param, args->param != NULL ? zb_dtype_bytes(args->param_dtype) : 1 } };
+                                { args->param,
+                                  args->param != NULL ? zb_dtype_bytes(args->param_dtype) : 1 } };
     return zb_each(ZB_CUDA_PLACE("lamb_apply"), stream, lamb_apply{ *args }, args->numel, arrays);
 }

@@ -8,10 +8,7 @@ template <typename T> struct elements {
     enum { WIDTH = zb_width<T>(), UNROLL = 4, SUMS = 1 };
     const T *x;
     template <int N> using values = zb_pack<T, N>;
-    template <int N> __device__ values<N> load(size_t i) const
-    {
-        return zb_load_pack<N>(x + i);
-    }
+    template <int N> __device__ values<N> load(size_t i) const { return zb_load_pack<N>(x + i); }
     template <int N> __device__ void finish(size_t, const values<N> &v, float (*out)[N]) const
     {
 #pragma unroll
@@ -25,7 +22,8 @@ zb_status zb_cuda_op_sum_squares(cudaStream_t stream, const zb_sum_squares_args 
     return zb_with_tensor_type(args->dtype, [&](auto type) {
         using T = decltype(type);
         const zb_array arrays[] = { { args->x, sizeof(T) } };
-        return zb_sum_squares_of(ZB_CUDA_PLACE("sum_squares"), stream, elements<T>{ static_cast<const T *>(args->x) }, args->numel,
+        return zb_sum_squares_of(ZB_CUDA_PLACE("sum_squares"), stream,
+                                 elements<T>{ static_cast<const T *>(args->x) }, args->numel,
                                  args->accumulator, arrays);
     });
 }
@@ -37,10 +35,7 @@ template <typename T> struct nonfinite {
     const T *x;
     uint8_t *flag;
     template <int N> using values = zb_pack<T, N>;
-    template <int N> __device__ values<N> load(size_t i) const
-    {
-        return zb_load_pack<N>(x + i);
-    }
+    template <int N> __device__ values<N> load(size_t i) const { return zb_load_pack<N>(x + i); }
     template <int N> __device__ void finish(size_t, const values<N> &v) const
     {
         bool found = false;
@@ -56,17 +51,18 @@ zb_status zb_cuda_op_find_nonfinite(cudaStream_t stream, const zb_find_nonfinite
     return zb_with_tensor_type(args->dtype, [&](auto type) {
         using T = decltype(type);
         const zb_array arrays[] = { { args->x, sizeof(T) } };
-        return zb_each(ZB_CUDA_PLACE("find_nonfinite"), stream, nonfinite<T>{ static_cast<const T *>(args->x), args->flag },
-                       args->numel, arrays);
+        return zb_each(ZB_CUDA_PLACE("find_nonfinite"), stream,
+                       nonfinite<T>{ static_cast<const T *>(args->x), args->flag }, args->numel, arrays);
     });
 }
 
 /* --- norm --- */
 
 /*
- * Eight chains in fp32, or four in fp64, each of which one thread has to add: nothing shortens them. The other threads of the one
- * block fetch and square the next tile meanwhile, into shared memory where a chain's squares are neighbours. A row is four numbers
- * longer than it needs to be, so that the chains read from different banks.
+ * Eight chains in fp32, or four in fp64, each of which one thread has to add: nothing shortens them. The
+ * other threads of the one block fetch and square the next tile meanwhile, into shared memory where a chain's
+ * squares are neighbours. A row is four numbers longer than it needs to be, so that the chains read from
+ * different banks.
  */
 enum { NORM_THREADS = 256, NORM_TILE = 2048 };
 
@@ -97,7 +93,8 @@ ZB_DEVICE double fused_square(double x, double sum)
 }
 
 /* The lanes, ascending, then what is left over: its last few elements, fewer than UNFUSED, by fma. */
-template <typename T, typename Sum, int LANES> ZB_DEVICE double norm_of(const T *x, size_t whole, size_t numel, const Sum *lanes)
+template <typename T, typename Sum, int LANES>
+ZB_DEVICE double norm_of(const T *x, size_t whole, size_t numel, const Sum *lanes)
 {
     const size_t unfused = numel - numel % norm_lanes<Sum>::UNFUSED;
     Sum sum = lanes[0];
@@ -109,7 +106,8 @@ template <typename T, typename Sum, int LANES> ZB_DEVICE double norm_of(const T 
     return (double)sqrt(sum);
 }
 
-template <typename T, typename Sum> __global__ void __launch_bounds__(NORM_THREADS) norm_kernel(const T *x, size_t numel, double *norm)
+template <typename T, typename Sum>
+__global__ void __launch_bounds__(NORM_THREADS) norm_kernel(const T *x, size_t numel, double *norm)
 {
     enum { LANES = norm_lanes<Sum>::COUNT, ROW = NORM_TILE / LANES + 4 };
     ZB_SHARED(Sum, rows, [2][LANES][ROW]);
@@ -141,7 +139,8 @@ zb_status zb_cuda_op_norm(cudaStream_t stream, const zb_norm_args *args)
     ZB_TRY(zb_check_tensor_dtype("norm", args->dtype));
     return zb_with_tensor_type(args->dtype, [&](auto type) {
         using T = decltype(type);
-        return zb_cuda_run(ZB_CUDA_PLACE("norm"), args->wide ? norm_kernel<T, double> : norm_kernel<T, float>, 1, NORM_THREADS, 0,
-                           stream, static_cast<const T *>(args->x), args->numel, args->norm);
+        return zb_cuda_run(ZB_CUDA_PLACE("norm"), args->wide ? norm_kernel<T, double> : norm_kernel<T, float>,
+                           1, NORM_THREADS, 0, stream, static_cast<const T *>(args->x), args->numel,
+                           args->norm);
     });
 }

@@ -2,15 +2,18 @@
 #include "kernels/cuda/operations.h"
 #include "kernels/cuda/optimizer.cuh"
 
-static zb_status check_arithmetic(const char *name, zb_optimizer_kind kind, zb_optimizer_arithmetic arithmetic)
+static zb_status check_arithmetic(const char *name, zb_optimizer_kind kind,
+                                  zb_optimizer_arithmetic arithmetic)
 {
     if (zb_optimizer_has_arithmetic(kind, arithmetic)) return ZB_OK;
     return zb_fail(ZB_INVALID_ARGUMENT, "%s in arithmetic %d, which it does not have", name, (int)arithmetic);
 }
 
-template <typename Args> static zb_update_arrays arrays_of(const Args *args, float *first_state, float *second_state)
+template <typename Args>
+static zb_update_arrays arrays_of(const Args *args, float *first_state, float *second_state)
 {
-    return { args->p, first_state, second_state, args->grad_dtype, args->param_dtype, args->grad, args->param, args->grad_scale };
+    return { args->p,           first_state, second_state, args->grad_dtype,
+             args->param_dtype, args->grad,  args->param,  args->grad_scale };
 }
 
 /* --- adam --- */
@@ -78,7 +81,8 @@ zb_status zb_cuda_op_adam(cudaStream_t stream, const zb_adam_args *args)
     ZB_TRY(check_arithmetic("adam", ZB_OPTIMIZER_ADAM, args->arithmetic));
     const zb_update_arrays arrays = arrays_of(args, args->m, args->v);
     const zb_cuda_place place = ZB_CUDA_PLACE("adam");
-    if (args->arithmetic == ZB_ARITHMETIC_PLAIN) return zb_run_update<2>(place, stream, arrays, adam_plain{ *args }, args->numel);
+    if (args->arithmetic == ZB_ARITHMETIC_PLAIN)
+        return zb_run_update<2>(place, stream, arrays, adam_plain{ *args }, args->numel);
     if (args->arithmetic != ZB_ARITHMETIC_DEEPSPEED_CPU)
         return zb_run_update<2>(place, stream, arrays, adam_torch{ *args }, args->numel);
     if (args->vector_width == 0)
@@ -111,7 +115,8 @@ template <bool fused> struct sgd {
 template <bool fused> static zb_status run_sgd(cudaStream_t stream, const zb_sgd_args *args)
 {
     const zb_update_arrays arrays = arrays_of(args, args->buf, NULL);
-    if (args->momentum != 0) return zb_run_update<1>(ZB_CUDA_PLACE("sgd"), stream, arrays, sgd<fused>{ *args }, args->numel);
+    if (args->momentum != 0)
+        return zb_run_update<1>(ZB_CUDA_PLACE("sgd"), stream, arrays, sgd<fused>{ *args }, args->numel);
     return zb_run_update<0>(ZB_CUDA_PLACE("sgd"), stream, arrays, sgd<fused>{ *args }, args->numel);
 }
 
@@ -119,7 +124,8 @@ zb_status zb_cuda_op_sgd(cudaStream_t stream, const zb_sgd_args *args)
 {
     ZB_TRY(zb_check_optimizer_dtypes("sgd", args->grad_dtype, args->param, args->param_dtype));
     ZB_TRY(check_arithmetic("sgd", ZB_OPTIMIZER_SGD, args->arithmetic));
-    return args->arithmetic == ZB_ARITHMETIC_PLAIN ? run_sgd<false>(stream, args) : run_sgd<true>(stream, args);
+    return args->arithmetic == ZB_ARITHMETIC_PLAIN ? run_sgd<false>(stream, args)
+                                                   : run_sgd<true>(stream, args);
 }
 
 /* --- adagrad --- */

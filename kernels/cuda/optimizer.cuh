@@ -1,7 +1,7 @@
 /*
- * The optimizers' common shape: one pass over parameters, gradients and up to two states, of four elements a thread. The types of
- * the gradient and of the rounded parameter are numbers, not templates: all threads branch alike, and the loads that matter are on
- * their way before anyone looks at what they brought.
+ * The optimizers' common shape: one pass over parameters, gradients and up to two states, of four elements a
+ * thread. The types of the gradient and of the rounded parameter are numbers, not templates: all threads
+ * branch alike, and the loads that matter are on their way before anyone looks at what they brought.
  */
 #ifndef ZB_KERNELS_CUDA_OPTIMIZER_CUH
 #define ZB_KERNELS_CUDA_OPTIMIZER_CUH
@@ -13,7 +13,8 @@ template <int count> struct zb_tensor_pack {
     zb_pack<uint32_t, count> words;
 };
 
-template <int count> ZB_DEVICE zb_tensor_pack<count> zb_load_tensor(zb_dtype dtype, const void *data, size_t i)
+template <int count>
+ZB_DEVICE zb_tensor_pack<count> zb_load_tensor(zb_dtype dtype, const void *data, size_t i)
 {
     zb_tensor_pack<count> pack;
     if (dtype == ZB_FP32) {
@@ -32,7 +33,8 @@ template <typename T, int count> ZB_DEVICE void zb_widen_pack(const zb_tensor_pa
 #pragma unroll
     for (int k = 0; k < count; k++) x[k] = zb_widen(elements.at[k]);
 }
-template <int count> ZB_DEVICE void zb_widen_tensor(zb_dtype dtype, const zb_tensor_pack<count> &pack, float *x)
+template <int count>
+ZB_DEVICE void zb_widen_tensor(zb_dtype dtype, const zb_tensor_pack<count> &pack, float *x)
 {
     if (dtype == ZB_FP32)
         zb_widen_pack<float>(pack, x);
@@ -69,7 +71,8 @@ struct zb_update_arrays {
 };
 
 /*
- * formula(i, g, &p, &m, &v): element i, g its gradient, already scaled. A formula of fewer than two STATES leaves v, or m too, alone.
+ * formula(i, g, &p, &m, &v): element i, g its gradient, already scaled. A formula of fewer than two STATES
+ * leaves v, or m too, alone.
  */
 template <typename Formula, int STATES> struct zb_update {
     enum { WIDTH = 4, UNROLL = STATES == 2 ? 1 : 2 };
@@ -94,7 +97,8 @@ template <typename Formula, int STATES> struct zb_update {
         zb_widen_tensor(arrays.grad_dtype, l.grad, g);
 #pragma unroll
         for (int k = 0; k < N; k++)
-            formula(i + k, g[k] * arrays.grad_scale, &l.p.at[k], STATES > 0 ? &l.m.at[k] : &none, STATES > 1 ? &l.v.at[k] : &none);
+            formula(i + k, g[k] * arrays.grad_scale, &l.p.at[k], STATES > 0 ? &l.m.at[k] : &none,
+                    STATES > 1 ? &l.v.at[k] : &none);
         zb_store_pack(arrays.p + i, l.p);
         if (STATES > 0) zb_store_pack(arrays.m + i, l.m);
         if (STATES > 1) zb_store_pack(arrays.v + i, l.v);
@@ -103,7 +107,8 @@ template <typename Formula, int STATES> struct zb_update {
 };
 
 template <int STATES, typename Formula>
-zb_status zb_run_update(zb_cuda_place place, cudaStream_t stream, const zb_update_arrays &a, Formula formula, size_t numel)
+zb_status zb_run_update(zb_cuda_place place, cudaStream_t stream, const zb_update_arrays &a, Formula formula,
+                        size_t numel)
 {
     const zb_array arrays[] = { { a.p, sizeof(float) },
                                 { a.grad, zb_dtype_bytes(a.grad_dtype) },
@@ -113,12 +118,15 @@ zb_status zb_run_update(zb_cuda_place place, cudaStream_t stream, const zb_updat
     return zb_each(place, stream, zb_update<Formula, STATES>{ a, formula }, numel, arrays);
 }
 
-static inline zb_status zb_check_optimizer_dtypes(const char *name, zb_dtype grad, const void *param, zb_dtype param_dtype)
+static inline zb_status zb_check_optimizer_dtypes(const char *name, zb_dtype grad, const void *param,
+                                                  zb_dtype param_dtype)
 {
     if (!zb_is_tensor_dtype(grad))
-        return zb_fail(ZB_UNSUPPORTED, "%s with gradients of %s; want fp32, fp16 or bf16", name, zb_dtype_name(grad));
+        return zb_fail(ZB_UNSUPPORTED, "%s with gradients of %s; want fp32, fp16 or bf16", name,
+                       zb_dtype_name(grad));
     if (param != NULL && !zb_is_tensor_dtype(param_dtype))
-        return zb_fail(ZB_UNSUPPORTED, "%s with parameters of %s; want fp32, fp16 or bf16", name, zb_dtype_name(param_dtype));
+        return zb_fail(ZB_UNSUPPORTED, "%s with parameters of %s; want fp32, fp16 or bf16", name,
+                       zb_dtype_name(param_dtype));
     return ZB_OK;
 }
 

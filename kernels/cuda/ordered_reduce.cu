@@ -1,4 +1,5 @@
-/* A reduction over ranks, ascending: each thread takes the same elements of every input, four inputs at a time. */
+/* A reduction over ranks, ascending: each thread takes the same elements of every input, four inputs at a
+ * time. */
 #include "kernels/cuda/inputs.cuh"
 #include "kernels/cuda/operations.h"
 
@@ -9,7 +10,7 @@ struct input_list {
     const uint64_t *there; /* device memory; NULL: they are here */
     __device__ const void *at(int rank) const
     {
-        return there != NULL ? reinterpret_cast<const void *>(there[rank]) : here[rank];
+        return zb_global(there != NULL ? reinterpret_cast<const void *>(there[rank]) : here[rank]);
     }
 };
 
@@ -27,7 +28,10 @@ template <typename T> ZB_DEVICE T larger_of(T a, T b)
     return signbit(a) ? b : a;
 }
 
-template <typename T> struct ordered {
+/* What a kernel is compiled for; the rest of zb_redop is asked for as it runs. */
+enum combination { PLAIN_SUM, SCALED_SUM, EXTREME };
+
+template <typename T, combination how> struct ordered {
     typedef zb_number<T> number;
     typedef typename number::sum sum;
     enum { WIDTH = zb_width<T>(), UNROLL = 1 };
@@ -54,12 +58,11 @@ template <typename T> struct ordered {
     }
     __device__ sum scaled(T x) const
     {
-        const sum wide = number::widen(x);
-        return op == ZB_PREMUL_SUM ? wide * factor : wide;
+        return how == SCALED_SUM ? number::widen(x) * factor : number::widen(x);
     }
     __device__ sum combine(sum acc, T x) const
     {
-        return op == ZB_MIN || op == ZB_MAX ? extreme(acc, number::widen(x)) : acc + scaled(x);
+        return how == EXTREME ? extreme(acc, number::widen(x)) : acc + scaled(x);
     }
     __device__ sum averaged(sum acc) const
     {
@@ -103,30 +106,45 @@ static zb_status check(const zb_ordered_reduce_args *args)
         return zb_fail(ZB_INVALID_ARGUMENT, "ordered_reduce with operation %d", (int)args->op);
     if (args->count < 1) return zb_fail(ZB_INVALID_ARGUMENT, "ordered_reduce over %d inputs", args->count);
     if (args->op == ZB_AVG && !floating)
-        return zb_fail(ZB_UNSUPPORTED, "the average of %s is not defined; want fp32, fp16, bf16 or fp64", zb_dtype_name(dtype));
-    if (args->op == ZB_PREMUL_SUM && !floating) return zb_check_integer_factor("ordered_reduce", dtype, args->factor);
+        return zb_fail(ZB_UNSUPPORTED, "the average of %s is not defined; want fp32, fp16, bf16 or fp64",
+                       zb_dtype_name(dtype));
+    if (args->op == ZB_PREMUL_SUM && !floating)
+        return zb_check_integer_factor("ordered_reduce", dtype, args->factor);
     return ZB_OK;
 }
 
+template <combination how>
+static zb_status run_as(cudaStream_t stream, const zb_ordered_reduce_args *args, const input_list &inputs,
+                        const zb_array *arrays)
+{
+    return zb_with_number_type(args->dtype, [&](auto type) {
+        using T = decltype(type);
+        const double factor = how == SCALED_SUM ? args->factor : 1;
+        const ordered<T, how> operation = { static_cast<T *>(args->out), args->count, args->op,
+                                            zb_factor_of<T>(factor), inputs };
+        return zb_each(ZB_CUDA_PLACE("ordered_reduce"), stream, operation, args->numel, arrays,
+                       (size_t)args->count + 1, 0);
+    });
+}
+
 /* `arrays` has room for the inputs and `out`. */
-static zb_status run(cudaStream_t stream, const zb_ordered_reduce_args *args, const input_list &inputs, zb_array *arrays)
+static zb_status run(cudaStream_t stream, const zb_ordered_reduce_args *args, const input_list &inputs,
+                     zb_array *arrays)
 {
     const size_t bytes = zb_dtype_bytes(args->dtype), count = (size_t)args->count;
     for (size_t r = 0; r < count; r++) arrays[r] = { args->inputs[r], bytes };
     arrays[count] = { args->out, bytes };
-    return zb_with_number_type(args->dtype, [&](auto type) {
-        using T = decltype(type);
-        const double factor = args->op == ZB_PREMUL_SUM ? args->factor : 1;
-        const ordered<T> operation = { static_cast<T *>(args->out), args->count, args->op, zb_factor_of<T>(factor), inputs };
-        return zb_each(ZB_CUDA_PLACE("ordered_reduce"), stream, operation, args->numel, arrays, count + 1, 0);
-    });
+    if (args->op == ZB_MIN || args->op == ZB_MAX) return run_as<EXTREME>(stream, args, inputs, arrays);
+    if (args->op == ZB_PREMUL_SUM) return run_as<SCALED_SUM>(stream, args, inputs, arrays);
+    return run_as<PLAIN_SUM>(stream, args, inputs, arrays);
 }
 
 static zb_status run_staged(cudaStream_t stream, const zb_ordered_reduce_args *args, zb_array *arrays)
 {
     static_assert(sizeof(void *) == sizeof(uint64_t), "pointers are staged as words");
     uint64_t *there;
-    ZB_TRY(zb_cuda_stage(stream, reinterpret_cast<const uint64_t *>(args->inputs), (size_t)args->count, &there));
+    ZB_TRY(
+        zb_cuda_stage(stream, reinterpret_cast<const uint64_t *>(args->inputs), (size_t)args->count, &there));
     input_list inputs = {};
     inputs.there = there;
     const zb_status status = run(stream, args, inputs, arrays), given = zb_cuda_give(stream, there);

@@ -27,7 +27,9 @@
 #endif
 
 #define ZB_DEVICE static __device__ __forceinline__
-#define ZB_DEVICE_RARE static __device__ __noinline__ /* what is seldom called does not crowd the rest out */
+#define ZB_DEVICE_RARE                                                                                       \
+    static __device__ __noinline__ /* what is seldom called does not crowd the rest out                      \
+                                    */
 #define ZB_ALL_LANES 0xffffffffu
 enum { ZB_WARP = 32 };
 
@@ -251,6 +253,16 @@ template <int count, typename T> ZB_DEVICE void zb_store_pack(T *to, const zb_pa
     zb_store_word(reinterpret_cast<word *>(to), bits);
 }
 
+/* The same pointer, for the compiler to know that it is one to global memory, where it came out of memory
+ * itself. */
+template <typename T> ZB_DEVICE T *zb_global(T *pointer)
+{
+#ifndef ZB_SIMT_EMULATED
+    __builtin_assume(__isGlobal(pointer));
+#endif
+    return pointer;
+}
+
 /* --- 16-bit elements --- */
 
 struct zb_fp16 {
@@ -300,8 +312,9 @@ ZB_DEVICE void zb_narrow(float x, zb_bf16 *to)
 #endif
 }
 /*
- * fp64 to fp32 with rounding to odd: towards zero, and the last bit set where that lost something. fp32 has at least two bits more
- * than the 16-bit types, so that rounding this to one of them gives what rounding x at once would.
+ * fp64 to fp32 with rounding to odd: towards zero, and the last bit set where that lost something. fp32 has
+ * at least two bits more than the 16-bit types, so that rounding this to one of them gives what rounding x at
+ * once would.
  */
 ZB_DEVICE float zb_odd_from_double(double x)
 {

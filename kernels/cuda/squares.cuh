@@ -1,12 +1,12 @@
 /*
- * Exact sums of squares, as integers: every square is a whole number below 2^48, its mantissa squared, times a power of two that its
- * exponent gives.
+ * Exact sums of squares, as integers: every square is a whole number below 2^48, its mantissa squared, times
+ * a power of two that its exponent gives.
  *
- * A warp has a window of 22 neighbouring exponents, and each thread four 64-bit sums for it: the squares are shifted into place by a
- * multiplication, which is one instruction with the addition. What falls outside the window goes, element by element, to the
- * block's digits in shared memory; when that happens to many lanes at a time, the window moves. At the end the sums become digits,
- * those of the lanes are added up, and the block adds its normalised digits to the accumulator: integers all the way, so that no
- * order shows.
+ * A warp has a window of 22 neighbouring exponents, and each thread four 64-bit sums for it: the squares are
+ * shifted into place by a multiplication, which is one instruction with the addition. What falls outside the
+ * window goes, element by element, to the block's digits in shared memory; when that happens to many lanes at
+ * a time, the window moves. At the end the sums become digits, those of the lanes are added up, and the block
+ * adds its normalised digits to the accumulator: integers all the way, so that no order shows.
  */
 #ifndef ZB_KERNELS_CUDA_SQUARES_CUH
 #define ZB_KERNELS_CUDA_SQUARES_CUH
@@ -18,12 +18,13 @@
 typedef unsigned long long zb_digit;
 
 enum {
-    ZB_HALF_WINDOW = 11, /* exponents; shifted by up to 20 bits, the lower 32 bits of a square stay below 2^52 */
+    ZB_HALF_WINDOW =
+        11, /* exponents; shifted by up to 20 bits, the lower 32 bits of a square stay below 2^52 */
     ZB_WINDOW = 2 * ZB_HALF_WINDOW,
     ZB_WINDOW_BASE_MAX = 255 - ZB_WINDOW, /* so that infinities and NaNs are outside */
-    ZB_WINDOW_ABOVE = 3,                  /* exponents left free above the largest one when the window moves */
-    ZB_WINDOW_ADDS_MAX = 4096,            /* 2^12 times 2^52 fit 64 bits */
-    ZB_WINDOW_MISSES = 8,                 /* lanes that miss it at a time before it moves */
+    ZB_WINDOW_ABOVE = 3,       /* exponents left free above the largest one when the window moves */
+    ZB_WINDOW_ADDS_MAX = 4096, /* 2^12 times 2^52 fit 64 bits */
+    ZB_WINDOW_MISSES = 8,      /* lanes that miss it at a time before it moves */
     ZB_LIMBS = 4
 };
 
@@ -31,7 +32,8 @@ enum {
 struct zb_square_window {
     unsigned base; /* the same in all lanes of a warp */
     unsigned adds;
-    uint64_t low[2], high[2]; /* sums of the lower 32 bits of the squares and of the upper ones; [1]: 22 bits further up */
+    uint64_t low[2],
+        high[2]; /* sums of the lower 32 bits of the squares and of the upper ones; [1]: 22 bits further up */
 };
 
 ZB_DEVICE void zb_window_open(zb_square_window *w)
@@ -87,8 +89,8 @@ ZB_DEVICE_RARE void zb_add_square_outside(zb_digit *digits, float x)
 }
 
 /* All lanes' sums, the members of their windows, to the block's digits; the whole warp. */
-ZB_DEVICE_RARE void zb_sums_to_digits(unsigned base, uint64_t low, uint64_t upper_low, uint64_t high, uint64_t upper_high,
-                                      zb_digit *digits)
+ZB_DEVICE_RARE void zb_sums_to_digits(unsigned base, uint64_t low, uint64_t upper_low, uint64_t high,
+                                      uint64_t upper_high, zb_digit *digits)
 {
     const uint64_t mask = 0xffffffff;
     uint64_t limbs[ZB_LIMBS] = {
@@ -101,7 +103,8 @@ ZB_DEVICE_RARE void zb_sums_to_digits(unsigned base, uint64_t low, uint64_t uppe
 #pragma unroll
     for (int i = 0; i < ZB_LIMBS; i++) {
 #pragma unroll
-        for (int with = ZB_WARP / 2; with > 0; with /= 2) limbs[i] += __shfl_xor_sync(ZB_ALL_LANES, limbs[i], with);
+        for (int with = ZB_WARP / 2; with > 0; with /= 2)
+            limbs[i] += __shfl_xor_sync(ZB_ALL_LANES, limbs[i], with);
         if (lane == (unsigned)i) zb_add_to_digits(digits, limbs[i], position + 32 * i);
     }
 }
@@ -113,7 +116,8 @@ ZB_DEVICE void zb_window_flush(zb_square_window *w, zb_digit *digits)
     w->low[0] = w->low[1] = w->high[0] = w->high[1] = 0;
 }
 
-/* The base for numbers whose largest exponent is that of some lane; the old one where that is 0 in all lanes. */
+/* The base for numbers whose largest exponent is that of some lane; the old one where that is 0 in all lanes.
+ */
 ZB_DEVICE_RARE unsigned zb_base_for(unsigned largest, unsigned old)
 {
 #pragma unroll
@@ -170,7 +174,12 @@ ZB_DEVICE void zb_normalise(int64_t *digits)
 
 /* --- the kernel: a source gives each element, and one or two numbers of it to be squared --- */
 
-enum { ZB_SQUARE_THREADS = 256, ZB_SQUARE_BLOCKS_MAX = 2048 };
+#ifdef ZB_SIMT_EMULATED
+enum { ZB_SQUARE_BLOCKS_MAX = 2 }; /* so that a test can have threads with many additions */
+#else
+enum { ZB_SQUARE_BLOCKS_MAX = 2048 };
+#endif
+enum { ZB_SQUARE_THREADS = 256 };
 
 static __global__ void zb_normalise_accumulators(int64_t *accumulators, int count)
 {
@@ -241,7 +250,8 @@ __global__ void __launch_bounds__(ZB_SQUARE_THREADS)
     ZB_SHARED(zb_digit, digits, [Source::SUMS][ZB_SUM_SQUARES_WORDS]);
     const unsigned t = threadIdx.x;
     static_assert(Source::SUMS * ZB_SUM_SQUARES_WORDS <= ZB_SQUARE_THREADS, "a thread for each digit");
-    if (t < Source::SUMS * ZB_SUM_SQUARES_WORDS) digits[t / ZB_SUM_SQUARES_WORDS][t % ZB_SUM_SQUARES_WORDS] = 0;
+    if (t < Source::SUMS * ZB_SUM_SQUARES_WORDS)
+        digits[t / ZB_SUM_SQUARES_WORDS][t % ZB_SUM_SQUARES_WORDS] = 0;
     zb_block_sums<Source> sums;
     sums.digits = digits;
 #pragma unroll
@@ -259,23 +269,26 @@ __global__ void __launch_bounds__(ZB_SQUARE_THREADS)
 
 /* accumulators: [SUMS][ZB_SUM_SQUARES_WORDS] */
 template <typename Source, size_t count>
-zb_status zb_sum_squares_of(zb_cuda_place place, cudaStream_t stream, const Source &source, size_t numel, int64_t *accumulators,
-                            const zb_array (&arrays)[count])
+zb_status zb_sum_squares_of(zb_cuda_place place, cudaStream_t stream, const Source &source, size_t numel,
+                            int64_t *accumulators, const zb_array (&arrays)[count])
 {
     const int sums = Source::SUMS;
-    if (numel == 0) return zb_cuda_run(place, zb_normalise_accumulators, 1, ZB_WARP, 0, stream, accumulators, sums);
+    if (numel == 0)
+        return zb_cuda_run(place, zb_normalise_accumulators, 1, ZB_WARP, 0, stream, accumulators, sums);
     zb_layout layout = zb_layout_of(numel, Source::WIDTH, arrays, count);
     if (!layout.by_packs) layout.packs = numel;
     unsigned blocks = zb_blocks_for(layout.packs, ZB_SQUARE_THREADS * Source::UNROLL);
     if (blocks > ZB_SQUARE_BLOCKS_MAX) blocks = ZB_SQUARE_BLOCKS_MAX;
-    if (blocks > 1) ZB_TRY(zb_cuda_run(place, zb_normalise_accumulators, 1, ZB_WARP, 0, stream, accumulators, sums));
+    if (blocks > 1)
+        ZB_TRY(zb_cuda_run(place, zb_normalise_accumulators, 1, ZB_WARP, 0, stream, accumulators, sums));
     if (layout.by_packs)
-        ZB_TRY(zb_cuda_run(place, zb_square_kernel<Source::WIDTH, Source>, blocks, ZB_SQUARE_THREADS, 0, stream, source, layout,
-                           numel, accumulators));
+        ZB_TRY(zb_cuda_run(place, zb_square_kernel<Source::WIDTH, Source>, blocks, ZB_SQUARE_THREADS, 0,
+                           stream, source, layout, numel, accumulators));
     else
-        ZB_TRY(zb_cuda_run(place, zb_square_kernel<1, Source>, blocks, ZB_SQUARE_THREADS, 0, stream, source, layout, numel,
-                           accumulators));
-    if (blocks > 1) return zb_cuda_run(place, zb_normalise_accumulators, 1, ZB_WARP, 0, stream, accumulators, sums);
+        ZB_TRY(zb_cuda_run(place, zb_square_kernel<1, Source>, blocks, ZB_SQUARE_THREADS, 0, stream, source,
+                           layout, numel, accumulators));
+    if (blocks > 1)
+        return zb_cuda_run(place, zb_normalise_accumulators, 1, ZB_WARP, 0, stream, accumulators, sums);
     return ZB_OK;
 }
 

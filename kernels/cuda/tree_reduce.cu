@@ -1,9 +1,11 @@
 /*
- * A reduction in the order of a tree. Each thread goes through the tree for its own few elements: the sum under way is in registers,
- * the sums that wait for it on a stack in shared memory, of which every thread has a column of its own.
+ * A reduction in the order of a tree. Each thread goes through the tree for its own few elements: the sum
+ * under way is in registers, the sums that wait for it on a stack in shared memory, of which every thread has
+ * a column of its own.
  *
- * The host turns the tree into one step for each contribution: where it lies, whether a new sum begins with it, and how many waiting
- * sums are added after it. So the loads of the next few steps can start before anything is added.
+ * The host turns the tree into one step for each contribution: where it lies, whether a new sum begins with
+ * it, and how many waiting sums are added after it. So the loads of the next few steps can start before
+ * anything is added.
  */
 #include "kernels/cuda/inputs.cuh"
 #include "kernels/cuda/operations.h"
@@ -19,17 +21,15 @@ static_assert(sizeof(tree_step) == 2 * sizeof(uint64_t), "steps are staged as wo
 struct step_list {
     tree_step here[STEPS_BY_VALUE];
     const tree_step *there; /* device memory; NULL: they are here */
-    __device__ tree_step at(int k) const
-    {
-        return there != NULL ? there[k] : here[k];
-    }
+    __device__ tree_step at(int k) const { return there != NULL ? there[k] : here[k]; }
 };
 
 /* --- the arithmetic of one addition --- */
 
 /*
- * x * factor + sum for 16-bit x and sum, rounded to odd: the product is exact in fp64, and what the sum loses is known exactly
- * (two-sum). Of the two neighbours of an inexact sum one is odd. A NaN is neither above nor below 0.
+ * x * factor + sum for 16-bit x and sum, rounded to odd: the product is exact in fp64, and what the sum loses
+ * is known exactly (two-sum). Of the two neighbours of an inexact sum one is odd. A NaN is neither above nor
+ * below 0.
  */
 ZB_DEVICE float fma_to_odd(float x, float factor, float sum)
 {
@@ -41,8 +41,8 @@ ZB_DEVICE float fma_to_odd(float x, float factor, float sum)
 }
 
 /*
- * x * factor + sum to the 16-bit type T with one rounding. By way of fp32 it is rounded twice, which shows only where fp32 has
- * arrived halfway between two numbers of T; fp16's subnormals are all taken for halfway.
+ * x * factor + sum to the 16-bit type T with one rounding. By way of fp32 it is rounded twice, which shows
+ * only where fp32 has arrived halfway between two numbers of T; fp16's subnormals are all taken for halfway.
  */
 ZB_DEVICE bool is_halfway(uint32_t bits, zb_fp16)
 {
@@ -67,10 +67,7 @@ template <typename T> struct tree_arithmetic {
     zb_scaling scaling;
     float factor, divisor;
 
-    __device__ float rounded(float x) const
-    {
-        return wide ? x : zb_rounded<T>(x);
-    }
+    __device__ float rounded(float x) const { return wide ? x : zb_rounded<T>(x); }
     __device__ float scale(float x) const
     {
         if (scaling == ZB_SCALING_NONE) return x;
@@ -80,22 +77,17 @@ template <typename T> struct tree_arithmetic {
     __device__ float add(float sum, float x, size_t offset) const
     {
         const unsigned pack = (unsigned)(offset / 16 % 60);
-        const bool fused = scaling == ZB_SCALING_FUSED ||
-                           (scaling == ZB_SCALING_FUSED_LL128 && (offset % 16 < 8 || (pack < 32 && pack % 8 == 7)));
+        const bool fused = scaling == ZB_SCALING_FUSED || (scaling == ZB_SCALING_FUSED_LL128 &&
+                                                           (offset % 16 < 8 || (pack < 32 && pack % 8 == 7)));
         if (fused) return wide ? fmaf(x, factor, sum) : fma_rounded<T>(x, factor, sum);
         return merge(sum, scale(x));
     }
-    __device__ float merge(float a, float b) const
-    {
-        return rounded(a + b);
-    }
-    __device__ float divided(float sum) const
-    {
-        return divisor == 0 ? sum : sum / divisor;
-    }
+    __device__ float merge(float a, float b) const { return rounded(a + b); }
+    __device__ float divided(float sum) const { return divisor == 0 ? sum : sum / divisor; }
 };
 
-/* fp64 and integers are computed in themselves; the host has refused fused operations and divisions of integers. */
+/* fp64 and integers are computed in themselves; the host has refused fused operations and divisions of
+ * integers. */
 template <typename T> struct plain_arithmetic {
     typedef typename zb_number<T>::sum sum;
     zb_scaling scaling;
@@ -114,10 +106,7 @@ template <typename T> struct plain_arithmetic {
             if (scaling == ZB_SCALING_FUSED) return fma(x, factor, acc);
         return merge(acc, scale(x));
     }
-    __device__ sum merge(sum a, sum b) const
-    {
-        return a + b;
-    }
+    __device__ sum merge(sum a, sum b) const { return a + b; }
     __device__ sum divided(sum acc) const
     {
         if constexpr (zb_number<T>::INTEGER)
@@ -154,19 +143,19 @@ template <typename T, typename Arithmetic> struct tree {
     Arithmetic arithmetic;
     step_list steps;
 
-    template <int N> struct values {};
-    template <int N> __device__ values<N> load(size_t) const
-    {
-        return {};
-    }
+    template <int N> struct values {
+    };
+    template <int N> __device__ values<N> load(size_t) const { return {}; }
 
-    template <int N> __device__ void step(const tree_step &s, const zb_pack<T, N> &x, size_t i, sum *acc, int *waiting) const
+    template <int N>
+    __device__ void step(const tree_step &s, const zb_pack<T, N> &x, size_t i, sum *acc, int *waiting) const
     {
         ZB_SHARED_DYNAMIC(sum, stack);
         const size_t offset = (range_offset + i) * sizeof(T);
 #pragma unroll
         for (int k = 0; k < N; k++) {
-            sum *const column = stack + k * ZB_EACH_THREADS + threadIdx.x; /* levels are N * ZB_EACH_THREADS apart */
+            sum *const column = stack + k * ZB_EACH_THREADS +
+                                threadIdx.x; /* levels are N * ZB_EACH_THREADS apart */
             if (s.begins) {
                 if (*waiting >= 0) column[*waiting * (N * ZB_EACH_THREADS)] = acc[k];
                 acc[k] = arithmetic.scale(number::widen(x.at[k]));
@@ -191,7 +180,7 @@ template <typename T, typename Arithmetic> struct tree {
             for (int k = 0; k < STEPS_AT_A_TIME; k++) {
                 if (first + k >= count) break;
                 s[k] = steps.at(first + k);
-                x[k] = zb_load_pack<N>(static_cast<const T *>(s[k].from) + i);
+                x[k] = zb_load_pack<N>(zb_global(static_cast<const T *>(s[k].from)) + i);
             }
 #pragma unroll
             for (int k = 0; k < STEPS_AT_A_TIME; k++) {
@@ -215,17 +204,22 @@ static zb_status check(const zb_tree_reduce_args *args)
 {
     const zb_dtype dtype = args->dtype;
     const zb_rounding *r = &args->rounding;
-    if ((unsigned)dtype >= ZB_DTYPE_COUNT) return zb_fail(ZB_INVALID_ARGUMENT, "tree_reduce of element type %d", (int)dtype);
+    if ((unsigned)dtype >= ZB_DTYPE_COUNT)
+        return zb_fail(ZB_INVALID_ARGUMENT, "tree_reduce of element type %d", (int)dtype);
     if (args->count < 1) return zb_fail(ZB_INVALID_ARGUMENT, "tree_reduce over %d inputs", args->count);
     if ((unsigned)r->scaling > ZB_SCALING_FUSED_LL128)
         return zb_fail(ZB_INVALID_ARGUMENT, "tree_reduce with scaling %d", (int)r->scaling);
     if (r->scaling == ZB_SCALING_FUSED_LL128 && dtype != ZB_FP32)
-        return zb_fail(ZB_UNSUPPORTED, "tree_reduce of %s, fused as LL128 does; want fp32", zb_dtype_name(dtype));
+        return zb_fail(ZB_UNSUPPORTED, "tree_reduce of %s, fused as LL128 does; want fp32",
+                       zb_dtype_name(dtype));
     if (zb_is_tensor_dtype(dtype) || dtype == ZB_FP64) return ZB_OK;
     if (r->divisor != 0 || r->scaling > ZB_SCALING_MULTIPLY)
-        return zb_fail(ZB_UNSUPPORTED, "tree_reduce of %s with a division or a fused operation; want fp32, fp16, bf16 or fp64",
-                       zb_dtype_name(dtype));
-    return r->scaling == ZB_SCALING_MULTIPLY ? zb_check_integer_factor("tree_reduce", dtype, r->factor) : ZB_OK;
+        return zb_fail(
+            ZB_UNSUPPORTED,
+            "tree_reduce of %s with a division or a fused operation; want fp32, fp16, bf16 or fp64",
+            zb_dtype_name(dtype));
+    return r->scaling == ZB_SCALING_MULTIPLY ? zb_check_integer_factor("tree_reduce", dtype, r->factor)
+                                             : ZB_OK;
 }
 
 /* One step for each contribution, in the order of the tree. *depth_p: how many sums wait at most. */
@@ -246,26 +240,32 @@ static zb_status plan_steps(const zb_tree_reduce_args *args, tree_step *steps, i
         for (k += begins ? 1 : 2; k < length && args->tree[k] == ZB_TREE_ADD; k++) steps[s].merges++;
         open -= (int)steps[s].merges;
         if (open < 1 || deepest > ZB_TREE_DEPTH)
-            return zb_fail(ZB_INVALID_ARGUMENT, "tree_reduce: after contribution %d of the tree %d sums are open, at most %d were; want 1 to %d", s,
-                           open, deepest, ZB_TREE_DEPTH);
+            return zb_fail(ZB_INVALID_ARGUMENT,
+                           "tree_reduce: after contribution %d of the tree %d sums are open, at most %d "
+                           "were; want 1 to %d",
+                           s, open, deepest, ZB_TREE_DEPTH);
     }
     *depth_p = deepest - 1;
     return ZB_OK;
 }
 
 template <typename T, typename Arithmetic>
-static zb_status run_typed(cudaStream_t stream, const zb_tree_reduce_args *args, const step_list &steps, int depth,
-                           const Arithmetic &arithmetic, const zb_array *arrays)
+static zb_status run_typed(cudaStream_t stream, const zb_tree_reduce_args *args, const step_list &steps,
+                           int depth, const Arithmetic &arithmetic, const zb_array *arrays)
 {
     typedef tree<T, Arithmetic> operation;
-    const operation tree = { static_cast<T *>(args->out),         args->count, args->rounding.canonical_nan && args->count > 1,
-                             args->first - args->range_first, arithmetic,  steps };
+    const operation tree = {
+        static_cast<T *>(args->out),     args->count, args->rounding.canonical_nan && args->count > 1,
+        args->first - args->range_first, arithmetic,  steps
+    };
     const size_t level_bytes = operation::WIDTH * ZB_EACH_THREADS * sizeof(typename operation::sum);
     const size_t levels = depth > 0 ? (size_t)depth : 1;
-    return zb_each(ZB_CUDA_PLACE("tree_reduce"), stream, tree, args->numel, arrays, (size_t)args->count + 1, levels * level_bytes);
+    return zb_each(ZB_CUDA_PLACE("tree_reduce"), stream, tree, args->numel, arrays, (size_t)args->count + 1,
+                   levels * level_bytes);
 }
 
-static zb_status run(cudaStream_t stream, const zb_tree_reduce_args *args, const step_list &steps, int depth, const zb_array *arrays)
+static zb_status run(cudaStream_t stream, const zb_tree_reduce_args *args, const step_list &steps, int depth,
+                     const zb_array *arrays)
 {
     const zb_rounding r = args->rounding;
     if (zb_is_tensor_dtype(args->dtype))
@@ -284,7 +284,8 @@ static zb_status run(cudaStream_t stream, const zb_tree_reduce_args *args, const
 }
 
 /* `steps` and `arrays` have room for all contributions, and one more array. */
-static zb_status plan_and_run(cudaStream_t stream, const zb_tree_reduce_args *args, tree_step *steps, zb_array *arrays)
+static zb_status plan_and_run(cudaStream_t stream, const zb_tree_reduce_args *args, tree_step *steps,
+                              zb_array *arrays)
 {
     const size_t bytes = zb_dtype_bytes(args->dtype), count = (size_t)args->count;
     step_list list = {};
@@ -310,8 +311,9 @@ zb_status zb_cuda_op_tree_reduce(cudaStream_t stream, const zb_tree_reduce_args 
     const size_t count = (size_t)args->count;
     tree_step *const steps = static_cast<tree_step *>(malloc(count * sizeof *steps));
     zb_array *const arrays = static_cast<zb_array *>(malloc((count + 1) * sizeof *arrays));
-    const zb_status status = steps != NULL && arrays != NULL ? plan_and_run(stream, args, steps, arrays)
-                                                             : zb_fail(ZB_NO_MEMORY, "tree_reduce over %zu inputs", count);
+    const zb_status status = steps != NULL && arrays != NULL
+                                 ? plan_and_run(stream, args, steps, arrays)
+                                 : zb_fail(ZB_NO_MEMORY, "tree_reduce over %zu inputs", count);
     free(steps);
     free(arrays);
     return status;

@@ -16,6 +16,12 @@
 
 /* --- refusals: nothing on standard output, nothing written --- */
 
+#if ZB_WITH_CUDA
+#define NO_CUDA "no GPU here: "
+#else
+#define NO_CUDA "this build has no CUDA device\n"
+#endif
+
 static const struct refusal {
     const char *arguments;
     int exit;
@@ -67,11 +73,11 @@ static const struct refusal {
       "stage 1, world 1, fp16: mpi-rabenseifner does not offer reduce_scatter_v of 1 ranks" },
     { "train " CIFAR " --stage 1 --order mpi-linear", 2, "mpi-linear does not offer reduce_scatter_v" },
     { "train " CIFAR " --timeout 3", 2, "--timeout without --comm mpi" },
-    { "verify " CIFAR " --against ref,cuda", 3, "zerobit verify: this build has no CUDA device\n" },
+    { "verify " CIFAR " --against ref,cuda", 3, "zerobit verify: " NO_CUDA },
     { "verify " CIFAR " --against ref,nonsense", 2, "--against nonsense: want ref, mpi, cuda or nccl" },
 
     { "train " CIFAR " --comm nccl", 3, "this build has no NCCL communicator" },
-    { "train " CIFAR " --device cuda", 3, "this build has no CUDA device" },
+    { "train " CIFAR " --device cuda", 3, "zerobit train: " NO_CUDA },
     { "train " CIFAR " --comm pigeon", 2, "--comm pigeon: want sim, mpi or nccl" },
     { "train " CIFAR " --device gpu", 2, "--device gpu: want cpu or cuda" },
     { "train " SMALL "--trace @/t --save-weights @/t", 2, "--trace and --save-weights are both" },

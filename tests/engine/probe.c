@@ -41,10 +41,12 @@ static void note_work(zb_stream *stream)
 {
     probe_device *device = device_of(stream);
     probe_stream *probe = probe_of(stream);
-    int transfer = device->stream_count - 1;
-    assert_int_equal(probe->index, device->in_collective ? transfer : 0);
-    if (probe->index == 0 && !device->in_collective && transfer > 0)
-        assert_true(probe->seen[transfer] >= device->compute_must_see);
+    if (device->in_collective != NULL)
+        assert_ptr_equal(stream, device->in_collective);
+    else
+        assert_int_equal(probe->index, 0);
+    for (int i = 1; device->in_collective == NULL && i < device->stream_count; i++)
+        assert_true(probe->seen[i] >= device->compute_must_see[i]);
     probe->seen[probe->index]++;
     if (probe->index == 0) device->compute_done = probe->seen[0];
 }
@@ -72,7 +74,8 @@ static zb_status probe_stream_create(zb_device *device, const char *name, zb_str
     probe_stream *stream = calloc(1, sizeof *stream);
     assert_non_null(stream);
     assert_true(probe->stream_count < PROBE_STREAMS);
-    assert_string_equal(name, probe->stream_count == 0 ? "compute" : "transfer");
+    static const char *const names[PROBE_STREAMS] = { "compute", "transfer", "prefetch" };
+    assert_string_equal(name, names[probe->stream_count]);
     *stream = (probe_stream){ .base = { device, name }, .cpu = cpu, .index = probe->stream_count++ };
     *stream_p = &stream->base;
     return ZB_OK;
@@ -151,7 +154,7 @@ static zb_status probe_copy_out(zb_stream *stream, void *to, const void *from, s
 static zb_status probe_launch(zb_stream *stream, zb_kernel kernel, const void *args, size_t args_bytes)
 {
     ZB_TRY(count_call(&device_of(stream)->fault, "launch"));
-    assert_false(device_of(stream)->copying_out && !device_of(stream)->in_collective);
+    assert_false(device_of(stream)->copying_out && device_of(stream)->in_collective == NULL);
     note_work(stream);
     return probe_of(stream)->cpu->device->ops->launch(probe_of(stream)->cpu, kernel, args, args_bytes);
 }
@@ -164,6 +167,7 @@ static zb_status probe_discard(zb_stream *stream, void *pointer, size_t bytes)
 }
 
 static const zb_device_ops device_ops = { .name = "probe",
+                                          .memory_is_hosts = 1,
                                           .alloc = probe_alloc,
                                           .free = probe_free,
                                           .stream_create = probe_stream_create,
@@ -197,39 +201,47 @@ static size_t payload_bytes(const zb_collective *c)
     return (c->counts != NULL ? c->counts[0] : c->numel) * zb_dtype_bytes(c->dtype);
 }
 
-/* Its input is complete when it starts: the transfer stream has seen all compute work. Host memory has no
+/* Its input is complete when it starts: its stream has seen all compute work. Host memory has no
  * stream, and the host is never ahead of itself. */
 static void check_start(const probe_comm *comm, const zb_collective *c)
 {
     const probe_stream *stream = (probe_stream *)c->stream;
     if (stream == NULL) return;
-    assert_int_equal(stream->index, comm->device->stream_count - 1);
+    const int gathers = strcmp(c->what, "stage 3: gather parameters") == 0;
+    const int last = comm->device->stream_count - 1;
+    assert_int_equal(stream->index, gathers ? last : last > 0);
     assert_true(stream->seen[0] >= comm->device->compute_done);
 }
 
 /* With `finished` what compute does from here on may rely on the result, so that it must be ordered after. */
 static zb_status run(probe_comm *comm, const zb_collective *c, int finished)
 {
-    comm->device->in_collective = 1;
+    comm->device->in_collective = c->stream;
     zb_status status = comm->self->ops->start(comm->self, c, NULL);
-    comm->device->in_collective = 0;
+    comm->device->in_collective = NULL;
     probe_stream *stream = (probe_stream *)c->stream;
     if (finished && stream != NULL && stream->index > 0)
-        comm->device->compute_must_see = stream->seen[stream->index];
+        comm->device->compute_must_see[stream->index] = stream->seen[stream->index];
     return status;
+}
+
+static struct probe_pending *take_slot(probe_comm *comm, const zb_collective *c, zb_work *work)
+{
+    int slot = 0;
+    while (comm->pending[slot].taken) assert_true(++slot < PROBE_PENDING);
+    work->id = (uint64_t)slot + 1;
+    comm->pending[slot] = (struct probe_pending){ .collective = *c, .taken = 1 };
+    return &comm->pending[slot];
 }
 
 static zb_status postpone(probe_comm *comm, const zb_collective *c, zb_work *work)
 {
-    int slot = 0;
-    while (comm->pending[slot].sent != NULL) assert_true(++slot < PROBE_PENDING);
-    struct probe_pending *pending = &comm->pending[slot];
-    *pending = (struct probe_pending){ .collective = *c, .bytes = payload_bytes(c) };
+    struct probe_pending *pending = take_slot(comm, c, work);
+    pending->bytes = payload_bytes(c);
     pending->sent = malloc(pending->bytes + 1);
     assert_non_null(pending->sent);
     memcpy(pending->sent, c->send, pending->bytes);
     memset(c->recv, 0xFF, pending->bytes);
-    work->id = (uint64_t)slot + 1;
     comm->device->under_way++;
     return ZB_OK;
 }
@@ -240,14 +252,25 @@ static zb_status probe_start(zb_comm *comm, const zb_collective *collective, zb_
     ZB_TRY(count_call(&probe->fault, collective->what));
     check_start(probe, collective);
     if (work != NULL && probe->lazy) return postpone(probe, collective, work);
+    if (work != NULL) take_slot(probe, collective, work);
     return run(probe, collective, work == NULL);
 }
 
-/* While it was under way nobody wrote to its result, nor to its input. A wait that fails ends it as well. */
-static zb_status probe_wait(zb_comm *comm, zb_work *work)
+/* What compute does from here on relies on the result. With NULL the host has waited. */
+static void order_after_collective(probe_comm *comm, const zb_collective *c, zb_stream *stream)
 {
-    probe_comm *probe = (probe_comm *)comm;
-    struct probe_pending *pending = &probe->pending[work->id - 1];
+    probe_device *device = comm->device;
+    const probe_stream *ran_on = (probe_stream *)c->stream;
+    if (ran_on == NULL || ran_on->index == 0) return;
+    device->compute_must_see[ran_on->index] = ran_on->seen[ran_on->index];
+    if (stream == NULL) return;
+    see(probe_of(stream)->seen, ran_on->seen);
+    device->waits_between++;
+}
+
+/* While it was under way nobody wrote to its result, nor to its input. A wait that fails ends it as well. */
+static zb_status finish_late(probe_comm *probe, struct probe_pending *pending)
+{
     zb_collective late = pending->collective;
     for (size_t i = 0; i < pending->bytes; i++) assert_int_equal(((unsigned char *)late.recv)[i], 0xFF);
     if (late.send != late.recv) assert_memory_equal(late.send, pending->sent, pending->bytes);
@@ -255,8 +278,19 @@ static zb_status probe_wait(zb_comm *comm, zb_work *work)
     zb_status status = count_call(&probe->fault, "wait");
     if (status == ZB_OK) status = run(probe, &late, 1);
     free(pending->sent);
-    pending->sent = NULL;
     probe->device->under_way--;
+    return status;
+}
+
+static zb_status probe_wait(zb_comm *comm, zb_work *work, zb_stream *stream)
+{
+    probe_comm *probe = (probe_comm *)comm;
+    struct probe_pending *pending = &probe->pending[work->id - 1];
+    zb_status status = ZB_OK;
+    assert_true(pending->taken);
+    pending->taken = 0;
+    if (pending->sent != NULL) status = finish_late(probe, pending);
+    if (status == ZB_OK) order_after_collective(probe, &pending->collective, stream);
     return status;
 }
 

@@ -20,25 +20,26 @@ typedef struct probe_fault {
     int lasting; /* and every call after it fails as well */
 } probe_fault;
 
-enum { PROBE_STREAMS = 2, PROBE_PENDING = 64 };
+enum { PROBE_STREAMS = 3, PROBE_PENDING = 64 };
 
 typedef struct probe_device {
     zb_device base;
     zb_device *cpu;
     probe_fault fault;
     int stream_count;
-    int in_collective;
-    uint64_t compute_done;     /* work put on the compute stream so far */
-    uint64_t compute_must_see; /* work of the transfer stream that later compute work relies on */
-    int under_way;             /* collectives started and not waited for */
-    int copying_out;           /* the host may not look before it has waited */
-    int64_t waits_between;     /* how often one stream was made to wait for the other */
+    const zb_stream *in_collective; /* what a collective launches goes here; NULL: none runs */
+    uint64_t compute_done;          /* work put on the compute stream so far */
+    uint64_t
+        compute_must_see[PROBE_STREAMS]; /* work of the other streams that later compute work relies on */
+    int under_way;                       /* collectives started and not waited for */
+    int copying_out;                     /* the host may not look before it has waited */
+    int64_t waits_between;               /* how often one stream was made to wait for the other */
 } probe_device;
 
 typedef struct probe_stream {
     zb_stream base;
     zb_stream *cpu;
-    int index;                    /* 0: compute, 1: transfer                            */
+    int index;                    /* 0: compute, 1: transfer, 2: prefetch                */
     uint64_t seen[PROBE_STREAMS]; /* how much of each stream's work is ordered before here */
 } probe_stream;
 
@@ -50,7 +51,8 @@ typedef struct probe_comm {
     int lazy;
     struct probe_pending {
         zb_collective collective;
-        void *sent; /* what was to be sent; NULL: slot is free */
+        int taken;
+        void *sent; /* what is to be sent; NULL: it has run already */
         size_t bytes;
     } pending[PROBE_PENDING];
 } probe_comm;

@@ -15,6 +15,7 @@
 typedef struct note_comm {
     zb_comm base;
     int starts, waits;
+    const zb_stream *waited_on;
     zb_status status; /* that start and wait return */
     uint64_t gives_id;
 } note_comm;
@@ -28,10 +29,11 @@ static zb_status note_start(zb_comm *comm, const zb_collective *collective, zb_w
     return note->status;
 }
 
-static zb_status note_wait(zb_comm *comm, zb_work *work)
+static zb_status note_wait(zb_comm *comm, zb_work *work, zb_stream *stream)
 {
     note_comm *note = (note_comm *)comm;
     (void)work;
+    note->waited_on = stream;
     note->waits++;
     return note->status;
 }
@@ -228,20 +230,51 @@ static void work_is_waited_for_once(void **state)
     (void)state;
     note_comm note = rank1_of_3();
     zb_work work = { 0 };
-    assert_int_equal(zb_comm_wait(&note.base, &work), ZB_OK);
+    assert_int_equal(zb_comm_wait(&note.base, &work, NULL), ZB_OK);
     assert_int_equal(note.waits, 0);
 
     note.gives_id = 9;
     assert_int_equal(zb_collective_run(&note.base, &work, .kind = ZB_COLLECTIVE_BARRIER), ZB_OK);
     assert_int_equal(work.id, 9);
-    assert_int_equal(zb_comm_wait(&note.base, &work), ZB_OK);
-    assert_int_equal(zb_comm_wait(&note.base, &work), ZB_OK);
+    assert_int_equal(zb_comm_wait(&note.base, &work, NULL), ZB_OK);
+    assert_int_equal(zb_comm_wait(&note.base, &work, NULL), ZB_OK);
     assert_int_equal(note.waits, 1);
 
     work.id = 9;
     note.status = ZB_REMOTE;
-    assert_int_equal(zb_comm_wait(&note.base, &work), ZB_REMOTE);
-    assert_int_equal(zb_comm_wait(&note.base, &work), ZB_OK);
+    assert_int_equal(zb_comm_wait(&note.base, &work, NULL), ZB_REMOTE);
+    assert_int_equal(zb_comm_wait(&note.base, &work, NULL), ZB_OK);
+}
+
+static void wait_says_which_stream(void **state)
+{
+    (void)state;
+    note_comm note = rank1_of_3();
+    zb_stream stream = { .name = "s" };
+    zb_work work = { .id = 9 };
+    assert_int_equal(zb_comm_wait(&note.base, &work, &stream), ZB_OK);
+    assert_ptr_equal(note.waited_on, &stream);
+}
+
+/* Whoever moves bytes with the host's hands must not be given what only a GPU can reach. */
+static void device_memory_is_refused_where_only_the_hosts_is_moved(void **state)
+{
+    (void)state;
+    const zb_device_ops far_ops = { .name = "far" };
+    zb_comm_ops moves = note_ops;
+    moves.takes_device_memory = 1;
+    zb_device far = { .ops = &far_ops };
+    zb_stream stream = { .device = &far, .name = "s" };
+    note_comm note = rank1_of_3();
+    float send[4] = { 0 }, recv[4];
+    const zb_collective call = CALL(ALL_REDUCE, .send = send, .recv = recv, .numel = 4, .stream = &stream);
+    assert_int_equal(zb_comm_start(&note.base, &call, NULL), ZB_UNSUPPORTED);
+    assert_non_null(
+        strstr(zb_error_message(), "buffers of device far; communicator note moves only the host"));
+    assert_int_equal(note.starts, 0);
+    note.base.ops = &moves;
+    assert_int_equal(zb_comm_start(&note.base, &call, NULL), ZB_OK);
+    assert_int_equal(note.starts, 1);
 }
 
 /* A back end that finishes at once leaves the work alone; what was in it before must not be waited for. */
@@ -311,7 +344,7 @@ static void check_self(void **state)
                                            .counts = self_counts, .op = c->op, .factor = c->factor,
                                            .stream = variant & 2 ? stream : NULL),
                          ZB_OK);
-        assert_int_equal(zb_comm_wait(self, &work), ZB_OK);
+        assert_int_equal(zb_comm_wait(self, &work, NULL), ZB_OK);
         assert_memory_equal(to, c->want, sizeof c->want);
     }
     zb_stream_destroy(stream);
@@ -332,7 +365,7 @@ static void self_broadcast_and_barrier_do_nothing(void **state)
     assert_int_equal(zb_collective_run(self, NULL, .kind = ZB_COLLECTIVE_BARRIER), ZB_OK);
     assert_true(buffer[0] == 4 && buffer[1] == 5);
     assert_int_equal(self->traffic[ZB_COLLECTIVE_BROADCAST].bytes, 8);
-    assert_int_equal(zb_comm_wait(self, &(zb_work){ .id = 1 }), ZB_INVALID_ARGUMENT);
+    assert_int_equal(zb_comm_wait(self, &(zb_work){ .id = 1 }, NULL), ZB_INVALID_ARGUMENT);
     zb_comm_destroy(self);
 }
 
@@ -357,6 +390,8 @@ int main(void)
     struct CMUnitTest tests[COUNT(refusals) + COUNT(passages) + COUNT(self_cases) + 8] = {
         cmocka_unit_test(a_start_that_fails_counts_nothing),
         cmocka_unit_test(work_is_waited_for_once),
+        cmocka_unit_test(wait_says_which_stream),
+        cmocka_unit_test(device_memory_is_refused_where_only_the_hosts_is_moved),
         cmocka_unit_test(start_clears_the_work),
         cmocka_unit_test(names),
         cmocka_unit_test(self_broadcast_and_barrier_do_nothing),

@@ -5,6 +5,10 @@
  *   test_equivalence_random [--cases N] [--first K]     N cases from number K on (default 1000 from 0)
  *
  * A failure prints the case's number; `--first NUMBER --cases 1` runs it alone.
+ *
+ * Built a second time (ZB_ON_STANDIN) with the ranks on the CUDA back end, which runs on a stand-in of CUDA's
+ * run-time: the case's number is also the seed of the order in which streams run, and a race between two of
+ * them is a failure.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -14,6 +18,11 @@
 #include <zerobit/verify.h>
 
 #include "tests/equivalence/random_case.h"
+#if ZB_ON_STANDIN
+#include <zerobit/cuda.h>
+
+#include "sim/cuda/standin.h"
+#endif
 
 /* What has been seen; all of it must be, or cases are not what they are meant to be. */
 typedef struct tally {
@@ -54,6 +63,38 @@ static void count_relation(void *user, const zb_verify_relation *relation)
     if (relation->largest > seen->largest) seen->largest = relation->largest;
 }
 
+#if ZB_ON_STANDIN
+static zb_status create_device(void *user, int rank, zb_device **device_p)
+{
+    (void)user;
+    (void)rank;
+    return zb_device_cuda_create_poisoning(0, device_p);
+}
+static const zb_device_factory cuda = { "cuda", create_device, NULL };
+static const zb_device_factory *const devices = &cuda;
+
+static zb_status begin_case(uint64_t number)
+{
+    return zb_standin_begin(&(zb_standin_options){ .seed = number, .device_count = 1 });
+}
+static zb_status end_case(void)
+{
+    return zb_standin_end();
+}
+#else
+static const zb_device_factory *const devices = NULL;
+
+static zb_status begin_case(uint64_t number)
+{
+    (void)number;
+    return ZB_OK;
+}
+static zb_status end_case(void)
+{
+    return ZB_OK;
+}
+#endif
+
 static int case_is_equal(const random_case *c, tally *seen)
 {
     zb_verify_case results[ZB_STAGE_COUNT];
@@ -68,6 +109,7 @@ static int case_is_equal(const random_case *c, tally *seen)
                                         .world_count = 1,
                                         .dtypes = &c->dtype,
                                         .dtype_count = 1,
+                                        .devices = devices,
                                         .steps = c->steps,
                                         .contributions = c->number % 4 == 0,
                                         .workers = 1 + (int)(c->number % 2),
@@ -101,7 +143,13 @@ static int run_case(uint64_t number, tally *seen)
                 zb_error_message(), c.config_text, c.model_text);
         return 0;
     }
-    int equal = c.stage_count == 0 || case_is_equal(&c, seen);
+    int equal = begin_case(number) == ZB_OK;
+    if (equal && c.stage_count > 0) equal = case_is_equal(&c, seen);
+    if (end_case() != ZB_OK) {
+        report_case(&c);
+        fprintf(stderr, "  %s\n", zb_error_message());
+        equal = 0;
+    }
     random_case_destroy(&c);
     return equal;
 }

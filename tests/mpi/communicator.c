@@ -48,7 +48,7 @@ static zb_status one_round(zb_comm *comm, zb_comm *group)
     ZB_TRY(RUN(comm, &works[2], SEND, .send = x[2], .numel = 70, .root = to));
     ZB_TRY(RUN(comm, &works[3], RECV, .recv = y[3], .numel = 70, .root = from));
     for (int i = 0; i < IN_FLIGHT; i++)
-        ZB_TRY(zb_comm_wait(comm, &works[comm->rank == 0 ? i : IN_FLIGHT - 1 - i]));
+        ZB_TRY(zb_comm_wait(comm, &works[comm->rank == 0 ? i : IN_FLIGHT - 1 - i], NULL));
     ZB_TRY(RUN(group, NULL, REDUCE, .send = x[0], .recv = y[0], .numel = 8 * NUMEL, .root = 0));
     return RUN(comm, NULL, BROADCAST, .recv = y[0], .numel = 8 * NUMEL, .root = 1);
 }
@@ -77,7 +77,7 @@ static zb_status reduces_in_bounded_memory(zb_comm *world)
     const uint64_t before = zb_alloc_get_stats().live_bytes;
     zb_status status = RUN(world, &work, ALL_REDUCE, .send = x, .recv = x, .numel = numel);
     const uint64_t more = zb_alloc_get_stats().live_bytes - before;
-    if (status == ZB_OK) status = zb_comm_wait(world, &work);
+    if (status == ZB_OK) status = zb_comm_wait(world, &work, NULL);
     zb_free(x);
     if (status != ZB_OK || more <= held) return status;
     return zb_fail(ZB_DIFFERENT, "an all_reduce of %zu bytes holds %llu bytes, want at most %zu",
@@ -108,9 +108,9 @@ static zb_status wait_around(zb_comm *world, zb_status (*block)(zb_comm *world))
     float *x = zb_alloc_array(numel, sizeof *x);
     if (x == NULL) return ZB_NO_MEMORY;
     zb_status status = RUN(world, &work, ALL_REDUCE, .send = x, .recv = x, .numel = numel);
-    if (status == ZB_OK && world->rank == 1) status = zb_comm_wait(world, &work);
+    if (status == ZB_OK && world->rank == 1) status = zb_comm_wait(world, &work, NULL);
     if (status == ZB_OK) status = block(world);
-    if (status == ZB_OK && world->rank != 1) status = zb_comm_wait(world, &work);
+    if (status == ZB_OK && world->rank != 1) status = zb_comm_wait(world, &work, NULL);
     zb_free(x);
     return status;
 }

@@ -73,7 +73,7 @@ static zb_status mismatch_in_flight(zb_comm *comm)
     for (int i = 0; i < 3; i++)
         ZB_TRY(RUN(comm, &works[i], ALL_REDUCE, .send = x[i], .recv = x[i], .what = "in flight",
                    .numel = i == 2 && comm->rank == 1 ? 3 : 8));
-    for (int i = 2; i >= 0; i--) ZB_TRY(zb_comm_wait(comm, &works[i]));
+    for (int i = 2; i >= 0; i--) ZB_TRY(zb_comm_wait(comm, &works[i], NULL));
     return ZB_OK;
 }
 
@@ -112,7 +112,7 @@ static zb_status fails_in_collective(zb_comm *comm)
     if (status == ZB_OK)
         status = RUN(comm, &works[1], ALL_GATHER, .send = y[0], .recv = y[1], .numel = 1,
                      .what = "no memory");
-    if (status == ZB_OK) status = zb_comm_wait(comm, &works[1]);
+    if (status == ZB_OK) status = zb_comm_wait(comm, &works[1], NULL);
     zb_free(x);
     return status;
 }
@@ -129,8 +129,8 @@ static zb_status use_everything(zb_comm *comm)
                           linear = { .algorithm = ZB_ALGORITHM_MPI_LINEAR };
     ZB_TRY(RUN(comm, &works[0], ALL_REDUCE, .send = x, .recv = y, .numel = 24, .order = &linear));
     ZB_TRY(RUN(comm, &works[1], ALL_GATHER, .send = x, .recv = x, .numel = 0));
-    ZB_TRY(zb_comm_wait(comm, &works[1]));
-    ZB_TRY(zb_comm_wait(comm, &works[0]));
+    ZB_TRY(zb_comm_wait(comm, &works[1], NULL));
+    ZB_TRY(zb_comm_wait(comm, &works[0], NULL));
     ZB_TRY(RUN(comm, NULL, ALL_REDUCE, .send = x, .recv = y, .numel = 24, .op = ZB_PREMUL_SUM, .factor = 2,
                .order = &ring));
     ZB_TRY(zb_comm_split(comm, comm->rank > 0, 0, &group));
@@ -174,8 +174,8 @@ static zb_status waited_twice(zb_comm *comm)
     zb_work work, copy;
     ZB_TRY(RUN(comm, &work, ALL_REDUCE, .send = x, .recv = x, .numel = 8));
     copy = work;
-    ZB_TRY(zb_comm_wait(comm, &work));
-    return comm->rank == 1 ? zb_comm_wait(comm, &copy) : pass(comm);
+    ZB_TRY(zb_comm_wait(comm, &work, NULL));
+    return comm->rank == 1 ? zb_comm_wait(comm, &copy, NULL) : pass(comm);
 }
 
 /* --- ranks that die, hang, leave --- */

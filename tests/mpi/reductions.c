@@ -155,7 +155,7 @@ static zb_status run_collective(const trial *t, zb_comm *comm, const void *send,
                              .numel = t->call.numel, .counts = t->call.counts, .dtype = t->call.dtype,
                              .op = t->call.op, .factor = t->call.factor, .root = t->call.root,
                              .order = t->order, .what = "orders"));
-    ZB_TRY(zb_comm_wait(comm, &work));
+    ZB_TRY(zb_comm_wait(comm, &work, NULL));
     if ((native_calls != before) != t->native)
         return zb_fail(ZB_DIFFERENT, "%s %s of %zu: %u reductions of Open MPI's, want %d",
                        zb_collective_name(t->call.kind), t->text, t->call.numel, native_calls - before,

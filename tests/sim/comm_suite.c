@@ -330,7 +330,7 @@ static zb_status check_guard(const call_state *s, const unsigned char *guard)
 static zb_status call_finish(call_state *s, zb_comm *comm)
 {
     size_t bytes = zb_dtype_bytes(s->c.dtype);
-    ZB_TRY(zb_comm_wait(comm, &s->work));
+    ZB_TRY(zb_comm_wait(comm, &s->work, NULL));
     const int same = s->c.expected != NULL &&
                      memcmp(s->recv, s->c.expected, s->shape.recv_numel * bytes) == 0;
     for (size_t i = 0; i < s->shape.recv_numel && !same; i++) {
@@ -738,8 +738,8 @@ static zb_status main_ring(void *user, zb_comm *comm)
                                  .numel = MESSAGE_NUMEL, .dtype = ZB_INT32, .root = from));
     }
     for (int m = MESSAGES - 1; m >= 0; m--) {
-        ZB_TRY(zb_comm_wait(comm, &sends[m]));
-        ZB_TRY(zb_comm_wait(comm, &receives[m]));
+        ZB_TRY(zb_comm_wait(comm, &sends[m], NULL));
+        ZB_TRY(zb_comm_wait(comm, &receives[m], NULL));
         for (int i = 0; i < MESSAGE_NUMEL; i++)
             if (in[m][i] != (int32_t)mix(seed + (uint64_t)from, (uint64_t)(m * MESSAGE_NUMEL + i)))
                 return zb_fail(ZB_DIFFERENT, "message %d of rank %d arrived wrong at rank %d", m, from,

@@ -10,6 +10,7 @@
 #include <zerobit/sim.h>
 
 #include "tests/sim/comm_suite.h"
+#include "tests/sim/on_device.h"
 
 static zb_status run_on_self(void *backend, comm_suite_main *suite_main, void *user)
 {
@@ -27,6 +28,37 @@ static zb_status run_on_sim(void *backend, comm_suite_main *suite_main, void *us
     ZB_TRY(zb_sim_create(backend, &sim));
     zb_status status = zb_sim_run(sim, suite_main, user);
     if (status == ZB_OK) status = zb_sim_run(sim, suite_main, user); /* a world outlives its runs */
+    zb_sim_destroy(sim);
+    return status;
+}
+
+/* --- the simulated ranks share a device: here the CPU, whose work is done at once --- */
+
+typedef struct shared_run {
+    const zb_sim_options *options;
+    comm_suite_main *main;
+    void *user;
+} shared_run;
+
+static zb_status run_shared_rank(void *user, zb_comm *control)
+{
+    const shared_run *run = user;
+    zb_device *device;
+    zb_comm *shared, *comm;
+    ZB_TRY(zb_device_cpu_create_poisoning(&device));
+    ZB_TRY(zb_comm_shared_device_create(control, device, &shared));
+    ZB_TRY(on_device_wrap(shared, device, &comm));
+    const zb_status status = run->main(run->user, comm);
+    zb_comm_destroy(comm);
+    return status;
+}
+
+static zb_status run_on_shared(void *backend, comm_suite_main *suite_main, void *user)
+{
+    zb_sim *sim;
+    shared_run run = { backend, suite_main, user };
+    ZB_TRY(zb_sim_create(run.options, &sim));
+    zb_status status = zb_sim_run(sim, run_shared_rank, &run);
     zb_sim_destroy(sim);
     return status;
 }
@@ -60,6 +92,15 @@ static void test_sim(void **state)
     }
 }
 
+static void test_shared(void **state)
+{
+    int workers = *(int *)*state;
+    for (int world = workers; world <= 5; world += workers) {
+        zb_sim_options options = { .world_size = world, .workers = workers, .seed = (uint64_t)world };
+        run_suite(run_on_shared, &options, options.seed, "shared device");
+    }
+}
+
 int main(void)
 {
     static int workers[] = { 1, 2, 3 };
@@ -68,6 +109,8 @@ int main(void)
         { "sim, 1 worker, worlds 1-9", test_sim, NULL, NULL, &workers[0] },
         { "sim, 2 workers, worlds 2,4,6,8", test_sim, NULL, NULL, &workers[1] },
         { "sim, 3 workers, worlds 3,6,9", test_sim, NULL, NULL, &workers[2] },
+        { "shared device, 1 worker, worlds 1-5", test_shared, NULL, NULL, &workers[0] },
+        { "shared device, 2 workers, worlds 2,4", test_shared, NULL, NULL, &workers[1] },
     };
     return cmocka_run_group_tests_name("comm_suite", tests, NULL, NULL);
 }

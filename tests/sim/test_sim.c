@@ -147,14 +147,14 @@ static zb_status race_on_send(void *user, zb_comm *comm)
 {
     RACE_BUFFERS;
     if (comm->rank == 1) send[3] = 1;
-    return zb_comm_wait(comm, &work);
+    return zb_comm_wait(comm, &work, NULL);
 }
 
 static zb_status race_on_recv(void *user, zb_comm *comm)
 {
     RACE_BUFFERS;
     if (comm->rank == 1) recv[5] = 1;
-    return zb_comm_wait(comm, &work);
+    return zb_comm_wait(comm, &work, NULL);
 }
 
 static zb_status race_in_place(void *user, zb_comm *comm)
@@ -165,7 +165,7 @@ static zb_status race_in_place(void *user, zb_comm *comm)
     ZB_TRY(
         RUN(comm, &work, REDUCE_SCATTER, .send = x, .recv = x + 4 * comm->rank, .numel = 4, .what = "racy"));
     if (comm->rank == 1) x[4 * 2 + 1] = 1;
-    return zb_comm_wait(comm, &work);
+    return zb_comm_wait(comm, &work, NULL);
 }
 
 static zb_status not_waited_for(void *user, zb_comm *comm)
@@ -189,7 +189,7 @@ static zb_status destroyed_in_flight(void *user, zb_comm *comm)
     if (comm->rank == 2)
         zb_comm_destroy(group);
     else
-        status = zb_comm_wait(group, &work);
+        status = zb_comm_wait(group, &work, NULL);
     if (comm->rank != 2) zb_comm_destroy(group);
     return status;
 }
@@ -233,7 +233,7 @@ static zb_status order_not_offered_async(void *user, zb_comm *comm)
     const size_t counts[3] = { 1, 1, 1 };
     zb_work work = { 0 };
     ZB_TRY(RUN(comm, &work, REDUCE_SCATTER_V, .send = x, .recv = y, .counts = counts, .order = &nccl));
-    return zb_comm_wait(comm, &work);
+    return zb_comm_wait(comm, &work, NULL);
 }
 
 static const struct wrong_program {
@@ -416,7 +416,7 @@ static zb_status read_early(void *user, zb_comm *comm)
     for (int i = 0; i < 16; i++)
         if (recv[i] == recv[i])
             return zb_fail(ZB_DIFFERENT, "recv[%d] is %g before the wait", i, (double)recv[i]);
-    ZB_TRY(zb_comm_wait(comm, &work));
+    ZB_TRY(zb_comm_wait(comm, &work, NULL));
     return recv[15] == 0 ? ZB_OK : zb_fail(ZB_DIFFERENT, "recv[15] is %g after the wait", (double)recv[15]);
 }
 
@@ -425,17 +425,17 @@ static zb_status wait_on_garbage(void *user, zb_comm *comm)
     RACE_BUFFERS;
     zb_comm *group;
     zb_work copy = work, garbage = { 12345, (void *)(uintptr_t)12345 };
-    if (zb_comm_wait(comm, &garbage) != ZB_INVALID_ARGUMENT)
+    if (zb_comm_wait(comm, &garbage, NULL) != ZB_INVALID_ARGUMENT)
         return zb_fail(ZB_DIFFERENT, "garbage was taken");
     ZB_TRY(zb_comm_split(comm, 0, 0, &group));
     garbage = work;
-    zb_status elsewhere = zb_comm_wait(group, &garbage);
+    zb_status elsewhere = zb_comm_wait(group, &garbage, NULL);
     zb_comm_destroy(group);
     if (elsewhere != ZB_INVALID_ARGUMENT)
         return zb_fail(ZB_DIFFERENT, "another communicator's work was taken");
-    ZB_TRY(zb_comm_wait(comm, &work));
-    if (zb_comm_wait(comm, &copy) != ZB_INVALID_ARGUMENT) return zb_fail(ZB_DIFFERENT, "waited twice");
-    return zb_comm_wait(comm, &work); /* zero by now: nothing to wait for */
+    ZB_TRY(zb_comm_wait(comm, &work, NULL));
+    if (zb_comm_wait(comm, &copy, NULL) != ZB_INVALID_ARGUMENT) return zb_fail(ZB_DIFFERENT, "waited twice");
+    return zb_comm_wait(comm, &work, NULL); /* zero by now: nothing to wait for */
 }
 
 static zb_status foreign_comm(void *user, zb_comm *comm)
@@ -518,7 +518,7 @@ static zb_status run_mixed(mixed *m, zb_comm *comm, float *a, float *b, zb_comm 
     zb_status status = RUN(comm, &works[2], BROADCAST, .recv = b + n / 2 + 200, .numel = 50, .root = 2);
     for (int i = 0; i < 3 && status == ZB_OK; i++) {
         int which = (i + comm->rank) % 3;
-        status = zb_comm_wait(which == 1 ? group : comm, &works[which]);
+        status = zb_comm_wait(which == 1 ? group : comm, &works[which], NULL);
     }
     if (status != ZB_OK) return status;
     ZB_TRY(RUN(comm, NULL, ALL_GATHER, .send = b, .recv = a, .numel = n / MIX_WORLD));
@@ -642,7 +642,7 @@ static zb_status main_rounds(void *user, zb_comm *comm)
                    .root = (int)((size_t)(comm->rank + 1) % world)));
         ZB_TRY(RUN(comm, &works[3], RECV, .recv = b + 6000, .numel = 1000,
                    .root = (int)((size_t)comm->rank + world - 1) % (int)world));
-        for (int i = 3; i >= 0; i--) ZB_TRY(zb_comm_wait(comm, &works[i]));
+        for (int i = 3; i >= 0; i--) ZB_TRY(zb_comm_wait(comm, &works[i], NULL));
         ZB_TRY(RUN(comm, NULL, ALL_REDUCE, .send = a, .recv = a, .numel = 4000));
         ZB_TRY(RUN(comm, NULL, BROADCAST, .recv = a, .numel = 2000, .root = 1));
     }
@@ -674,8 +674,8 @@ static zb_status main_ordered_sums(void *user, zb_comm *comm)
         ZB_TRY(RUN(comm, &works[0], REDUCE_SCATTER, .send = a, .recv = b, .numel = 100, .order = &nccl));
         ZB_TRY(RUN(comm, &works[1], REDUCE_SCATTER_V, .send = a + 1000, .recv = b + 1000, .counts = counts,
                    .order = &butterfly));
-        ZB_TRY(zb_comm_wait(comm, &works[1]));
-        ZB_TRY(zb_comm_wait(comm, &works[0]));
+        ZB_TRY(zb_comm_wait(comm, &works[1], NULL));
+        ZB_TRY(zb_comm_wait(comm, &works[0], NULL));
         ZB_TRY(RUN(comm, NULL, REDUCE, .send = a, .recv = b, .numel = 50, .root = 3, .order = &linear));
     }
     return ZB_OK;

@@ -207,9 +207,9 @@ static zb_status evil_start(zb_comm *comm, const zb_collective *call, zb_work *w
     return evil->inner->ops->start(evil->inner, call, work);
 }
 
-static zb_status evil_wait(zb_comm *comm, zb_work *work)
+static zb_status evil_wait(zb_comm *comm, zb_work *work, zb_stream *stream)
 {
-    return ((evil_comm *)comm)->inner->ops->wait(((evil_comm *)comm)->inner, work);
+    return ((evil_comm *)comm)->inner->ops->wait(((evil_comm *)comm)->inner, work, stream);
 }
 
 static zb_status evil_split(zb_comm *comm, int color, int key, zb_comm **out)

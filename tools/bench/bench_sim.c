@@ -73,7 +73,7 @@ static zb_status main_async_all_reduce(void *user, zb_comm *comm)
     zb_work work;
     ZB_TRY(zb_collective_run(comm, &work, .kind = ZB_COLLECTIVE_ALL_REDUCE, .send = x, .recv = x,
                              .numel = NUMEL, .op = ZB_AVG));
-    return zb_comm_wait(comm, &work);
+    return zb_comm_wait(comm, &work, NULL);
 }
 
 static double time_run(zb_sim *sim, zb_rank_main *rank_main, void *user)
