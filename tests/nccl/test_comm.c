@@ -364,12 +364,14 @@ static int count_failed(const thread_ends *ends, int size, const char *text)
 
 /* Whatever call of NCCL's fails, on whatever rank: all ranks end, those that were still under way with the
  * reason. */
-static int fail_everywhere(int asynchronous, const char *text)
+static int fail_everywhere(int asynchronous, int on_device, const char *text)
 {
     int64_t n = 0;
     for (;; n++) {
         const uint64_t live = zb_alloc_get_stats().live;
-        const thread_world world = { .size = 3, .seed = (uint64_t)n, .timeout_seconds = 20 };
+        const thread_world world = {
+            .size = 3, .seed = (uint64_t)n, .timeout_seconds = 20, .on_device = on_device
+        };
         nccl_fault fault = { .n = n, .asynchronous = asynchronous };
         thread_ends ends;
         run_threads(&world, main_bit_of_everything, &fault, set_fault, &ends);
@@ -388,13 +390,20 @@ static int fail_everywhere(int asynchronous, const char *text)
 static void test_every_call_fails(void **state)
 {
     (void)state;
-    assert_true(fail_everywhere(0, "unhandled system error") > 40);
+    assert_true(fail_everywhere(0, 0, "unhandled system error") > 40);
 }
 
 static void test_every_launch_fails(void **state)
 {
     (void)state;
-    assert_true(fail_everywhere(1, "remote process exited") > 12);
+    assert_true(fail_everywhere(1, 0, "remote process exited") > 12);
+}
+
+/* Here ranks wait for their streams, outside of any call: only the watching thread can let them go. */
+static void test_every_launch_fails_behind_streams(void **state)
+{
+    (void)state;
+    assert_true(fail_everywhere(1, 1, "remote process exited") > 12);
 }
 
 int main(int argc, char **argv)
@@ -410,6 +419,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_destroyed_in_flight),
         cmocka_unit_test(test_every_call_fails),
         cmocka_unit_test(test_every_launch_fails),
+        cmocka_unit_test(test_every_launch_fails_behind_streams),
         cmocka_unit_test(test_suite_host),
         cmocka_unit_test(test_suite_device),
         cmocka_unit_test(test_suite_small_scratch),
