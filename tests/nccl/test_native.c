@@ -17,6 +17,7 @@
 #include <zerobit/memory.h>
 
 #include "sim/nccl/standin.h"
+#include "tests/nccl/native_sums.h"
 #include "tests/nccl/threads.h"
 
 enum { WORLD = 3, NUMEL = 5003 };
@@ -89,85 +90,16 @@ static void test_learn_mistakes(void **state)
 
 /* --- adding --- */
 
-static void contribute(zb_dtype dtype, int rank, size_t numel, unsigned char *data)
-{
-    uint64_t random = (uint64_t)rank * 77 + (uint64_t)dtype;
-    for (size_t i = 0; i < numel; i++) {
-        random = random * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-        const float value = (float)(int32_t)(random >> 32) / (float)(1 << (random >> 20 & 31));
-        const uint32_t bits = (uint32_t)(random >> 24);
-        uint32_t single;
-        memcpy(&single, &value, sizeof single);
-        const uint16_t half = dtype == ZB_BF16 ? (uint16_t)(single >> 16) : (uint16_t)(random >> 41 & 0xBBFF);
-        if (dtype == ZB_FP32) memcpy(data + 4 * i, &value, 4);
-        if (dtype == ZB_INT32) memcpy(data + 4 * i, &bits, 4);
-        if (dtype == ZB_FP16 || dtype == ZB_BF16) memcpy(data + 2 * i, &half, 2);
-    }
-}
-
-typedef struct sum_case {
-    zb_collective_kind kind;
-    zb_dtype dtype;
-    zb_redop op;
-} sum_case;
-
-typedef struct buffers {
-    unsigned char *given[WORLD], *got, *want;
-} buffers;
-
-static zb_status compare(zb_comm *comm, const sum_case *c, const zb_order_source *order, const buffers *b)
-{
-    const int scatters = c->kind == ZB_COLLECTIVE_REDUCE_SCATTER;
-    const size_t first = scatters ? (size_t)comm->rank * NUMEL : 0, bytes = NUMEL * zb_dtype_bytes(c->dtype);
-    const zb_reduction_call call = {
-        .kind = c->kind, .world_size = WORLD, .numel = NUMEL, .dtype = c->dtype, .op = c->op, .factor = 0.3
-    };
-    const void *inputs[WORLD] = { b->given[0], b->given[1], b->given[2] };
-    zb_reduction reduction;
-    ZB_TRY(zb_reduction_derive(order, &call, &reduction));
-    const zb_status status = zb_reduction_run(&reduction, inputs, first, NUMEL, b->want);
-    zb_reduction_destroy(&reduction);
-    ZB_TRY(status);
-    ZB_TRY(zb_collective_run(comm, NULL, .kind = c->kind, .send = b->given[comm->rank], .recv = b->got,
-                             .numel = NUMEL, .dtype = c->dtype, .op = c->op, .factor = 0.3, .order = order,
-                             .what = "native"));
-    if (memcmp(b->got, b->want, bytes) == 0) return ZB_OK;
-    return zb_fail(ZB_DIFFERENT, "%s %s %s differs at rank %d", zb_collective_name(c->kind),
-                   zb_dtype_name(c->dtype), zb_redop_name(c->op), comm->rank);
-}
-
-/* Every kind, type and operator that NCCL adds. */
-static zb_status compare_all(zb_comm *comm, const zb_order_source *order)
-{
-    static const zb_dtype dtypes[] = { ZB_FP32, ZB_FP16, ZB_BF16, ZB_INT32 };
-    static const zb_redop ops[] = { ZB_SUM, ZB_AVG, ZB_PREMUL_SUM };
-    static const zb_collective_kind kinds[] = { ZB_COLLECTIVE_ALL_REDUCE, ZB_COLLECTIVE_REDUCE_SCATTER };
-    buffers b;
-    zb_status status = ZB_OK;
-    for (int r = 0; r < WORLD; r++) b.given[r] = zb_alloc(WORLD * NUMEL * 4);
-    b.got = zb_alloc(NUMEL * 4);
-    b.want = zb_alloc(NUMEL * 4);
-    for (int i = 0; i < 4 * 3 * 2 && status == ZB_OK; i++) {
-        const sum_case c = { kinds[i % 2], dtypes[i / 6], ops[i / 2 % 3] };
-        if (c.dtype == ZB_INT32 && c.op != ZB_SUM) continue;
-        for (int r = 0; r < WORLD; r++) contribute(c.dtype, r, WORLD * NUMEL, b.given[r]);
-        status = compare(comm, &c, order, &b);
-    }
-    for (int r = 0; r < WORLD; r++) zb_free(b.given[r]);
-    zb_free(b.got);
-    zb_free(b.want);
-    return status;
-}
-
 static atomic_ullong counted[2];
 
 /* The same orders, added by NCCL and not. */
 static zb_status main_add(void *user, zb_comm *comm)
 {
-    const zb_order_source *order = user;
-    const zb_collective call = { .kind = ZB_COLLECTIVE_ALL_REDUCE, .order = order };
+    const zb_orders *orders = user;
+    const zb_collective call = { .kind = ZB_COLLECTIVE_ALL_REDUCE,
+                                 .order = &orders->of[ZB_COLLECTIVE_ALL_REDUCE] };
     const int native = zb_nccl_native(comm, &call);
-    zb_status status = compare_all(comm, order);
+    zb_status status = compare_native_sums(comm, orders, NUMEL);
     if (status == ZB_OK) status = zb_collective_run(comm, NULL, .kind = ZB_COLLECTIVE_BARRIER);
     atomic_store(&counted[native], zb_nccl_standin_reductions());
     return status;
@@ -178,18 +110,17 @@ static void test_same_bits(void **state)
     (void)state;
     zb_orders native;
     assert_int_equal(zb_orders_parse(order_learned, &native), ZB_OK);
-    const zb_order_source *order = &native.of[ZB_COLLECTIVE_ALL_REDUCE];
-    run(&(thread_world){ .size = WORLD, .seed = 3, .order = order_of_nccl }, main_add,
-        (void *)(uintptr_t)order);
-    run(&(thread_world){ .size = WORLD, .seed = 3, .order = order_of_nccl, .native = &native }, main_add,
-        (void *)(uintptr_t)order);
-    run(
-        &(thread_world){
-            .size = WORLD, .seed = 4, .order = order_of_nccl, .native = &native, .on_device = 1 },
-        main_add, (void *)(uintptr_t)order);
-    assert_int_equal(atomic_load(&counted[0]),
-                     20); /* the last run: its wrapper is no communicator of NCCL's */
-    assert_int_equal(atomic_load(&counted[1]), 20);
+    const thread_world by_zerobit = { .size = WORLD, .seed = 3, .order = order_of_nccl };
+    const thread_world by_nccl = { .size = WORLD, .seed = 3, .order = order_of_nccl, .native = &native };
+    const thread_world on_device = {
+        .size = WORLD, .seed = 4, .order = order_of_nccl, .native = &native, .on_device = 1
+    };
+    run(&by_zerobit, main_add, &native);
+    assert_int_equal(atomic_load(&counted[0]), 0);
+    run(&by_nccl, main_add, &native);
+    run(&on_device, main_add, &native);
+    assert_int_equal(atomic_load(&counted[0]), 20); /* the last run: its wrapper is not NCCL's communicator */
+    assert_int_equal(atomic_load(&counted[1]), NATIVE_SUMS);
     zb_orders_destroy(&native);
 }
 
