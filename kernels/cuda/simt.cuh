@@ -26,9 +26,10 @@
 #include <cuda_pipeline.h>
 #endif
 
-#define ZB_DEVICE      static __device__ __forceinline__
-#define ZB_DEVICE_RARE static __device__ __noinline__ /* what is seldom called does not crowd the rest out   \
-                                                       */
+#define ZB_DEVICE static __device__ __forceinline__
+#define ZB_DEVICE_RARE                                                                                       \
+    static __device__ __noinline__ /* what is seldom called does not crowd the rest out                      \
+                                    */
 #define ZB_ALL_LANES 0xffffffffu
 enum { ZB_WARP = 32 };
 

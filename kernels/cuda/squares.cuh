@@ -174,7 +174,12 @@ ZB_DEVICE void zb_normalise(int64_t *digits)
 
 /* --- the kernel: a source gives each element, and one or two numbers of it to be squared --- */
 
-enum { ZB_SQUARE_THREADS = 256, ZB_SQUARE_BLOCKS_MAX = 2048 };
+#ifdef ZB_SIMT_EMULATED
+enum { ZB_SQUARE_BLOCKS_MAX = 2 }; /* so that a test can have threads with many additions */
+#else
+enum { ZB_SQUARE_BLOCKS_MAX = 2048 };
+#endif
+enum { ZB_SQUARE_THREADS = 256 };
 
 static __global__ void zb_normalise_accumulators(int64_t *accumulators, int count)
 {

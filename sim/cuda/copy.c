@@ -12,47 +12,39 @@ typedef struct copy {
     const void *from; /* where operations find it */
     void *staged;     /* what `from` held at the call; NULL: is read when the copy runs */
     size_t bytes;
-    struct copy *previous, *next; /* those that still have to read pageable memory */
+    const void *pageable; /* what it has still to read or write of pageable memory; NULL: nothing */
+    int writes;           /* that */
+    struct copy *previous, *next;
 } copy;
 
-static copy *late_readers; /* under the session's lock */
+/* Those with pageable memory. A host that leaves the memory alone may have a copy go out to it and another
+ * come in from it: neither poison nor an early read may get between the two. */
+static copy *pending; /* under the session's lock */
 
-static void add_late_reader(copy *c)
+static void add_pending(copy *c, const void *pageable, int writes)
 {
-    c->next = late_readers;
-    if (late_readers != NULL) late_readers->previous = c;
-    late_readers = c;
+    c->pageable = pageable;
+    c->writes = writes;
+    c->next = pending;
+    if (pending != NULL) pending->previous = c;
+    pending = c;
 }
 
-static void remove_late_reader(copy *c)
+static void remove_pending(copy *c)
 {
-    if (c->previous == NULL && late_readers != c) return;
-    if (c->previous != NULL)
-        c->previous->next = c->next;
-    else
-        late_readers = c->next;
+    if (c->pageable == NULL) return;
+    *(c->previous != NULL ? &c->previous->next : &pending) = c->next;
     if (c->next != NULL) c->next->previous = c->previous;
-    c->previous = c->next = NULL;
 }
 
-static void read_now(copy *c)
+static int is_pending(const void *memory, size_t bytes, int writes)
 {
-    c->staged = si_calloc(1, c->bytes);
-    memcpy(c->staged, c->from, c->bytes);
-}
-
-/* What is about to be poisoned may be the source of a copy that is queued before the one that writes there.
- */
-static void poison(void *to, size_t bytes)
-{
-    for (copy *c = late_readers, *next; c != NULL; c = next) {
-        next = c->next;
-        if ((uintptr_t)c->from >= (uintptr_t)to + bytes || (uintptr_t)to >= (uintptr_t)c->from + c->bytes)
-            continue;
-        remove_late_reader(c);
-        read_now(c);
+    const uintptr_t first = (uintptr_t)memory;
+    for (const copy *c = pending; c != NULL; c = c->next) {
+        const uintptr_t other = (uintptr_t)c->pageable;
+        if (c->writes == writes && other < first + bytes && first < other + c->bytes) return 1;
     }
-    memset(to, SI_POISON, bytes);
+    return 0;
 }
 
 static zb_standin_progress run_copy(void *user)
@@ -65,7 +57,7 @@ static zb_standin_progress run_copy(void *user)
 static void release_copy(void *user)
 {
     copy *c = user;
-    remove_late_reader(c);
+    remove_pending(c);
     free(c->staged);
     free(c);
 }
@@ -134,11 +126,15 @@ static void queue_copy(si_stream *stream, const side *to, const side *from, size
     c->to = to->on_device ? si_shadow(to->pointer) : (void *)(uintptr_t)to->pointer;
     c->from = from->on_device ? si_shadow(from->pointer) : from->pointer;
     const int pageable_from = !from->on_device && !from->pinned, pageable_to = !to->on_device && !to->pinned;
-    if (pageable_from && si_chance(128))
-        read_now(c);
-    else if (pageable_from)
-        add_late_reader(c);
-    if (pageable_to && !pageable_from) poison(c->to, bytes);
+    if (pageable_from && !is_pending(c->from, bytes, 1) && si_chance(128)) {
+        c->staged = si_calloc(1, bytes);
+        memcpy(c->staged, c->from, bytes);
+    }
+    if (pageable_to && !pageable_from && !is_pending(c->to, bytes, 0)) memset(c->to, SI_POISON, bytes);
+    if (pageable_to)
+        add_pending(c, c->to, 1);
+    else if (pageable_from && c->staged == NULL)
+        add_pending(c, c->from, 0);
     si_enqueue(stream, &(si_work){ .name = "cudaMemcpyAsync",
                                    .ranges = ranges,
                                    .range_count = count,

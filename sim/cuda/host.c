@@ -2,7 +2,7 @@
  * Who calls. A host is a simulated rank, or a thread outside of one. When a thread outside calls after a rank
  * did, or the other way round, it has waited for it by means that are not seen here (zb_sim_run): it then
  * knows what the other side knows. A host that comes for the first time was started by somebody, and knows
- * what all others know.
+ * what all others know but the ranks of its own world.
  */
 #include "sim/cuda/state.h"
 
@@ -27,8 +27,10 @@ static si_host *add_host(const void *key, const void *world, int rank)
     host->world = world;
     host->rank = rank;
     host->slot = si.slot_count++;
-    join_side(host, 0);
-    join_side(host, 1);
+    for (int i = 0; i < si.hosts.count; i++) {
+        const si_host *other = si.hosts.items[i];
+        if (world == NULL || other->world != world) si_clock_join(&host->clock, &other->clock);
+    }
     si_clock_set(&host->clock, host->slot, 1);
     si_list_add(&si.hosts, host);
     return host;

@@ -1,8 +1,8 @@
 /*
- * Which accesses are ordered. An allocation is cut into segments; of each, the last write is known and the
- * reads since, as far as none of them comes before another. That is enough: what is ordered with these is
- * ordered with all that came before them. So an access costs as many comparisons as there are segments under
- * it, however long the run.
+ * Which accesses are ordered. An allocation, which begins with a write of all of it, is cut into segments; of
+ * each, the last write is known and the reads since, as far as none of them comes before another. That is
+ * enough: what is ordered with these is ordered with all that came before them. So an access costs as many
+ * comparisons as there are segments under it, however long the run.
  */
 #include "sim/cuda/state.h"
 
@@ -143,18 +143,9 @@ static void record_read(si_allocation *a, const si_clock *now, const si_mark *ma
 {
     split(a, range->first);
     split(a, range->end);
-    size_t at = range->first;
-    int i = segment_after(a, at);
-    while (at < range->end) {
-        const int exists = i < a->segment_count;
-        if (!exists || a->segments[i].first > at) { /* never touched so far */
-            const size_t next = exists && a->segments[i].first < range->end ? a->segments[i].first
-                                                                            : range->end;
-            insert_segment(a, i, (si_segment){ .first = at, .end = next });
-        }
+    for (int i = segment_after(a, range->first); i < a->segment_count && a->segments[i].first < range->end;
+         i++)
         add_read(&a->segments[i], now, mark);
-        at = a->segments[i++].end;
-    }
 }
 
 static void record_write(si_allocation *a, const si_mark *mark, const si_range *range)

@@ -61,7 +61,7 @@ typedef struct si_allocation {
     int gone;     /* given back: by gone_by */
     int reusable; /* and that has run */
     si_mark gone_by;
-    si_segment *segments; /* ascending, without gaps over what was touched */
+    si_segment *segments; /* ascending, without gaps */
     int segment_count, segment_capacity;
 } si_allocation;
 

@@ -130,7 +130,7 @@ static void queries_make_progress(void **state)
     (void)state;
     int not_ready = 0;
     for (uint64_t seed = 0; seed < 50; seed++) {
-        int notes[1], count = 0;
+        int notes[2], count = 0;
         note n = { notes, &count, 0 };
         begin(seed);
         cudaStream_t a = new_stream();
@@ -141,8 +141,11 @@ static void queries_make_progress(void **state)
         cudaError_t answer;
         while ((answer = cudaEventQuery(e)) == cudaErrorNotReady) not_ready++;
         OK(answer);
-        OK(cudaStreamQuery(a));
         assert_int_equal(count, 1);
+        queue_note(a, &n);
+        while ((answer = cudaStreamQuery(a)) == cudaErrorNotReady) not_ready++;
+        OK(answer);
+        assert_int_equal(count, 2);
         OK(cudaGetLastError());
         OK(cudaEventDestroy(e));
         OK(cudaStreamDestroy(a));
@@ -209,6 +212,7 @@ static void memory_is_poisoned(void **state)
     OK(cudaMemcpyAsync(out, memory, 16, cudaMemcpyDeviceToHost, a));
     OK(cudaStreamSynchronize(a));
     assert_int_equal(out[0], 0xff);
+    out[0] = 1;
     OK(cudaMemsetAsync(memory, 7, 16, a));
     OK(cudaMemcpyAsync(out, memory, 16, cudaMemcpyDeviceToHost, a));
     assert_int_equal(out[0], 0xff);
@@ -251,6 +255,30 @@ static void the_host_changes_what_is_being_copied(void **state)
         assert_int_equal(copied_value(seed, 1), 2);
     }
     assert_true(seen[1] > 0 && seen[2] > 0);
+}
+
+/* One place on the host, through which two values pass in the order of a stream. */
+static void a_place_on_the_host_is_passed_through(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 50; seed++) {
+        int place = 5, results[2];
+        begin(seed);
+        cudaStream_t a = new_stream();
+        int *memory = new_memory(3 * sizeof(int));
+        for (int i = 0; i < 2; i++) {
+            OK(cudaMemcpyAsync(memory + 1 + i, &place, sizeof place, cudaMemcpyHostToDevice, a));
+            OK(cudaMemsetAsync(memory, 7, sizeof place, a));
+            OK(cudaMemcpyAsync(&place, memory, sizeof place, cudaMemcpyDeviceToHost, a));
+        }
+        OK(cudaMemcpyAsync(results, memory + 1, sizeof results, cudaMemcpyDeviceToHost, a));
+        OK(cudaStreamSynchronize(a));
+        assert_int_equal(results[0], 5);
+        assert_int_equal(results[1], 0x07070707);
+        OK(cudaFree(memory));
+        OK(cudaStreamDestroy(a));
+        end_clean();
+    }
 }
 
 /* The output of a child that runs `body`, which must be killed by a signal. */
@@ -574,6 +602,29 @@ static void a_failed_operation_stays(void **state)
     }
 }
 
+/* What was queued behind it does not run, on no stream of the device. */
+static void nothing_runs_behind_a_failure(void **state)
+{
+    (void)state;
+    int notes[2], count = 0;
+    note n = { notes, &count, 0 };
+    const zb_standin_options lazy = { .device_count = 1, .schedule = ZB_STANDIN_LAZY };
+    assert_int_equal(zb_standin_begin(&lazy), ZB_OK);
+    cudaStream_t a = new_stream(), b = new_stream();
+    void *memory = new_memory(64);
+    zb_standin_fail_operation(0, cudaErrorLaunchFailure);
+    OK(cudaMemsetAsync(memory, 0, 64, a));
+    queue_note(a, &n);
+    queue_note(b, &n);
+    assert_int_equal(cudaStreamSynchronize(a), cudaErrorLaunchFailure);
+    assert_int_equal(cudaStreamSynchronize(b), cudaErrorLaunchFailure);
+    (void)cudaFree(memory);
+    (void)cudaStreamDestroy(a);
+    (void)cudaStreamDestroy(b);
+    end_clean();
+    assert_int_equal(count, 0);
+}
+
 static void leaks_are_found(void **state)
 {
     (void)state;
@@ -586,6 +637,56 @@ static void leaks_are_found(void **state)
     begin(1);
     (void)new_event();
     end_with(ZB_INTERNAL, "leak: event 0");
+}
+
+/* --- hosts --- */
+
+static char *shared_memory;
+static int shared_by_both;
+
+/* Fills a half of the shared memory, or all of it, and waits for that. */
+static zb_status rank_fills(void *user, zb_comm *comm)
+{
+    (void)user;
+    cudaStream_t stream = new_stream();
+    OK(cudaMemsetAsync(shared_memory + (shared_by_both ? 0 : 32 * comm->rank), 0, 32, stream));
+    OK(cudaStreamSynchronize(stream));
+    OK(cudaStreamDestroy(stream));
+    return ZB_OK;
+}
+
+static void run_ranks(zb_rank_main *main_of_rank)
+{
+    zb_sim *sim;
+    const zb_sim_options options = { .world_size = 2, .workers = 1 };
+    assert_int_equal(zb_sim_create(&options, &sim), ZB_OK);
+    assert_int_equal(zb_sim_run(sim, main_of_rank, NULL), ZB_OK);
+    zb_sim_destroy(sim);
+}
+
+/* Whoever starts ranks and waits for them may give them memory, and free it afterwards. */
+static void ranks_use_what_the_host_made(void **state)
+{
+    (void)state;
+    begin(1);
+    shared_memory = new_memory(64);
+    shared_by_both = 0;
+    run_ranks(rank_fills);
+    run_ranks(rank_fills);
+    OK(cudaFree(shared_memory));
+    end_clean();
+}
+
+/* That one rank has waited is nothing that another one knows. */
+static void ranks_are_not_ordered(void **state)
+{
+    (void)state;
+    begin(1);
+    shared_memory = new_memory(64);
+    shared_by_both = 1;
+    run_ranks(rank_fills);
+    OK(cudaFree(shared_memory));
+    end_with(ZB_RACE, "on stream 0 of rank ");
 }
 
 /* --- operations that wait for one another, as collectives do --- */
@@ -668,6 +769,7 @@ int main(void)
         cmocka_unit_test(copies_and_kernels_compute),
         cmocka_unit_test(memory_is_poisoned),
         cmocka_unit_test(the_host_changes_what_is_being_copied),
+        cmocka_unit_test(a_place_on_the_host_is_passed_through),
         cmocka_unit_test(a_host_cannot_touch_device_memory),
         cmocka_unit_test(memory_runs_out_and_comes_back),
         cmocka_unit_test(arguments_are_checked),
@@ -675,7 +777,10 @@ int main(void)
         cmocka_unit_test(every_call_can_fail),
         cmocka_unit_test(a_call_can_fail_by_name),
         cmocka_unit_test(a_failed_operation_stays),
+        cmocka_unit_test(nothing_runs_behind_a_failure),
         cmocka_unit_test(leaks_are_found),
+        cmocka_unit_test(ranks_use_what_the_host_made),
+        cmocka_unit_test(ranks_are_not_ordered),
         cmocka_unit_test(ranks_meet),
         cmocka_unit_test(a_deadlock_is_reported),
     };

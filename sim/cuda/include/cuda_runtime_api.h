@@ -35,9 +35,6 @@ typedef enum cudaError {
     cudaErrorLaunchTimeout = 702,
     cudaErrorMisalignedAddress = 716,
     cudaErrorLaunchFailure = 719,
-    cudaErrorSystemNotReady = 802,
-    cudaErrorSystemDriverMismatch = 803,
-    cudaErrorCompatNotSupportedOnDevice = 804,
     cudaErrorNotSupported = 801,
     cudaErrorTimeout = 909,
     cudaErrorUnknown = 999
