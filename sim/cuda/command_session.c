@@ -1,6 +1,7 @@
 /*
- * The whole command on the stand-in of CUDA: a session around main. ZEROBIT_STANDIN is its seed; without it there is
- * a machine without a GPU. What the session found is told at the end, and changes the exit code to 5.
+ * The whole command on the stand-in of CUDA: a session around main. ZEROBIT_STANDIN is its seed; without it
+ * there is a machine without a GPU. What the session found is told at the end, and changes the exit code
+ * to 5.
  */
 #include <errno.h>
 #include <stdio.h>

@@ -18,13 +18,16 @@ static void describe(const void *address, int device)
 {
     char text[SI_TEXT], memory[128] = "no allocation";
     const si_allocation *a = si_allocation_at(address);
-    if (a != NULL) si_describe_allocation(a, memory, sizeof memory);
+    const size_t byte = a != NULL ? (size_t)((const char *)address - a->base) : 0;
     const char *call = si_call_name();
+    if (a != NULL) si_describe_allocation(a, memory, sizeof memory);
     snprintf(text, sizeof text,
-             "host access to device memory: address %p of device %d, byte %zu of %s%s%s%s\n", address, device,
-             a != NULL ? (size_t)((const char *)address - a->base) : 0, memory,
-             a != NULL && a->gone ? ", given back" : "", call != NULL ? ", last call " : "",
-             call != NULL ? call : "");
+             "host access to device memory: address %p of device %d, byte %zu of %s%s; %s %s\n", address,
+             device, byte, memory, a != NULL && a->gone ? ", given back" : "",
+             si.running != NULL ? "while this ran:" : "last call:",
+             si.running != NULL ? si.running
+             : call != NULL     ? call
+                                : "none");
     say(text);
 }
 

@@ -10,7 +10,9 @@
 
 #include "sim/world.h"
 
-static _Thread_local char this_thread;
+/* Threads are counted: an address may belong to one thread after the other. */
+static uintptr_t thread_count;
+static _Thread_local uintptr_t this_thread;
 
 static void join_side(si_host *host, int outside)
 {
@@ -47,7 +49,8 @@ static void cross_over(int to_outside)
 si_host *si_host_find(void)
 {
     const sim_rank *rank = sim_current_rank();
-    const void *key = rank != NULL ? (const void *)rank : &this_thread;
+    if (this_thread == 0) this_thread = ++thread_count;
+    const void *key = rank != NULL ? (const void *)rank : (const void *)this_thread;
     const void *world = rank != NULL ? rank->sim : NULL;
     const int outside = rank == NULL;
     if (outside != si.outside_called_last) cross_over(outside);

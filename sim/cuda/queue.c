@@ -164,7 +164,9 @@ static int fails_now(void)
 
 static int try_work(si_stream *stream, si_operation *operation)
 {
+    si.running = operation->name;
     const zb_standin_progress progress = operation->run(operation->user);
+    si.running = NULL;
     if (progress == ZB_STANDIN_NOT_YET) return 0;
     si.counters.operations++;
     const int device = stream->device, asked = fails_now();

@@ -156,7 +156,10 @@ void zb_standin_fail_operation(int64_t n, cudaError_t error)
 
 int zb_standin_fault_fired(void)
 {
-    return si.fault_fired;
+    zb_standin_lock();
+    const int fired = si.fault_fired;
+    zb_standin_unlock();
+    return fired;
 }
 
 void zb_standin_set_yield(void (*yield)(void))
@@ -325,25 +328,34 @@ zb_status zb_standin_begin(const zb_standin_options *options)
     return status;
 }
 
+/* A device that has failed takes nothing back. */
+static int takes_back(int device)
+{
+    return device < 0 || si.devices[device].sticky == cudaSuccess;
+}
+
 static void find_leaks(void)
 {
     for (int i = 0; i < si.allocations.count; i++) {
         const si_allocation *a = si.allocations.items[i];
         char text[128];
         si_describe_allocation(a, text, sizeof text);
-        if (!a->gone) si_find(ZB_INTERNAL, "leak: %s", text);
+        if (!a->gone && takes_back(a->device)) si_find(ZB_INTERNAL, "leak: %s", text);
     }
     for (int i = 0; i < si.streams.count; i++) {
         const si_stream *stream = si.streams.items[i];
         char text[128];
         si_stream_name(stream, text, sizeof text);
-        if (!stream->gone && stream->owner_number >= 0) si_find(ZB_INTERNAL, "leak: %s", text);
+        if (!stream->gone && stream->owner_number >= 0 && takes_back(stream->device))
+            si_find(ZB_INTERNAL, "leak: %s", text);
     }
-    for (int i = 0; i < si.events.count; i++)
-        if (!((const si_event *)si.events.items[i])->gone) si_find(ZB_INTERNAL, "leak: event %d", i);
+    for (int i = 0; i < si.events.count; i++) {
+        const si_event *event = si.events.items[i];
+        if (!event->gone && takes_back(event->device)) si_find(ZB_INTERNAL, "leak: event %d", i);
+    }
     for (int i = 0; i < si.pools.count; i++) {
         const si_pool *pool = si.pools.items[i];
-        if (!pool->gone && !pool->is_default)
+        if (!pool->gone && !pool->is_default && takes_back(pool->device))
             si_find(ZB_INTERNAL, "leak: memory pool of device %d", pool->device);
     }
 }

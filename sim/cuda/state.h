@@ -157,6 +157,7 @@ typedef struct si_session {
     zb_status first_status;
     uint64_t finding_count;
     int deadlock;
+    const char *running; /* the operation that runs; NULL: none */
     void (*yield)(void);
     const char *fail_call;
     int64_t fail_call_in, fail_operation_in;

@@ -1,4 +1,5 @@
 /* The stand-in as a run-time: order, memory, errors, faults, leaks. */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -314,10 +315,26 @@ static void touch_device_memory(void)
     memory[5] = 1;
 }
 
+static zb_standin_progress touch(void *user)
+{
+    *(volatile char *)user = 1;
+    return ZB_STANDIN_DONE;
+}
+
+/* With the address that hosts have, in place of zb_standin_memory. */
+static void touch_in_an_operation(void)
+{
+    begin(1);
+    const zb_standin_operation operation = { .name = "touch", .try_run = touch, .user = new_memory(64) };
+    (void)zb_standin_enqueue(new_stream(), &operation);
+    (void)cudaDeviceSynchronize();
+}
+
 static void a_host_cannot_touch_device_memory(void **state)
 {
     (void)state;
-    dies_saying(touch_device_memory, "byte 5 of allocation 1 (64 bytes, device 0), last call cudaMalloc");
+    dies_saying(touch_device_memory, "byte 5 of allocation 1 (64 bytes, device 0); last call: cudaMalloc");
+    dies_saying(touch_in_an_operation, "byte 0 of allocation 0 (64 bytes, device 0); while this ran: touch");
 }
 
 static void memory_runs_out_and_comes_back(void **state)
@@ -689,6 +706,64 @@ static void ranks_are_not_ordered(void **state)
     end_with(ZB_RACE, "on stream 0 of rank ");
 }
 
+static void *thread_fills(void *user)
+{
+    (void)user;
+    cudaStream_t stream = new_stream();
+    OK(cudaMemsetAsync(shared_memory, 0, 32, stream));
+    OK(cudaStreamSynchronize(stream));
+    OK(cudaStreamDestroy(stream));
+    return NULL;
+}
+
+static void run_thread(void)
+{
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, thread_fills, NULL), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
+/* Nobody sees that a thread has been waited for, but who is told. */
+static void threads_are_ordered_when_they_say_so(void **state)
+{
+    (void)state;
+    begin(1);
+    shared_memory = new_memory(64);
+    run_thread();
+    zb_standin_join_hosts();
+    OK(cudaFree(shared_memory));
+    end_clean();
+    begin(1);
+    shared_memory = new_memory(64);
+    run_thread();
+    OK(cudaFree(shared_memory));
+    end_with(ZB_RACE, "and cudaFree on the host writes");
+}
+
+static const char *name_of_stream(void *user, cudaStream_t stream)
+{
+    return stream == *(cudaStream_t *)user ? "compute" : NULL;
+}
+
+static void streams_have_names(void **state)
+{
+    (void)state;
+    cudaStream_t named = NULL;
+    const zb_standin_options options = { .device_count = 1, .stream_name = name_of_stream, .user = &named };
+    assert_int_equal(zb_standin_begin(&options), ZB_OK);
+    cudaStream_t other = new_stream();
+    named = new_stream();
+    void *memory = new_memory(64);
+    OK(cudaMemsetAsync(memory, 0, 8, named));
+    OK(cudaMemsetAsync(memory, 0, 8, other));
+    OK(cudaDeviceSynchronize());
+    OK(cudaFree(memory));
+    OK(cudaStreamDestroy(named));
+    OK(cudaStreamDestroy(other));
+    end_with(ZB_RACE,
+             "cudaMemsetAsync (pointer) on compute writes and cudaMemsetAsync (pointer) on stream 0 writes");
+}
+
 /* --- operations that wait for one another, as collectives do --- */
 
 typedef struct meeting {
@@ -725,10 +800,10 @@ static zb_status rank_main(void *user, zb_comm *comm)
     return status;
 }
 
-static zb_status run_meeting(uint64_t seed, int both)
+static zb_status run_meeting(uint64_t seed, int workers, int both)
 {
     zb_sim *sim;
-    const zb_sim_options options = { .world_size = 2, .workers = 1, .seed = seed };
+    const zb_sim_options options = { .world_size = 2, .workers = workers, .seed = seed };
     the_meeting = (meeting){ .done = 0 };
     second_rank_comes = both;
     assert_int_equal(zb_sim_create(&options, &sim), ZB_OK);
@@ -742,18 +817,68 @@ static void ranks_meet(void **state)
     (void)state;
     for (uint64_t seed = 0; seed < 50; seed++) {
         begin(seed);
-        assert_int_equal(run_meeting(seed, 1), ZB_OK);
+        assert_int_equal(run_meeting(seed, 1 + (int)(seed % 2), 1), ZB_OK);
         assert_int_equal(the_meeting.done, 2);
         end_clean();
     }
 }
 
+/* At once, long before the time is up after which any wait is taken for a deadlock. */
 static void a_deadlock_is_reported(void **state)
 {
     (void)state;
-    begin(1);
-    assert_int_equal(run_meeting(1, 0), ZB_DEADLOCK);
+    const zb_standin_options options = { .device_count = 1, .stall_ms = 1000000 };
+    assert_int_equal(zb_standin_begin(&options), ZB_OK);
+    assert_int_equal(run_meeting(1, 1, 0), ZB_DEADLOCK);
     end_with(ZB_DEADLOCK, "stream 0 of rank 0 stands at meet");
+}
+
+static meeting yielded_meeting;
+
+static void other_comes(void)
+{
+    yielded_meeting.came[1] = 1;
+}
+
+static int other_came(void *user)
+{
+    const meeting *m = user;
+    return m->came[1];
+}
+
+/* A host that waits calls what it was told to; it waits for operations as for anything else. */
+static void a_waiting_host_yields(void **state)
+{
+    (void)state;
+    part p = { .meeting = &yielded_meeting, .rank = 0 };
+    const zb_standin_operation operation = { .name = "meet", .try_run = meet, .user = &p };
+    begin(1);
+    zb_standin_set_yield(other_comes);
+    cudaStream_t stream = new_stream();
+    OK(zb_standin_enqueue(stream, &operation));
+    OK(cudaStreamSynchronize(stream));
+    assert_int_equal(yielded_meeting.done, 1);
+    yielded_meeting = (meeting){ .done = 0 };
+    OK(zb_standin_wait(other_came, &yielded_meeting, "the other one"));
+    assert_true(zb_standin_count().yields > 0);
+    OK(cudaStreamDestroy(stream));
+    end_clean();
+}
+
+/* A thread outside cannot know whether somebody else will come. */
+static void a_stall_is_reported(void **state)
+{
+    (void)state;
+    meeting nobody_comes = { .done = 0 };
+    part p = { .meeting = &nobody_comes, .rank = 0 };
+    const zb_standin_operation operation = { .name = "meet", .try_run = meet, .user = &p };
+    const zb_standin_options options = { .device_count = 1, .stall_ms = 50 };
+    assert_int_equal(zb_standin_begin(&options), ZB_OK);
+    cudaStream_t stream = new_stream();
+    OK(zb_standin_enqueue(stream, &operation));
+    assert_int_equal(cudaStreamSynchronize(stream), cudaErrorTimeout);
+    OK(cudaStreamDestroy(stream));
+    end_with(ZB_DEADLOCK, "cudaStreamSynchronize can never end: stream 0 stands at meet");
 }
 
 int main(void)
@@ -781,8 +906,12 @@ int main(void)
         cmocka_unit_test(leaks_are_found),
         cmocka_unit_test(ranks_use_what_the_host_made),
         cmocka_unit_test(ranks_are_not_ordered),
+        cmocka_unit_test(threads_are_ordered_when_they_say_so),
+        cmocka_unit_test(streams_have_names),
+        cmocka_unit_test(a_waiting_host_yields),
         cmocka_unit_test(ranks_meet),
         cmocka_unit_test(a_deadlock_is_reported),
+        cmocka_unit_test(a_stall_is_reported),
     };
     struct CMUnitTest rows[MISUSES];
     for (size_t i = 0; i < MISUSES; i++)

@@ -17,9 +17,7 @@
 
 static inline void begin(uint64_t seed)
 {
-    const zb_standin_options options = {
-        .seed = seed, .device_count = 2, .memory_bytes = 1 << 22, .stall_ms = 50
-    };
+    const zb_standin_options options = { .seed = seed, .device_count = 2, .memory_bytes = 1 << 22 };
     assert_int_equal(zb_standin_begin(&options), ZB_OK);
 }
 
