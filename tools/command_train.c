@@ -277,6 +277,10 @@ static exit_code check_back_ends(train_settings *settings)
 {
     const exit_code code = processes_check(command_name, &settings->processes, &settings->input);
     if (code != EXIT_EQUAL) return code;
+    if (settings->device == NULL) settings->device = processes_on_gpus(&settings->processes) ? "cuda" : "cpu";
+    if (processes_on_gpus(&settings->processes) && strcmp(settings->device, "cpu") == 0)
+        return command_failed(command_name,
+                              zb_fail(ZB_INVALID_ARGUMENT, "--device cpu with --comm nccl: want cuda"));
     return devices_find(command_name, "--device", settings->device, 0, &settings->devices);
 }
 
@@ -324,11 +328,9 @@ static exit_code conclude(const train_settings *settings, zb_status status)
 
 exit_code command_train(int argc, char **argv)
 {
-    train_settings settings = { .input = INPUT_OPTIONS_DEFAULT,
-                                .processes = PROCESSES_DEFAULT,
-                                .steps = 20,
-                                .stage = -1,
-                                .device = "cpu" };
+    train_settings settings = {
+        .input = INPUT_OPTIONS_DEFAULT, .processes = PROCESSES_DEFAULT, .steps = 20, .stage = -1
+    };
     int help = 0;
     const option_spec options[] = {
         OPTION_ROW_SEMANTICS(settings.input),
@@ -336,9 +338,10 @@ exit_code command_train(int argc, char **argv)
         OPTION_ROW_MODEL(settings.input),
         OPTION_ROWS_DATA(settings.input),
         OPTION_ROWS_PROCESSES(settings.processes),
-        { "--device", OPTION_TEXT, &settings.device, "NAME", "what computes: cpu (cpu)", 0, 0 },
+        { "--device", OPTION_TEXT, &settings.device, "NAME",
+          "what computes: cpu or cuda (cpu; with --comm nccl cuda)", 0, 0 },
         { "--world", OPTION_INT, &settings.world_size, "W",
-          "number of ranks (1; with --comm mpi as many as there are processes)", 1, 65536 },
+          "number of ranks (1; with --comm mpi, nccl as many as there are processes)", 1, 65536 },
         { "--stage", OPTION_INT, &settings.stage, "S", "ZeRO stage (the config's)", 0, ZB_STAGE_COUNT - 1 },
         { "--dtypes", OPTION_DTYPES, &settings.dtypes, "DTYPE",
           "precision: fp32, fp16 or bf16 (the config's)", 0, 0 },

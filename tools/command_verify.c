@@ -28,7 +28,7 @@ typedef struct verify_settings {
     int64_t steps, workers;
     const char *against, *mpirun, *json, *junit;
     int against_ref, against_cuda, against_mpi, contributions;
-    const zb_device_factory *cuda; /* with against_cuda */
+    const zb_device_factory *cuda; /* with against_cuda, --comm nccl */
     int quiet;
 } verify_settings;
 
@@ -101,8 +101,9 @@ static exit_code check_against(verify_settings *settings)
         at += length;
         if (*at == '\0') break;
     }
-    return settings->against_cuda ? devices_find(command_name, "--against", "cuda", 1, &settings->cuda)
-                                  : EXIT_EQUAL;
+    if (!settings->against_cuda && !processes_on_gpus(&settings->processes)) return EXIT_EQUAL;
+    return devices_find(command_name, settings->against_cuda ? "--against" : "--comm nccl: device", "cuda", 1,
+                        &settings->cuda);
 }
 
 static int is_native_order(const verify_settings *settings)
@@ -116,6 +117,11 @@ static exit_code check_processes(const verify_settings *settings)
     if (settings->mpirun != NULL && !settings->against_mpi)
         return command_failed(command_name, zb_fail(ZB_INVALID_ARGUMENT, "--mpirun without --against mpi: "
                                                                          "nothing is started"));
+    if (settings->against_cuda && processes_on_gpus(&settings->processes))
+        return command_failed(command_name,
+                              zb_fail(ZB_INVALID_ARGUMENT,
+                                      "--against cuda with --comm nccl: want --against ref, which is held "
+                                      "against ranks on GPUs then"));
     if (!settings->against_mpi) return processes_check(command_name, &settings->processes, &settings->input);
     if (strcmp(settings->processes.comm_name, "sim") != 0)
         return command_failed(command_name,
@@ -278,7 +284,8 @@ static zb_status run_simulated(const verify_settings *settings, const inputs *in
     zb_verify_case *cases = results->cases;
     zb_status status = ZB_OK;
     if (settings->against_ref) {
-        status = run_cases(settings, in, &results->listener, NULL, cases);
+        const zb_device_factory *devices = processes_on_gpus(&settings->processes) ? settings->cuda : NULL;
+        status = run_cases(settings, in, &results->listener, devices, cases);
         cases += of_rung;
     }
     if (!settings->against_cuda || (status != ZB_OK && status != ZB_DIFFERENT)) return status;

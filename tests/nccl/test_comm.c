@@ -45,7 +45,7 @@ static void test_suite_host(void **state)
 static void test_suite_device(void **state)
 {
     (void)state;
-    for (int size = 1; size <= 5; size++)
+    for (int size = 1; size <= 5; size += 2)
         run_suite((thread_world){ .size = size, .seed = (uint64_t)size + 10, .on_device = 1 }, 1);
 }
 
@@ -181,6 +181,33 @@ static void test_unknown_work(void **state)
     run_threads(&world, main_lost_work, NULL, NULL, &ends);
     assert_rank(&ends, 0, ZB_INVALID_ARGUMENT, "rank 0 waits for work 77, which it has not in flight");
     assert_rank(&ends, 1, ZB_REMOTE, "rank 0 failed: rank 0 waits for work 77");
+}
+
+static zb_status main_other_device(void *user, zb_comm *comm)
+{
+    (void)user;
+    zb_device *cpu;
+    zb_stream *stream;
+    float values[4] = { 0 };
+    ZB_TRY(zb_device_cpu_create(&cpu));
+    zb_status status = zb_stream_create(cpu, "of the CPU", &stream);
+    if (status == ZB_OK) {
+        status = zb_collective_run(comm, NULL, .kind = ZB_COLLECTIVE_ALL_REDUCE, .send = values,
+                                   .recv = values, .numel = 4, .stream = stream);
+        zb_stream_destroy(stream);
+    }
+    zb_device_destroy(cpu);
+    return status;
+}
+
+static void test_stream_of_another_device(void **state)
+{
+    (void)state;
+    const thread_world world = { .size = 1, .seed = 48 };
+    thread_ends ends;
+    run_threads(&world, main_other_device, NULL, NULL, &ends);
+    assert_rank(&ends, 0, ZB_INVALID_ARGUMENT,
+                "stream of the CPU of device cpu; communicator world is of GPU 0");
 }
 
 /* --- ranks that fail, die, end or do not come --- */
@@ -412,6 +439,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_mismatch),
         cmocka_unit_test(test_message_mismatch),
         cmocka_unit_test(test_unknown_work),
+        cmocka_unit_test(test_stream_of_another_device),
         cmocka_unit_test(test_time_limit),
         cmocka_unit_test(test_rank_fails),
         cmocka_unit_test(test_rank_dies),
