@@ -51,86 +51,69 @@ static zb_standin_progress run_launch(void *user)
 
 /* --- checking --- */
 
-/* Makes an operation one over nothing: what it then still touches are single numbers. */
-static void empty(zb_kernel kernel, any_args *a)
-{
-    switch (kernel) {
-    case ZB_KERNEL_fill_bytes:
-        a->fill_bytes.bytes = 0;
-        break;
-    case ZB_KERNEL_copy:
-        a->copy.bytes = 0;
-        break;
-    case ZB_KERNEL_matmul:
-        a->matmul.m = 0;
-        break;
-    case ZB_KERNEL_linear_forward:
-        a->linear_forward.rows = 0;
-        break;
-    case ZB_KERNEL_linear_backward_input:
-        a->linear_backward_input.rows = 0;
-        break;
-    case ZB_KERNEL_linear_backward_weight:
-        a->linear_backward_weight.out = 0;
-        break;
-    case ZB_KERNEL_linear_backward_bias:
-        a->linear_backward_bias.out = 0;
-        break;
-    case ZB_KERNEL_conv2d_forward:
-        a->conv2d_forward.shape.rows = a->conv2d_forward.shape.oc = 0;
-        break;
-    case ZB_KERNEL_conv2d_backward_input:
-        a->conv2d_backward_input.shape.rows = a->conv2d_backward_input.shape.oc = 0;
-        break;
-    case ZB_KERNEL_conv2d_backward_weight:
-        a->conv2d_backward_weight.shape.rows = a->conv2d_backward_weight.shape.oc = 0;
-        break;
-    case ZB_KERNEL_conv2d_backward_bias:
-        a->conv2d_backward_bias.shape.oc = 0;
-        break;
-    case ZB_KERNEL_maxpool2d_forward:
-        a->maxpool2d_forward.shape.rows = 0;
-        break;
-    case ZB_KERNEL_maxpool2d_backward:
-        a->maxpool2d_backward.shape.rows = 0;
-        break;
-    case ZB_KERNEL_cross_entropy_forward:
-        a->cross_entropy_forward.rows = 0;
-        break;
-    case ZB_KERNEL_cross_entropy_backward:
-        a->cross_entropy_backward.rows = 0;
-        break;
-#define EMPTY_NUMEL(name)                                                                                    \
-    case ZB_KERNEL_##name:                                                                                   \
-        a->name.numel = 0;                                                                                   \
-        break;
-        EMPTY_NUMEL(cast)
-        EMPTY_NUMEL(add)
-        EMPTY_NUMEL(scale)
-        EMPTY_NUMEL(divide)
-        EMPTY_NUMEL(relu_forward)
-        EMPTY_NUMEL(relu_backward)
-        EMPTY_NUMEL(mse_forward)
-        EMPTY_NUMEL(mse_backward)
-        EMPTY_NUMEL(sum_squares)
-        EMPTY_NUMEL(norm)
-        EMPTY_NUMEL(find_nonfinite)
-        EMPTY_NUMEL(adam)
-        EMPTY_NUMEL(sgd)
-        EMPTY_NUMEL(adagrad)
-        EMPTY_NUMEL(lion)
-        EMPTY_NUMEL(lamb_moments)
-        EMPTY_NUMEL(lamb_apply)
-        EMPTY_NUMEL(ordered_reduce)
-        EMPTY_NUMEL(tree_reduce)
-#undef EMPTY_NUMEL
-    case ZB_KERNEL_COUNT:
-        break;
+/* The sizes that make an operation one over nothing: what it then still touches are single numbers. */
+#define SIZE(name, member)                                                                                   \
+    {                                                                                                        \
+        ZB_KERNEL_##name, offsetof(zb_##name##_args, member)                                                 \
     }
+static const struct {
+    zb_kernel kernel;
+    size_t offset;
+} sizes[] = {
+    SIZE(fill_bytes, bytes),
+    SIZE(copy, bytes),
+    SIZE(cast, numel),
+    SIZE(add, numel),
+    SIZE(scale, numel),
+    SIZE(divide, numel),
+    SIZE(matmul, m),
+    SIZE(linear_forward, rows),
+    SIZE(linear_backward_input, rows),
+    SIZE(linear_backward_weight, out),
+    SIZE(linear_backward_bias, out),
+    SIZE(conv2d_forward, shape.rows),
+    SIZE(conv2d_forward, shape.oc),
+    SIZE(conv2d_forward, shape.ic),
+    SIZE(conv2d_backward_input, shape.rows),
+    SIZE(conv2d_backward_input, shape.oc),
+    SIZE(conv2d_backward_input, shape.ic),
+    SIZE(conv2d_backward_weight, shape.rows),
+    SIZE(conv2d_backward_weight, shape.oc),
+    SIZE(conv2d_backward_weight, shape.ic),
+    SIZE(conv2d_backward_bias, shape.oc),
+    SIZE(maxpool2d_forward, shape.rows),
+    SIZE(maxpool2d_backward, shape.rows),
+    SIZE(relu_forward, numel),
+    SIZE(relu_backward, numel),
+    SIZE(cross_entropy_forward, rows),
+    SIZE(cross_entropy_backward, rows),
+    SIZE(mse_forward, numel),
+    SIZE(mse_backward, numel),
+    SIZE(sum_squares, numel),
+    SIZE(norm, numel),
+    SIZE(find_nonfinite, numel),
+    SIZE(adam, numel),
+    SIZE(sgd, numel),
+    SIZE(adagrad, numel),
+    SIZE(lion, numel),
+    SIZE(lamb_moments, numel),
+    SIZE(lamb_apply, numel),
+    SIZE(ordered_reduce, numel),
+    SIZE(tree_reduce, numel),
+};
+#undef SIZE
+
+static void empty(zb_kernel kernel, any_args *args)
+{
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+        if (sizes[i].kernel == kernel) memset((char *)args + sizes[i].offset, 0, sizeof(size_t));
 }
+
+enum { SCRATCH_BYTES = 2 * ZB_SUM_SQUARES_WORDS * sizeof(int64_t) };
 
 static zb_status use_scratch(void *user, const zb_access *access)
 {
+    ZB_ASSERT(access->bytes <= SCRATCH_BYTES); /* or a size is missing above */
     *access->pointer = user;
     return ZB_OK;
 }
@@ -139,7 +122,7 @@ static zb_status use_scratch(void *user, const zb_access *access)
 static zb_status check_as_cpu(const kernel_launch *launch)
 {
     any_args args = launch->args;
-    int64_t scratch[2 * ZB_SUM_SQUARES_WORDS] = { 0 };
+    int64_t scratch[SCRATCH_BYTES / sizeof(int64_t)] = { 0 };
     empty(launch->kernel, &args);
     ZB_TRY(zb_kernel_accesses(launch->kernel, &args, launch->args_bytes, use_scratch, scratch));
     return zb_cpu_launch(launch->kernel, &args, launch->args_bytes);

@@ -88,6 +88,7 @@ static void insert_segment(si_allocation *a, int index, si_segment segment)
 
 static void remove_segments(si_allocation *a, int first, int count)
 {
+    if (count == 0) return;
     for (int i = first; i < first + count; i++) free(a->segments[i].reads);
     memmove(a->segments + first, a->segments + first + count,
             (size_t)(a->segment_count - first - count) * sizeof *a->segments);

@@ -222,6 +222,11 @@ int si_is_pinned(const void *pointer);
 /** [pointer + offset, + bytes) as a range of one live allocation; a misuse otherwise. */
 cudaError_t si_resolve(const char *operation, const char *argument, const void *pointer, size_t offset,
                        size_t bytes, int device, si_range *range);
+/** Poisoned. Runs what is queued where memory is short, since that may give some back. */
+cudaError_t si_allocate(int device, size_t bytes, si_kind kind, si_allocation **allocation_p);
+si_allocation *si_allocation_add(char *base, size_t bytes, si_kind kind, int device);
+/** It has gone: its bytes are poisoned and may be allocated again. */
+void si_give_back(si_allocation *allocation);
 void si_describe_allocation(const si_allocation *allocation, char *text, size_t text_bytes);
 void si_fault_handler_install(void);
 void si_fault_handler_remove(void);

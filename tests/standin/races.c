@@ -173,6 +173,11 @@ static void write_after_write(void)
     fill(a, x, BYTES), fill(b, x, BYTES);
 }
 
+static void two_kernels(void)
+{
+    add(a), add(b);
+}
+
 static void neighbours(void)
 {
     fill(a, x, BYTES / 2), fill(b, (char *)x + BYTES / 2, BYTES / 2);
@@ -338,6 +343,7 @@ static const program programs[] = {
       "add (x) on stream 0 reads" },
     { "write after write", write_after_write,
       "cudaMemsetAsync (pointer) on stream 0 writes and cudaMemsetAsync" },
+    { "two kernels", two_kernels, "add (y) on stream 0 writes and add (y) on stream 1 writes" },
     { "neighbours", neighbours, NULL },
     { "neighbours that overlap by a byte", neighbours_that_overlap_by_a_byte,
       "bytes 128..128 of allocation 0" },

@@ -108,7 +108,7 @@ static void draw_program(program *p, uint64_t seed)
     static order o;
     memset(&o, 0, sizeof o);
     memset(o.last, -1, sizeof o.last);
-    state = seed * 7919 + 1;
+    state = (seed + 1) * UINT64_C(0x9E3779B97F4A7C15);
     p->edge_count = 0;
     for (int i = 0; i < OPS; i++) {
         p->ops[i] = random_operation();

@@ -6,6 +6,7 @@
 #include <unistd.h>
 #include <zerobit/sim.h>
 
+#include "kernels/kernels.h"
 #include "tests/standin/support.h"
 
 /* --- order --- */
@@ -537,6 +538,56 @@ static void arguments_are_checked(void **state)
     end_clean();
 }
 
+/* What the CPU refuses is refused at the launch, in its words; nothing is queued. */
+static void launches_are_checked_as_on_the_cpu(void **state)
+{
+    (void)state;
+    begin(1);
+    cudaStream_t stream = new_stream();
+    float *x = new_memory(64);
+    const void *const inputs[] = { x };
+    const int32_t tree[] = { 0 }, order[] = { 0 };
+    const zb_cast_args cast = { x, ZB_INT64, x + 8, ZB_FP32, 4 };
+    const zb_matmul_args matmul = { ZB_FP16, 1, 1, 1, x, 1, 1, x + 4, 1, 1, x + 8, 1, NULL, 1 };
+    const zb_conv2d_backward_bias_args bias = { ZB_INT32, { 1, 1, 1, 1, 1, 1, 1, 1, 1, 0 }, x, x + 4 };
+    const zb_norm_args norm = { ZB_INT32, x, 4, 0, (double *)(void *)(x + 8) };
+    const zb_sgd_args sgd = { .p = x, .grad_dtype = ZB_FP64, .grad = x + 4, .numel = 4 };
+    const zb_ordered_reduce_args average = { inputs, 1, x, 4, ZB_INT32, ZB_AVG, 1 };
+    const zb_ordered_reduce_args nobody = { inputs, 0, x, 4, ZB_FP32, ZB_SUM, 1 };
+    const zb_tree_reduce_args fused = {
+        inputs, 1, tree, order, 0, 0, 0, 4, x, ZB_FP16, { .scaling = ZB_SCALING_FUSED_LL128 }
+    };
+    const struct {
+        zb_kernel kernel;
+        const void *args;
+        size_t bytes;
+    } launches[] = {
+        { ZB_KERNEL_cast, &cast, sizeof cast },
+        { ZB_KERNEL_matmul, &matmul, sizeof matmul },
+        { ZB_KERNEL_conv2d_backward_bias, &bias, sizeof bias },
+        { ZB_KERNEL_norm, &norm, sizeof norm },
+        { ZB_KERNEL_sgd, &sgd, sizeof sgd },
+        { ZB_KERNEL_ordered_reduce, &average, sizeof average },
+        { ZB_KERNEL_ordered_reduce, &nobody, sizeof nobody },
+        { ZB_KERNEL_tree_reduce, &fused, sizeof fused },
+        { ZB_KERNEL_COUNT, &fused, sizeof fused },
+    };
+    for (size_t i = 0; i < sizeof launches / sizeof launches[0]; i++) {
+        char words[ZB_ERROR_MESSAGE_BYTES];
+        const zb_status want = zb_cpu_launch(launches[i].kernel, launches[i].args, launches[i].bytes);
+        strcpy(words, zb_error_message());
+        assert_true(want == ZB_UNSUPPORTED || want == ZB_INVALID_ARGUMENT);
+        assert_int_equal(zb_cuda_launch(stream, launches[i].kernel, launches[i].args, launches[i].bytes),
+                         want);
+        assert_string_equal(zb_error_message(), words);
+    }
+    OK(cudaStreamSynchronize(stream));
+    assert_int_equal(zb_standin_count().operations, 0);
+    OK(cudaFree(x));
+    OK(cudaStreamDestroy(stream));
+    end_clean();
+}
+
 static void without_a_gpu(void **state)
 {
     (void)state;
@@ -898,6 +949,7 @@ int main(void)
         cmocka_unit_test(a_host_cannot_touch_device_memory),
         cmocka_unit_test(memory_runs_out_and_comes_back),
         cmocka_unit_test(arguments_are_checked),
+        cmocka_unit_test(launches_are_checked_as_on_the_cpu),
         cmocka_unit_test(without_a_gpu),
         cmocka_unit_test(every_call_can_fail),
         cmocka_unit_test(a_call_can_fail_by_name),
