@@ -5,6 +5,13 @@
 #include "kernels/cuda/elementwise.cuh"
 #include "kernels/cuda/product.cuh"
 
+static zb_tile_size fixed_size = ZB_TILE_SIZES;
+
+void zb_cuda_set_tile_size(zb_tile_size size)
+{
+    fixed_size = size;
+}
+
 /*
  * The tile with which the busiest multiprocessor has least to do. `cost` is the time of one element of C
  * beside that of the large tile, which reads least from shared memory for each fmaf. 132 multiprocessors
@@ -21,6 +28,7 @@ zb_tile_size zb_tile_size_for(size_t m, size_t n)
                   { zb_tile_wide::m, zb_tile_wide::n, 1.5, zb_tile_wide::inside },
                   { zb_tile_small::m, zb_tile_small::n, 2.5, zb_tile_small::inside } };
     const size_t multiprocessors = 132;
+    if (fixed_size != ZB_TILE_SIZES) return fixed_size;
     int best = ZB_TILE_SMALL;
     double best_time = INFINITY;
     for (int i = 0; i < ZB_TILE_SIZES; i++) {
@@ -143,21 +151,17 @@ static zb_status matmul(cudaStream_t stream, const zb_matmul_args *args, zb_tile
     }
 }
 
-zb_status zb_cuda_matmul_in(cudaStream_t stream, const zb_matmul_args *args, zb_tile_size size)
+zb_status zb_cuda_op_matmul(cudaStream_t stream, const zb_matmul_args *args)
 {
     ZB_TRY(zb_check_tensor_dtype("matmul", args->dtype));
     if (args->accumulate && args->dtype != ZB_FP32)
         return zb_fail(ZB_UNSUPPORTED, "matmul of %s cannot accumulate; want fp32",
                        zb_dtype_name(args->dtype));
     if (args->m == 0 || args->n == 0) return ZB_OK;
+    const zb_tile_size size = zb_tile_size_for(args->m, args->n);
     if (size == ZB_TILE_LARGE && (args->m < zb_tile_large::m || args->n < zb_tile_large::n))
         return zb_fail(ZB_INVALID_ARGUMENT, "matmul of %zu x %zu in tiles of %d x %d, which it must fill",
                        args->m, args->n, zb_tile_large::m, zb_tile_large::n);
     return zb_with_tensor_type(args->dtype,
                                [&](auto type) { return matmul<decltype(type)>(stream, args, size); });
-}
-
-zb_status zb_cuda_op_matmul(cudaStream_t stream, const zb_matmul_args *args)
-{
-    return zb_cuda_matmul_in(stream, args, zb_tile_size_for(args->m, args->n));
 }

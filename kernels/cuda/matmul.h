@@ -3,8 +3,7 @@
 #ifndef ZB_KERNELS_CUDA_MATMUL_H
 #define ZB_KERNELS_CUDA_MATMUL_H
 
-#include <cuda_runtime_api.h>
-#include <zerobit/kernels.h>
+#include <stddef.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -18,12 +17,15 @@ typedef enum zb_tile_size {
     ZB_TILE_SIZES
 } zb_tile_size;
 
-/** The size for a result of m x n elements. */
+/** The size for a result of m x n elements: with it, the busiest multiprocessor has least to do. */
 zb_tile_size zb_tile_size_for(size_t m, size_t n);
 
-/** matmul in tiles of this size. The bits are the same in all of them. ZB_INVALID_ARGUMENT where the result
- * is smaller than a large tile. */
-zb_status zb_cuda_matmul_in(cudaStream_t stream, const zb_matmul_args *args, zb_tile_size size);
+/**
+ * For tests: from now on all products of the process are made of this size (convolutions of the middle one,
+ * for the large); the bits are the same. matmul gives ZB_INVALID_ARGUMENT where the result is smaller than a
+ * large tile. ZB_TILE_SIZES: chosen, as before.
+ */
+void zb_cuda_set_tile_size(zb_tile_size size);
 
 #ifdef __cplusplus
 }

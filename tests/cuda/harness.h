@@ -112,7 +112,7 @@ typedef struct cuda_case_table {
     const cuda_case_table name##_cases = { name##_list, sizeof name##_list / sizeof name##_list[0] }
 
 /* Each is the file cases_<name>.c. */
-#define CUDA_CASE_TABLES(X)     X(elementwise) X(optimizer) X(norm) X(reduction)
+#define CUDA_CASE_TABLES(X)     X(elementwise) X(optimizer) X(norm) X(reduction) X(matmul) X(conv2d) X(loss)
 #define CUDA_CASE_DECLARE(name) extern const cuda_case_table name##_cases;
 CUDA_CASE_TABLES(CUDA_CASE_DECLARE)
 #undef CUDA_CASE_DECLARE

@@ -25,10 +25,20 @@ static void launches_that_name_nothing(void **state)
                      ZB_INVALID_ARGUMENT);
 }
 
+/* Runs last. */
+static void every_operation_has_been_compared(void **state)
+{
+    (void)state;
+#define CUDA_COMPARED(name)                                                                                  \
+    if (compared_launches[ZB_KERNEL_##name] == 0) fail_msg("no case has launched %s", #name);
+    ZB_KERNEL_MAP(CUDA_COMPARED)
+#undef CUDA_COMPARED
+}
+
 static size_t add_table(struct CMUnitTest *tests, size_t count, const cuda_case_table *table)
 {
     for (size_t i = 0; i < table->count; i++) {
-        ZB_ASSERT(count < CASES_MAX);
+        ZB_ASSERT(count < CASES_MAX - 1);
         tests[count++] = (struct CMUnitTest){ table->cases[i].name, run_case, NULL, NULL,
                                               (void *)&table->cases[i] };
     }
@@ -51,5 +61,6 @@ int main(void)
 #define CUDA_CASE_ADD(name) count = add_table(tests, count, &name##_cases);
     CUDA_CASE_TABLES(CUDA_CASE_ADD)
 #undef CUDA_CASE_ADD
+    tests[count++] = (struct CMUnitTest)cmocka_unit_test(every_operation_has_been_compared);
     return _cmocka_run_group_tests(device_under_test.name, tests, count, NULL, NULL);
 }

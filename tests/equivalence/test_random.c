@@ -8,7 +8,8 @@
  *
  * Built a second time (ZB_ON_STANDIN) with the ranks on the CUDA back end, which runs on a stand-in of CUDA's
  * run-time: the case's number is also the seed of the order in which streams run, and a race between two of
- * them is a failure.
+ * them is a failure. And a third time (ZB_ON_SIMT) with the CUDA kernels themselves, whose threads and blocks
+ * the CPU runs in an order of that seed.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -22,6 +23,9 @@
 #include <zerobit/cuda.h>
 
 #include "sim/cuda/standin.h"
+#elif ZB_ON_SIMT
+#include "kernels/cuda/launch.h"
+#include "sim/simt/simt.h"
 #endif
 
 /* What has been seen; all of it must be, or cases are not what they are meant to be. */
@@ -81,6 +85,40 @@ static zb_status end_case(void)
 {
     return zb_standin_end();
 }
+#elif ZB_ON_SIMT
+static zb_status launch(zb_stream *stream, zb_kernel kernel, const void *args, size_t args_bytes)
+{
+    (void)stream;
+    return zb_cuda_launch(NULL, kernel, args, args_bytes);
+}
+
+/* The CPU's memory, streams and events; but the ranks share it like a GPU's, so that its kernels add over
+ * ranks, too. */
+static zb_status create_device(void *user, int rank, zb_device **device_p)
+{
+    static zb_device_ops ops;
+    (void)user;
+    (void)rank;
+    ZB_TRY(zb_device_cpu_create_poisoning(device_p));
+    ops = *(*device_p)->ops;
+    ops.name = "simt";
+    ops.memory_is_hosts = 0;
+    ops.launch = launch;
+    (*device_p)->ops = &ops;
+    return ZB_OK;
+}
+static const zb_device_factory simt = { "simt", create_device, NULL };
+static const zb_device_factory *const devices = &simt;
+
+static zb_status begin_case(uint64_t number)
+{
+    sim_simt_set_seed(number);
+    return ZB_OK;
+}
+static zb_status end_case(void)
+{
+    return ZB_OK;
+}
 #else
 static const zb_device_factory *const devices = NULL;
 
@@ -112,7 +150,7 @@ static int case_is_equal(const random_case *c, tally *seen)
                                         .devices = devices,
                                         .steps = c->steps,
                                         .contributions = c->number % 4 == 0,
-                                        .workers = 1 + (int)(c->number % 2),
+                                        .workers = ZB_ON_SIMT ? 1 : 1 + (int)(c->number % 2),
                                         .sim_seed = c->number,
                                         .sampler_seed = c->number % 3,
                                         .relation = count_relation,
