@@ -38,5 +38,6 @@ exit_code command_replay(int argc, char **argv);
 exit_code command_inspect(int argc, char **argv);
 exit_code command_info(int argc, char **argv);
 exit_code command_generate_cifar10(int argc, char **argv);
+exit_code command_launch(int argc, char **argv);
 
 #endif

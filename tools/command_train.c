@@ -3,9 +3,12 @@
 #include "tools/devices.h"
 #include "tools/inputs.h"
 #include "tools/interrupt.h"
+#include "tools/launch.h"
 #include "tools/options.h"
 #include "tools/processes.h"
+#include "tools/processes_nccl.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -24,6 +27,7 @@ typedef struct train_settings {
     const command_spec *spec;
     input_options input;
     processes processes;
+    int64_t gpus; /* 0: nothing is started */
     int64_t world_size /* 0: 1, or as many as there are processes */, steps, stage /* -1: the config's */,
         workers, print_every;
     dtype_list dtypes;
@@ -277,6 +281,10 @@ static exit_code check_back_ends(train_settings *settings)
 {
     const exit_code code = processes_check(command_name, &settings->processes, &settings->input);
     if (code != EXIT_EQUAL) return code;
+    if (settings->device == NULL) settings->device = processes_on_gpus(&settings->processes) ? "cuda" : "cpu";
+    if (processes_on_gpus(&settings->processes) && strcmp(settings->device, "cpu") == 0)
+        return command_failed(command_name,
+                              zb_fail(ZB_INVALID_ARGUMENT, "--device cpu with --comm nccl: want cuda"));
     return devices_find(command_name, "--device", settings->device, 0, &settings->devices);
 }
 
@@ -322,13 +330,44 @@ static exit_code conclude(const train_settings *settings, zb_status status)
     return command_failed(command_name, status);
 }
 
+/* The same command, as that many processes; it does not come back. */
+static exit_code become_ranks(int64_t gpus, int argc, char **argv)
+{
+    word_list words = { 0 };
+    zb_status status = launch_begin_ranks((int)gpus, &words);
+    if (status == ZB_OK) status = words_add(&words, "train");
+    for (int i = 1; i < argc && status == ZB_OK; i++) {
+        if (strncmp(argv[i], "--gpus", 6) != 0)
+            status = words_add(&words, "%s", argv[i]);
+        else if (argv[i][6] == '\0')
+            i++; /* its value */
+    }
+    if (status == ZB_OK) status = words_add(&words, "--comm=nccl");
+    if (status == ZB_OK) {
+        fflush(NULL);
+        execv(words.words[0], words.words);
+        status = zb_fail(ZB_IO, "%s cannot be started: %s", words.words[0], strerror(errno));
+    }
+    words_destroy(&words);
+    return command_failed(command_name, status);
+}
+
+static exit_code start_ranks(train_settings *settings, int argc, char **argv)
+{
+    if (strcmp(settings->processes.comm_name, "sim") != 0)
+        return command_failed(command_name, zb_fail(ZB_INVALID_ARGUMENT,
+                                                    "--gpus starts the processes itself; --comm %s is for "
+                                                    "those that a launcher has started",
+                                                    settings->processes.comm_name));
+    const exit_code code = processes_nccl_check(command_name, &settings->processes, &settings->input);
+    return code == EXIT_EQUAL ? become_ranks(settings->gpus, argc, argv) : code;
+}
+
 exit_code command_train(int argc, char **argv)
 {
-    train_settings settings = { .input = INPUT_OPTIONS_DEFAULT,
-                                .processes = PROCESSES_DEFAULT,
-                                .steps = 20,
-                                .stage = -1,
-                                .device = "cpu" };
+    train_settings settings = {
+        .input = INPUT_OPTIONS_DEFAULT, .processes = PROCESSES_DEFAULT, .steps = 20, .stage = -1
+    };
     int help = 0;
     const option_spec options[] = {
         OPTION_ROW_SEMANTICS(settings.input),
@@ -336,9 +375,12 @@ exit_code command_train(int argc, char **argv)
         OPTION_ROW_MODEL(settings.input),
         OPTION_ROWS_DATA(settings.input),
         OPTION_ROWS_PROCESSES(settings.processes),
-        { "--device", OPTION_TEXT, &settings.device, "NAME", "what computes: cpu (cpu)", 0, 0 },
+        { "--device", OPTION_TEXT, &settings.device, "NAME",
+          "what computes: cpu or cuda (cpu; with --comm nccl cuda)", 0, 0 },
         { "--world", OPTION_INT, &settings.world_size, "W",
-          "number of ranks (1; with --comm mpi as many as there are processes)", 1, 65536 },
+          "number of ranks (1; with --comm mpi, nccl as many as there are processes)", 1, 65536 },
+        { "--gpus", OPTION_INT, &settings.gpus, "N",
+          "start N processes here, each with a GPU and --comm nccl", 1, 1024 },
         { "--stage", OPTION_INT, &settings.stage, "S", "ZeRO stage (the config's)", 0, ZB_STAGE_COUNT - 1 },
         { "--dtypes", OPTION_DTYPES, &settings.dtypes, "DTYPE",
           "precision: fp32, fp16 or bf16 (the config's)", 0, 0 },
@@ -368,6 +410,7 @@ exit_code command_train(int argc, char **argv)
         options_print_help(&spec);
         return EXIT_EQUAL;
     }
+    if (settings.gpus > 0) return start_ranks(&settings, argc, argv);
     exit_code code = check_back_ends(&settings);
     if (code != EXIT_EQUAL) return code;
     if (settings.dtypes.count > 1)

@@ -7,6 +7,7 @@
 #include "tools/launch_verify.h"
 #include "tools/options.h"
 #include "tools/processes.h"
+#include "tools/processes_nccl.h"
 #include "tools/report.h"
 
 #include <stdio.h>
@@ -27,8 +28,8 @@ typedef struct verify_settings {
     dtype_list dtypes;       /* empty: the config's */
     int64_t steps, workers;
     const char *against, *mpirun, *json, *junit;
-    int against_ref, against_cuda, against_mpi, contributions;
-    const zb_device_factory *cuda; /* with against_cuda */
+    int against_ref, against_cuda, against_mpi, against_nccl, contributions;
+    const zb_device_factory *cuda; /* with against_cuda, --comm nccl */
     int quiet;
 } verify_settings;
 
@@ -84,7 +85,7 @@ static exit_code check_against(verify_settings *settings)
         { "ref", NULL, &settings->against_ref },
         { "mpi", ZB_WITH_MPI ? NULL : "MPI communicator", &settings->against_mpi },
         { "cuda", NULL, &settings->against_cuda },
-        { "nccl", "NCCL communicator", NULL },
+        { "nccl", ZB_WITH_NCCL ? NULL : "NCCL communicator", &settings->against_nccl },
     };
     char word[16];
     for (const char *at = settings->against;; at++) {
@@ -101,13 +102,27 @@ static exit_code check_against(verify_settings *settings)
         at += length;
         if (*at == '\0') break;
     }
-    return settings->against_cuda ? devices_find(command_name, "--against", "cuda", 1, &settings->cuda)
-                                  : EXIT_EQUAL;
+    if (settings->against_mpi && settings->against_nccl)
+        return command_failed(command_name,
+                              zb_fail(ZB_INVALID_ARGUMENT,
+                                      "--against mpi,nccl: want one of them, the other in a run of its own"));
+    if (settings->against_nccl) {
+        const exit_code code = processes_nccl_check(command_name, &settings->processes, &settings->input);
+        if (code != EXIT_EQUAL) return code;
+    }
+    if (!settings->against_cuda && !processes_on_gpus(&settings->processes)) return EXIT_EQUAL;
+    return devices_find(command_name, settings->against_cuda ? "--against" : "--comm nccl: device", "cuda", 1,
+                        &settings->cuda);
 }
 
 static int is_native_order(const verify_settings *settings)
 {
     return settings->input.order != NULL && strcmp(settings->input.order, "native") == 0;
+}
+
+static int is_launched(const verify_settings *settings)
+{
+    return settings->against_mpi || settings->against_nccl;
 }
 
 /* Ranks started here are told what concerns MPI; simulated ones have nothing to do with it. */
@@ -116,13 +131,18 @@ static exit_code check_processes(const verify_settings *settings)
     if (settings->mpirun != NULL && !settings->against_mpi)
         return command_failed(command_name, zb_fail(ZB_INVALID_ARGUMENT, "--mpirun without --against mpi: "
                                                                          "nothing is started"));
-    if (!settings->against_mpi) return processes_check(command_name, &settings->processes, &settings->input);
+    if (settings->against_cuda && processes_on_gpus(&settings->processes))
+        return command_failed(command_name,
+                              zb_fail(ZB_INVALID_ARGUMENT,
+                                      "--against cuda with --comm nccl: want --against ref, which is held "
+                                      "against ranks on GPUs then"));
+    if (!is_launched(settings)) return processes_check(command_name, &settings->processes, &settings->input);
     if (strcmp(settings->processes.comm_name, "sim") != 0)
         return command_failed(command_name,
                               zb_fail(ZB_INVALID_ARGUMENT,
-                                      "--against mpi starts the processes itself; --comm %s is for "
-                                      "processes that mpirun has started",
-                                      settings->processes.comm_name));
+                                      "--against %s starts the processes itself; --comm %s is for "
+                                      "processes that a launcher has started",
+                                      settings->against_mpi ? "mpi" : "nccl", settings->processes.comm_name));
     if (is_native_order(settings) && settings->against_ref)
         return command_failed(command_name,
                               zb_fail(ZB_INVALID_ARGUMENT,
@@ -215,7 +235,9 @@ static zb_status plan_again(const inputs *in, const char *order, zb_verify_case 
 static zb_status launch_cases(const verify_settings *settings, const inputs *in, listener *l,
                               zb_verify_case *cases, int case_count, char *order, size_t order_bytes)
 {
-    const launch_request request = { .mpirun = settings->mpirun,
+    const launch_request request = { .on_gpus = settings->against_nccl,
+                                     .shared_gpu = settings->processes.shared_gpu,
+                                     .mpirun = settings->mpirun,
                                      .input = &settings->input,
                                      .stages = &settings->stages,
                                      .worlds = &settings->worlds,
@@ -224,7 +246,8 @@ static zb_status launch_cases(const verify_settings *settings, const inputs *in,
                                      .timeout = settings->processes.timeout,
                                      .is_native = settings->processes.native,
                                      .with_contributions = settings->contributions };
-    report_target target = { .cases = cases,
+    report_target target = { .ranks = settings->against_nccl ? "nccl" : "mpi",
+                             .cases = cases,
                              .case_count = case_count,
                              .relations = l->relations,
                              .relation_capacity = l->relation_capacity,
@@ -278,7 +301,8 @@ static zb_status run_simulated(const verify_settings *settings, const inputs *in
     zb_verify_case *cases = results->cases;
     zb_status status = ZB_OK;
     if (settings->against_ref) {
-        status = run_cases(settings, in, &results->listener, NULL, cases);
+        const zb_device_factory *devices = processes_on_gpus(&settings->processes) ? settings->cuda : NULL;
+        status = run_cases(settings, in, &results->listener, devices, cases);
         cases += of_rung;
     }
     if (!settings->against_cuda || (status != ZB_OK && status != ZB_DIFFERENT)) return status;
@@ -291,9 +315,9 @@ static zb_status run_rungs(verify_settings *settings, const inputs *in, int of_r
     zb_verify_case *launched = results->cases + of_rung * (settings->against_ref + settings->against_cuda);
     zb_status status = settings->against_mpi ? launch_check(settings->mpirun) : ZB_OK;
     results->is_lacking = status == ZB_UNSUPPORTED;
-    if (status == ZB_OK && settings->against_mpi) status = plan_launched(settings, in, launched);
+    if (status == ZB_OK && is_launched(settings)) status = plan_launched(settings, in, launched);
     if (status == ZB_OK) status = run_simulated(settings, in, of_rung, results);
-    if (!settings->against_mpi || (status != ZB_OK && status != ZB_DIFFERENT)) return status;
+    if (!is_launched(settings) || (status != ZB_OK && status != ZB_DIFFERENT)) return status;
     status = launch_cases(settings, in, &results->listener, launched, of_rung, results->order,
                           sizeof results->order);
     results->is_lacking = status == ZB_UNSUPPORTED;
@@ -302,7 +326,7 @@ static zb_status run_rungs(verify_settings *settings, const inputs *in, int of_r
 
 static int rung_count(const verify_settings *settings)
 {
-    return settings->against_ref + settings->against_cuda + settings->against_mpi;
+    return settings->against_ref + settings->against_cuda + is_launched(settings);
 }
 
 static zb_status create_results(const verify_settings *settings, int case_count, verify_results *results)
@@ -417,7 +441,7 @@ exit_code command_verify(int argc, char **argv)
         OPTION_ROWS_BATCH(settings.input),
         { "--against", OPTION_TEXT, &settings.against, "LIST",
           "ref: the engine on simulated ranks, cuda: on ranks that share a GPU, mpi: on Open MPI's "
-          "processes; each against the oracle (ref)",
+          "processes, nccl: on processes with a GPU each; each against the oracle (ref)",
           0, 0 },
         { "--mpirun", OPTION_TEXT, &settings.mpirun, "WORDS",
           "with --against mpi: what starts the processes (ZEROBIT_MPIRUN, or mpirun)", 0, 0 },

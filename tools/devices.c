@@ -7,6 +7,13 @@
 #include <zerobit/cuda.h>
 #endif
 
+static int gpu;
+
+void devices_use_gpu(int ordinal)
+{
+    gpu = ordinal;
+}
+
 static zb_status create_cpu(void *user, int rank, zb_device **device_p)
 {
     (void)rank;
@@ -17,11 +24,12 @@ static int yes = 1;
 static const zb_device_factory cpu[] = { { "cpu", create_cpu, NULL }, { "cpu", create_cpu, &yes } };
 
 #if ZB_WITH_CUDA
-/* All ranks of this process share the first GPU; CUDA_VISIBLE_DEVICES says which that is. */
+/* All ranks of this process share it. The first GPU is that of CUDA_VISIBLE_DEVICES. */
 static zb_status create_cuda(void *user, int rank, zb_device **device_p)
 {
     (void)rank;
-    return user != NULL ? zb_device_cuda_create_poisoning(0, device_p) : zb_device_cuda_create(0, device_p);
+    return user != NULL ? zb_device_cuda_create_poisoning(gpu, device_p)
+                        : zb_device_cuda_create(gpu, device_p);
 }
 
 static const zb_device_factory cuda[] = { { "cuda", create_cuda, NULL }, { "cuda", create_cuda, &yes } };

@@ -14,4 +14,7 @@
 exit_code devices_find(const char *command, const char *option, const char *name, int poisoning,
                        const zb_device_factory **devices_p);
 
+/** The GPU that this process's ranks compute on; the first one, unless it is told. */
+void devices_use_gpu(int ordinal);
+
 #endif

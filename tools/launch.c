@@ -98,18 +98,33 @@ static zb_status check_program(const char *name)
         name);
 }
 
-zb_status launch_begin(const char *mpirun, int world_size, word_list *list)
+/* This program. */
+static zb_status add_self(word_list *list)
 {
     char self[4096];
+    const ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (length < 0) return zb_fail(ZB_IO, "/proc/self/exe cannot be read: %s", strerror(errno));
+    return words_add(list, "%.*s", (int)length, self);
+}
+
+zb_status launch_begin_ranks(int world_size, word_list *list)
+{
+    ZB_TRY(add_self(list));
+    ZB_TRY(words_add(list, "launch"));
+    ZB_TRY(words_add(list, "-n"));
+    ZB_TRY(words_add(list, "%d", world_size));
+    return add_self(list);
+}
+
+zb_status launch_begin(const char *mpirun, int world_size, word_list *list)
+{
     const char *from_environment = getenv("ZEROBIT_MPIRUN");
     if (mpirun == NULL) mpirun = from_environment != NULL ? from_environment : "mpirun";
     ZB_TRY(add_launcher(mpirun, list));
     ZB_TRY(check_program(list->words[0]));
     ZB_TRY(words_add(list, "-n"));
     ZB_TRY(words_add(list, "%d", world_size));
-    const ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (length < 0) return zb_fail(ZB_IO, "/proc/self/exe cannot be read: %s", strerror(errno));
-    return words_add(list, "%.*s", (int)length, self);
+    return add_self(list);
 }
 
 zb_status launch_check(const char *mpirun)

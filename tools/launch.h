@@ -22,6 +22,9 @@ void words_destroy(word_list *list);
  */
 zb_status launch_begin(const char *mpirun, int world_size, word_list *list);
 
+/** The same with `zerobit launch`, which is always there. */
+zb_status launch_begin_ranks(int world_size, word_list *list);
+
 /** Whether there is a launcher, as launch_begin looks for it. */
 zb_status launch_check(const char *mpirun);
 

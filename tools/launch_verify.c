@@ -60,10 +60,16 @@ static zb_status add_inputs(const input_options *input, word_list *words)
     return add_number(words, "--accumulation", input->accumulation);
 }
 
+static const char *comm_of(const launch_request *request)
+{
+    return request->on_gpus ? "nccl" : "mpi";
+}
+
 /* The same command on each process, which is told the world and writes its report to standard output. */
 static zb_status list_words(const launch_request *request, int world_size, word_list *words)
 {
-    ZB_TRY(launch_begin(request->mpirun, world_size, words));
+    ZB_TRY(request->on_gpus ? launch_begin_ranks(world_size, words)
+                            : launch_begin(request->mpirun, world_size, words));
     ZB_TRY(words_add(words, "verify"));
     ZB_TRY(words_add(words, "%s", request->input->config_path));
     ZB_TRY(add_inputs(request->input, words));
@@ -71,7 +77,8 @@ static zb_status list_words(const launch_request *request, int world_size, word_
     ZB_TRY(add_list(words, "--worlds", &world_size, 1));
     ZB_TRY(add_dtypes(words, request->dtypes));
     ZB_TRY(add_number(words, "--steps", request->steps));
-    ZB_TRY(add_text(words, "--comm", "mpi"));
+    ZB_TRY(add_text(words, "--comm", comm_of(request)));
+    if (request->shared_gpu) ZB_TRY(words_add(words, "--shared-gpu"));
     if (request->is_native) ZB_TRY(words_add(words, "--native"));
     if (request->with_contributions) ZB_TRY(words_add(words, "--contributions"));
     ZB_TRY(add_number(words, "--timeout", request->timeout));
@@ -84,7 +91,8 @@ static zb_status list_words(const launch_request *request, int world_size, word_
 enum { NOT_EXECUTABLE = 126, NOT_FOUND = 127 }; /* as a shell says it of a program */
 
 /* Without a report the processes have failed, and have said so on standard error. */
-static zb_status fail_world(zb_verify_case *cases, int case_count, int world_size, int ended_with)
+static zb_status fail_world(const char *comm, zb_verify_case *cases, int case_count, int world_size,
+                            int ended_with)
 {
     zb_status status = ZB_REMOTE;
     switch (ended_with) {
@@ -105,7 +113,7 @@ static zb_status fail_world(zb_verify_case *cases, int case_count, int world_siz
             world_size, ended_with);
     if (status != ZB_REMOTE) return status;
     for (int i = 0; i < case_count; i++) {
-        cases[i].ranks = "mpi";
+        cases[i].ranks = comm;
         cases[i].status = status;
         snprintf(cases[i].message, sizeof cases[i].message, "%s", zb_error_message());
     }
@@ -130,7 +138,7 @@ static void check_end(zb_verify_case *cases, int case_count, int world_size, int
 static zb_status check_interrupted(int world_size, const char *how_far)
 {
     if (interrupt_flag == 0) return ZB_OK;
-    return zb_fail(ZB_INTERRUPTED, "interrupted: world %d on Open MPI's processes, %s", world_size, how_far);
+    return zb_fail(ZB_INTERRUPTED, "interrupted: world %d on processes, %s", world_size, how_far);
 }
 
 /* All cases of a world, in one start of its processes. */
@@ -152,7 +160,7 @@ static zb_status launch_world(const launch_request *request, int world_size, rep
         status = report_read(output, bytes, label, target);
         if (status == ZB_OK) check_end(target->cases, target->case_count, world_size, ended_with);
     } else if (status == ZB_OK) {
-        status = fail_world(target->cases, target->case_count, world_size, ended_with);
+        status = fail_world(comm_of(request), target->cases, target->case_count, world_size, ended_with);
     }
     zb_free(output);
     return status;

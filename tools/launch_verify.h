@@ -1,6 +1,6 @@
 /*
- * `zerobit verify` started again as the processes of mpirun, once for each world; what they report is read
- * back. How a job is started and ended is launch.h's.
+ * `zerobit verify` started again as the processes of mpirun, or of `zerobit launch`, once for each world;
+ * what they report is read back. How a job is started and ended is launch.h's.
  */
 #ifndef TOOLS_LAUNCH_VERIFY_H
 #define TOOLS_LAUNCH_VERIFY_H
@@ -11,6 +11,8 @@
 
 /* What every process is told, as the options of the command; borrowed. */
 typedef struct launch_request {
+    int on_gpus; /* --comm nccl, started by `zerobit launch`; else --comm mpi, by mpirun */
+    int shared_gpu;
     const char *mpirun; /* the launcher's words; NULL: launch_begin's own */
     const input_options *input;
     const int_list *stages, *worlds; /* worlds: one start each */

@@ -13,10 +13,16 @@
 
 #include "core/output_file.h"
 #include "tools/fingerprint.h"
+#include "tools/processes_nccl.h"
 
 static int are_processes(const processes *p)
 {
     return strcmp(p->comm_name, "mpi") == 0;
+}
+
+int processes_on_gpus(const processes *p)
+{
+    return strcmp(p->comm_name, "nccl") == 0;
 }
 
 static int wants_native(const input_options *input)
@@ -26,7 +32,9 @@ static int wants_native(const input_options *input)
 
 exit_code processes_check(const char *command, const processes *p, const input_options *input)
 {
-    if (strcmp(p->comm_name, "nccl") == 0) return command_lacks(command, "NCCL communicator");
+    if (p->shared_gpu && !processes_on_gpus(p))
+        return command_failed(command, zb_fail(ZB_INVALID_ARGUMENT, "--shared-gpu without --comm nccl"));
+    if (processes_on_gpus(p)) return processes_nccl_check(command, p, input);
     if (are_processes(p)) return ZB_WITH_MPI ? EXIT_EQUAL : command_lacks(command, "MPI communicator");
     if (strcmp(p->comm_name, "sim") != 0)
         return command_failed(command,
@@ -110,24 +118,18 @@ static zb_status check_native(const zb_orders *orders)
                    text);
 }
 
-zb_status processes_start(processes *p, const inputs *in, const command_spec *command)
+static zb_status start_on_mpi(processes *p, const inputs *in)
 {
-    if (!are_processes(p)) return ZB_OK;
     if (p->native) ZB_TRY(check_native(in->config->orders));
     const zb_mpi_options mpi_options = { .native = p->native ? in->config->orders : NULL,
                                          .timeout_seconds = (double)p->timeout };
     ZB_TRY(zb_comm_mpi_create(&mpi_options, &p->comm));
     watch_end(p->comm);
-    return fingerprint_compare(p->comm, in, command);
+    return ZB_OK;
 }
 
-exit_code processes_end(processes *p, exit_code code, int orderly)
+static exit_code end_on_mpi(exit_code code, int orderly)
 {
-    zb_free(p->order);
-    p->order = NULL;
-    if (!are_processes(p)) return code;
-    fflush(stdout);
-    fflush(stderr);
     signal(SIGTERM, SIG_DFL); /* this one has said what it had to say */
     const int ended = zb_mpi_end(orderly ? 0 : (int)code);
     return orderly ? code : (exit_code)ended;
@@ -142,19 +144,34 @@ zb_status processes_read_native(processes *p, input_options *input)
     return ZB_OK;
 }
 
-zb_status processes_start(processes *p, const inputs *in, const command_spec *command)
+static zb_status start_on_mpi(processes *p, const inputs *in)
 {
     (void)p;
     (void)in;
-    (void)command;
     return ZB_OK;
 }
 
-exit_code processes_end(processes *p, exit_code code, int orderly)
+static exit_code end_on_mpi(exit_code code, int orderly)
 {
-    (void)p;
     (void)orderly;
     return code;
 }
 
 #endif
+
+zb_status processes_start(processes *p, const inputs *in, const command_spec *command)
+{
+    if (are_processes(p)) ZB_TRY(start_on_mpi(p, in));
+    if (processes_on_gpus(p)) ZB_TRY(processes_nccl_start(p, in));
+    return p->comm != NULL ? fingerprint_compare(p->comm, in, command) : ZB_OK;
+}
+
+exit_code processes_end(processes *p, exit_code code, int orderly)
+{
+    zb_free(p->order);
+    p->order = NULL;
+    fflush(stdout);
+    fflush(stderr);
+    if (processes_on_gpus(p)) processes_nccl_end(p, orderly);
+    return are_processes(p) ? end_on_mpi(code, orderly) : code;
+}

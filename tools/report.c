@@ -59,7 +59,7 @@ static const char *ranks_of(const zb_verify_case *c)
 {
     if (strcmp(rung_of(c), "sim") == 0) return "";
     if (strcmp(rung_of(c), "cuda") == 0) return ", CUDA";
-    return strcmp(c->ranks, "mpi") == 0 ? ", Open MPI" : c->ranks;
+    return strcmp(c->ranks, "mpi") == 0 ? ", Open MPI" : ", NCCL";
 }
 
 void report_unequal(const verify_report *report, FILE *to)

@@ -155,7 +155,7 @@ static zb_status read_case(const zb_json_at *at, report_target *target)
     zb_verify_case *c = find_case(target, stage, world, dtype);
     if (c == NULL || c->ranks != NULL)
         return zb_json_fail(at, ZB_CORRUPT, "each case that was asked for, once");
-    c->ranks = "mpi";
+    c->ranks = target->ranks != NULL ? target->ranks : "mpi";
     ZB_TRY(read_int(at, "class", &class));
     ZB_TRY(read_int(at, "micro_batch_size", &micro));
     ZB_TRY(read_int(at, "accumulation_steps", &accumulation));

@@ -6,6 +6,7 @@
 
 /* What is to be filled in. */
 typedef struct report_target {
+    const char *ranks;     /* what the cases are marked with; NULL: "mpi" */
     zb_verify_case *cases; /* [case_count]; stage, world_size and dtype are set, and every one must be in the
                               report, once */
     int case_count;

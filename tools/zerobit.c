@@ -22,6 +22,7 @@ static const struct {
     { "replay", command_replay, "hold the oracle and the engine against recorded runs of real DeepSpeed" },
     { "inspect", command_inspect, "say what a config will mean, as JSON" },
     { "info", command_info, "say what this build and machine offer" },
+    { "launch", command_launch, "start ranks as processes of this machine" },
     { "generate-cifar10", command_generate_cifar10, "write synthetic images in CIFAR-10's format" },
     { "explore", NULL, NULL },
     { "plan", NULL, NULL },

@@ -129,11 +129,15 @@ static zb_status start(nccl_group *group, const zb_collective *call, zb_work *wo
     return ZB_OK;
 }
 
+/* Streams of other handles of the same GPU are as good as this one's. */
 static zb_status check_stream(const nccl_group *group, const zb_stream *stream)
 {
-    if (stream == NULL || stream->device == group->world->device) return ZB_OK;
-    return zb_fail(ZB_INVALID_ARGUMENT, "rank %d: stream %s is not of the device of communicator %s",
-                   group->world->rank, stream->name, group->name);
+    const nccl_world *world = group->world;
+    if (stream == NULL ||
+        (zb_device_is_cuda(stream->device) && zb_cuda_ordinal(stream->device) == world->ordinal))
+        return ZB_OK;
+    return zb_fail(ZB_INVALID_ARGUMENT, "rank %d: stream %s of device %s; communicator %s is of GPU %d",
+                   world->rank, stream->name, stream->device->ops->name, group->name, world->ordinal);
 }
 
 static zb_status nccl_start(zb_comm *comm, const zb_collective *call, zb_work *work)

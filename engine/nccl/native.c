@@ -122,6 +122,7 @@ zb_status zb_nccl_native_queue(nccl_op *op, const void *send, void *recv)
     cudaStream_t stream = zb_cuda_stream(group->stream);
     ncclRedOp_t sum = c->op == ZB_AVG ? ncclAvg : ncclSum;
     if (c->numel == 0) return ZB_OK;
+    if (group->learning) op->group->learn_begin = zb_nccl_report_end(); /* what follows is about this one */
     if (c->op == ZB_PREMUL_SUM) ZB_TRY(create_scaled_sum(op, &sum));
     zb_status status = c->kind == ZB_COLLECTIVE_ALL_REDUCE
                            ? zb_nccl_check(group,
@@ -183,10 +184,10 @@ static zb_status read_part(FILE *file, long begin, long end, char **text_p, size
     return ZB_OK;
 }
 
-/* What NCCL said when it made this communicator, and what it said of the one collective since `begin`. */
-static zb_status read_report(const nccl_group *group, long begin, char **text_p)
+/* What NCCL said when it made this communicator, and what it said of the one collective. */
+static zb_status read_report(const nccl_group *group, char **text_p)
 {
-    const long end = zb_nccl_report_end();
+    const long begin = group->learn_begin, end = zb_nccl_report_end();
     size_t used = 0;
     if (end <= begin)
         return zb_fail(
@@ -230,11 +231,11 @@ static zb_status source_of_report(const char *text, zb_order_source *source_p)
     return status;
 }
 
-static zb_status read_source(const nccl_group *group, long begin, char **words_p)
+static zb_status read_source(const nccl_group *group, char **words_p)
 {
     char *text = NULL;
     zb_order_source source = { 0 };
-    zb_status status = read_report(group, begin, &text);
+    zb_status status = read_report(group, &text);
     if (status == ZB_OK) status = prefix_version(&text);
     if (status == ZB_OK) status = source_of_report(text, &source);
     zb_free(text);
@@ -299,10 +300,9 @@ zb_status zb_nccl_learn(zb_comm *comm, zb_collective_kind kind, zb_dtype dtype, 
             ZB_INVALID_ARGUMENT,
             "%s of %zu elements on %d ranks, want an all_reduce or reduce_scatter of some on several",
             zb_collective_name(kind), numel, comm->world_size);
-    const long begin = zb_nccl_report_end();
     char *words = NULL;
     ZB_TRY(run_once(group, kind, dtype, numel));
-    zb_status status = comm->rank == 0 ? read_source(group, begin, &words) : ZB_OK;
+    zb_status status = comm->rank == 0 ? read_source(group, &words) : ZB_OK;
     status = share_words(comm, status, &words);
     if (status == ZB_OK) status = zb_order_source_parse(words, source_p);
     zb_free(words);

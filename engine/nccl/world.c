@@ -69,8 +69,8 @@ static zb_status watch_stream(nccl_group *group)
 
 static zb_status watch_once(nccl_world *world)
 {
+    CUDA_TRY(cudaSetDevice(world->ordinal)); /* of this thread, also for what aborts */
     ZB_TRY(zb_nccl_look(world, 0));
-    CUDA_TRY(cudaSetDevice(world->ordinal));
     for (nccl_group *group = world->groups; group != NULL; group = group->next) {
         ZB_TRY(zb_nccl_check_async(group));
         ZB_TRY(watch_stream(group));

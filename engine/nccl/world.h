@@ -63,8 +63,8 @@ struct nccl_group {
     size_t *firsts; /* [world_size + 1] */
     zb_reduction_cache reductions;
     nccl_op *free_ops;
-    int learning;                  /* NCCL adds, whatever the order */
-    long report_begin, report_end; /* what NCCL has reported of this communicator's beginning */
+    int learning;                               /* NCCL adds, whatever the order */
+    long learn_begin, report_begin, report_end; /* what NCCL has reported of this communicator's beginning */
     /* The watching thread's: */
     cudaEvent_t watched;
     int watching;

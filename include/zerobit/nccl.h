@@ -13,7 +13,7 @@
  * has only moved; or, where it is asked for, NCCL itself adds.
  *
  * All work of a communicator is queued on a stream of its own: it begins when the call's stream gets to the call, and zb_comm_wait
- * lets another stream, or the host, wait for it. Buffers are memory of the communicator's device where the call has a stream, and the
+ * lets another stream, or the host, wait for it; streams may be those of any handle of the same GPU. Buffers are memory of the communicator's device where the call has a stream, and the
  * host's where it has none; these are staged through device memory of their own size. Messages (send, recv) go by way of the hosts:
  * NCCL would let them wait for collectives that were started before, and two ranks that send to each other wait forever.
  *

@@ -21,6 +21,11 @@
 #else
 #define NO_CUDA "this build has no CUDA device\n"
 #endif
+#if ZB_WITH_NCCL
+#define NO_NCCL "no GPU here: "
+#else
+#define NO_NCCL "this build has no NCCL communicator\n"
+#endif
 
 static const struct refusal {
     const char *arguments;
@@ -76,7 +81,15 @@ static const struct refusal {
     { "verify " CIFAR " --against ref,cuda", 3, "zerobit verify: " NO_CUDA },
     { "verify " CIFAR " --against ref,nonsense", 2, "--against nonsense: want ref, mpi, cuda or nccl" },
 
-    { "train " CIFAR " --comm nccl", 3, "this build has no NCCL communicator" },
+    { "train " CIFAR " --comm nccl", 3, "zerobit train: " NO_NCCL },
+    { "verify " CIFAR " --comm nccl", 3, "zerobit verify: " NO_NCCL },
+    { "verify " CIFAR " --against nccl", 3, "zerobit verify: " NO_NCCL },
+    { "train " CIFAR " --gpus 2", 3, "zerobit train: " NO_NCCL },
+    { "train " CIFAR " --gpus 2 --comm mpi", 2, "--gpus starts the processes itself" },
+    { "launch -n 0 true", 2, "want -n N PROGRAM, N from 1 to 1024" },
+    { "launch -n 2", 2, "want -n N PROGRAM" },
+    { "launch -n 1 /no/such/program", 127, "/no/such/program cannot be started: No such file or directory" },
+    { "train " CIFAR " --shared-gpu", 2, "--shared-gpu without --comm nccl" },
     { "train " CIFAR " --device cuda", 3, "zerobit train: " NO_CUDA },
     { "train " CIFAR " --comm pigeon", 2, "--comm pigeon: want sim, mpi or nccl" },
     { "train " CIFAR " --device gpu", 2, "--device gpu: want cpu or cuda" },

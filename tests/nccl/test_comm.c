@@ -45,7 +45,7 @@ static void test_suite_host(void **state)
 static void test_suite_device(void **state)
 {
     (void)state;
-    for (int size = 1; size <= 5; size++)
+    for (int size = 1; size <= 5; size += 2)
         run_suite((thread_world){ .size = size, .seed = (uint64_t)size + 10, .on_device = 1 }, 1);
 }
 
@@ -181,6 +181,33 @@ static void test_unknown_work(void **state)
     run_threads(&world, main_lost_work, NULL, NULL, &ends);
     assert_rank(&ends, 0, ZB_INVALID_ARGUMENT, "rank 0 waits for work 77, which it has not in flight");
     assert_rank(&ends, 1, ZB_REMOTE, "rank 0 failed: rank 0 waits for work 77");
+}
+
+static zb_status main_other_device(void *user, zb_comm *comm)
+{
+    (void)user;
+    zb_device *cpu;
+    zb_stream *stream;
+    float values[4] = { 0 };
+    ZB_TRY(zb_device_cpu_create(&cpu));
+    zb_status status = zb_stream_create(cpu, "of the CPU", &stream);
+    if (status == ZB_OK) {
+        status = zb_collective_run(comm, NULL, .kind = ZB_COLLECTIVE_ALL_REDUCE, .send = values,
+                                   .recv = values, .numel = 4, .stream = stream);
+        zb_stream_destroy(stream);
+    }
+    zb_device_destroy(cpu);
+    return status;
+}
+
+static void test_stream_of_another_device(void **state)
+{
+    (void)state;
+    const thread_world world = { .size = 1, .seed = 48 };
+    thread_ends ends;
+    run_threads(&world, main_other_device, NULL, NULL, &ends);
+    assert_rank(&ends, 0, ZB_INVALID_ARGUMENT,
+                "stream of the CPU of device cpu; communicator world is of GPU 0");
 }
 
 /* --- ranks that fail, die, end or do not come --- */
@@ -364,12 +391,14 @@ static int count_failed(const thread_ends *ends, int size, const char *text)
 
 /* Whatever call of NCCL's fails, on whatever rank: all ranks end, those that were still under way with the
  * reason. */
-static int fail_everywhere(int asynchronous, const char *text)
+static int fail_everywhere(int asynchronous, int on_device, const char *text)
 {
     int64_t n = 0;
     for (;; n++) {
         const uint64_t live = zb_alloc_get_stats().live;
-        const thread_world world = { .size = 3, .seed = (uint64_t)n, .timeout_seconds = 20 };
+        const thread_world world = {
+            .size = 3, .seed = (uint64_t)n, .timeout_seconds = 20, .on_device = on_device
+        };
         nccl_fault fault = { .n = n, .asynchronous = asynchronous };
         thread_ends ends;
         run_threads(&world, main_bit_of_everything, &fault, set_fault, &ends);
@@ -388,13 +417,20 @@ static int fail_everywhere(int asynchronous, const char *text)
 static void test_every_call_fails(void **state)
 {
     (void)state;
-    assert_true(fail_everywhere(0, "unhandled system error") > 40);
+    assert_true(fail_everywhere(0, 0, "unhandled system error") > 40);
 }
 
 static void test_every_launch_fails(void **state)
 {
     (void)state;
-    assert_true(fail_everywhere(1, "remote process exited") > 12);
+    assert_true(fail_everywhere(1, 0, "remote process exited") > 12);
+}
+
+/* Here ranks wait for their streams, outside of any call: only the watching thread can let them go. */
+static void test_every_launch_fails_behind_streams(void **state)
+{
+    (void)state;
+    assert_true(fail_everywhere(1, 1, "remote process exited") > 12);
 }
 
 int main(int argc, char **argv)
@@ -403,6 +439,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_mismatch),
         cmocka_unit_test(test_message_mismatch),
         cmocka_unit_test(test_unknown_work),
+        cmocka_unit_test(test_stream_of_another_device),
         cmocka_unit_test(test_time_limit),
         cmocka_unit_test(test_rank_fails),
         cmocka_unit_test(test_rank_dies),
@@ -410,6 +447,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_destroyed_in_flight),
         cmocka_unit_test(test_every_call_fails),
         cmocka_unit_test(test_every_launch_fails),
+        cmocka_unit_test(test_every_launch_fails_behind_streams),
         cmocka_unit_test(test_suite_host),
         cmocka_unit_test(test_suite_device),
         cmocka_unit_test(test_suite_small_scratch),
