@@ -62,7 +62,9 @@ static void check_sum_squares_ranges(rng *r)
     for (size_t i = 0; i < N; i++) x[i] = from_bits(1 + (uint32_t)i % 0x7fffff);
     sum_squares_of(r, ZB_FP32, N, FILL_BITS, "subnormal numbers", x);
     for (size_t i = 0; i < N; i++) x[i] = i % 2 ? (i % 4 == 1 ? INFINITY : -INFINITY) : NAN;
-    for (size_t n = N; n > 0; n -= N / 20) sum_squares_of(r, ZB_FP32, n, FILL_BITS, "no numbers", x);
+    sum_squares_of(r, ZB_FP32, N, FILL_BITS, "no numbers", x);
+    for (size_t i = 0; i < 1024; i++) x[i] = i / 4 % 32 < 7 ? NAN : 0; /* too few for the window to move */
+    for (int i = 0; i < 200; i++) sum_squares_of(r, ZB_FP32, 1024, FILL_BITS, "a few that are no numbers", x);
 }
 
 /*
