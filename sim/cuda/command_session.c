@@ -23,7 +23,7 @@ static void end_session(void)
 __attribute__((constructor)) static void begin_session(void)
 {
     const char *seed = getenv("ZEROBIT_STANDIN");
-    zb_standin_options options = { .device_count = seed != NULL };
+    zb_standin_options options = { .device_count = seed != NULL, .memory_bytes = (size_t)16 << 30 };
     if (seed != NULL) {
         char *end;
         errno = 0;
