@@ -56,7 +56,14 @@ static void keep_failure(cuda_device *device, zb_status status)
     snprintf(device->unreported.message, sizeof device->unreported.message, "%s", zb_error_message());
 }
 
-/* Every call begins here: with this GPU current, unless an earlier failure is still to be told. */
+static zb_status make_current(const cuda_device *device)
+{
+    ZB_CUDA_TRY(cudaSetDevice(device->ordinal));
+    return ZB_OK;
+}
+
+/* Every call that can fail begins here: with this GPU current, unless an earlier failure is still to be told.
+ */
 static zb_status enter(zb_device *base)
 {
     cuda_device *device = device_of(base);
@@ -65,8 +72,7 @@ static zb_status enter(zb_device *base)
         device->unreported.status = ZB_OK;
         return zb_fail(status, "%s", device->unreported.message);
     }
-    ZB_CUDA_TRY(cudaSetDevice(device->ordinal));
-    return ZB_OK;
+    return make_current(device);
 }
 
 /* --- memory --- */
@@ -105,20 +111,39 @@ static zb_status cuda_alloc(zb_device *base, size_t bytes, void **pointer_p)
     return ZB_OK;
 }
 
-static zb_status free_behind_all(cuda_device *device, void *pointer)
+static zb_status settle(cudaStream_t stream)
 {
-    ZB_TRY(enter(&device->base));
-    for (cuda_stream *stream = device->streams; stream != NULL; stream = stream->next) {
-        ZB_CUDA_TRY(cudaEventRecord(stream->reached, stream->handle));
-        ZB_CUDA_TRY(cudaStreamWaitEvent(device->memory, stream->reached, 0));
-    }
+    ZB_CUDA_TRY(cudaStreamSynchronize(stream));
+    return ZB_OK;
+}
+
+static zb_status order_memory_behind(const cuda_device *device, const cuda_stream *stream)
+{
+    ZB_CUDA_TRY(cudaEventRecord(stream->reached, stream->handle));
+    ZB_CUDA_TRY(cudaStreamWaitEvent(device->memory, stream->reached, 0));
+    return ZB_OK;
+}
+
+static zb_status give_back(const cuda_device *device, void *pointer)
+{
     ZB_CUDA_TRY(cudaFreeAsync(pointer, device->memory));
     return ZB_OK;
 }
 
+/* Where the GPU cannot be told to wait for a stream, the host waits. Memory that may still be in use stays:
+ * it goes with the pool. */
 static void cuda_free(zb_device *base, void *pointer)
 {
-    keep_failure(device_of(base), free_behind_all(device_of(base), pointer));
+    cuda_device *device = device_of(base);
+    int is_unused = 1;
+    keep_failure(device, make_current(device));
+    for (cuda_stream *stream = device->streams; stream != NULL; stream = stream->next) {
+        zb_status status = order_memory_behind(device, stream);
+        keep_failure(device, status);
+        if (status != ZB_OK) status = settle(stream->handle);
+        is_unused = is_unused && status == ZB_OK;
+    }
+    if (is_unused) keep_failure(device, give_back(device, pointer));
 }
 
 static zb_status cuda_wait_idle(zb_device *base)
@@ -157,12 +182,15 @@ static zb_status cuda_stream_create(zb_device *base, const char *name, zb_stream
     return ZB_OK;
 }
 
-static zb_status end_stream(cuda_stream *stream)
+static zb_status destroy_stream(cudaStream_t stream)
 {
-    ZB_TRY(enter(stream->base.device));
-    ZB_CUDA_TRY(cudaStreamSynchronize(stream->handle));
-    ZB_CUDA_TRY(cudaEventDestroy(stream->reached));
-    ZB_CUDA_TRY(cudaStreamDestroy(stream->handle));
+    ZB_CUDA_TRY(cudaStreamDestroy(stream));
+    return ZB_OK;
+}
+
+static zb_status destroy_event(cudaEvent_t event)
+{
+    ZB_CUDA_TRY(cudaEventDestroy(event));
     return ZB_OK;
 }
 
@@ -171,7 +199,10 @@ static void cuda_stream_destroy(zb_stream *base)
 {
     cuda_device *device = device_of(base->device);
     cuda_stream *stream = (cuda_stream *)base, **at = &device->streams;
-    keep_failure(device, end_stream(stream));
+    keep_failure(device, make_current(device));
+    keep_failure(device, settle(stream->handle));
+    keep_failure(device, destroy_event(stream->reached));
+    keep_failure(device, destroy_stream(stream->handle));
     while (*at != stream) at = &(*at)->next;
     *at = stream->next;
     zb_free(stream);
@@ -205,17 +236,11 @@ static zb_status cuda_event_create(zb_device *device, const char *name, zb_event
     return ZB_OK;
 }
 
-static zb_status end_event(const cuda_event *event)
-{
-    ZB_TRY(enter(event->base.device));
-    ZB_CUDA_TRY(cudaEventDestroy(event->handle));
-    return ZB_OK;
-}
-
 static void cuda_event_destroy(zb_event *base)
 {
     cuda_event *event = (cuda_event *)base;
-    keep_failure(device_of(base->device), end_event(event));
+    keep_failure(device_of(base->device), make_current(device_of(base->device)));
+    keep_failure(device_of(base->device), destroy_event(event->handle));
     zb_free(event);
 }
 
@@ -267,14 +292,9 @@ static zb_status cuda_poison(zb_stream *stream, void *pointer, size_t bytes)
 
 /* --- the device --- */
 
-static zb_status release(cuda_device *device)
+static zb_status destroy_pool(cudaMemPool_t pool)
 {
-    ZB_CUDA_TRY(cudaSetDevice(device->ordinal));
-    if (device->memory != NULL) {
-        ZB_CUDA_TRY(cudaStreamSynchronize(device->memory));
-        ZB_CUDA_TRY(cudaStreamDestroy(device->memory));
-    }
-    if (device->pool != NULL) ZB_CUDA_TRY(cudaMemPoolDestroy(device->pool));
+    ZB_CUDA_TRY(cudaMemPoolDestroy(pool));
     return ZB_OK;
 }
 
@@ -283,7 +303,12 @@ static void cuda_destroy(zb_device *base)
 {
     cuda_device *device = device_of(base);
     ZB_ASSERT(device->streams == NULL);
-    keep_failure(device, release(device));
+    keep_failure(device, make_current(device));
+    if (device->memory != NULL) {
+        keep_failure(device, settle(device->memory));
+        keep_failure(device, destroy_stream(device->memory));
+    }
+    if (device->pool != NULL) keep_failure(device, destroy_pool(device->pool));
     if (device->unreported.status != ZB_OK)
         fprintf(stderr, "zerobit: GPU %d, at the end of its use: %s\n", device->ordinal,
                 device->unreported.message);

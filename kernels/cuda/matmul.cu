@@ -143,6 +143,8 @@ static zb_status matmul(cudaStream_t stream, const zb_matmul_args *args, zb_tile
     case ZB_TILE_LARGE:
         return run_large(stream, p);
     case ZB_TILE_MIDDLE:
+        if (p.m >= zb_tile_middle_inside::m && p.n >= zb_tile_middle_inside::n)
+            return run<zb_tile_middle_inside>(stream, p);
         return run<zb_tile_middle>(stream, p);
     case ZB_TILE_WIDE:
         return run<zb_tile_wide>(stream, p);

@@ -43,8 +43,9 @@ struct zb_tile {
 };
 typedef zb_tile<4, 2, 8, 8, 2, true> zb_tile_large;   /* 128 x 128 */
 typedef zb_tile<2, 1, 8, 8, 6, false> zb_tile_middle; /*  64 x  64 */
-typedef zb_tile<1, 4, 4, 4, 4, false> zb_tile_wide;   /*  16 x 128 */
-typedef zb_tile<2, 2, 2, 2, 6, false> zb_tile_small;  /*  16 x  32 */
+typedef zb_tile<2, 1, 8, 8, 6, true> zb_tile_middle_inside;
+typedef zb_tile<1, 4, 4, 4, 4, false> zb_tile_wide;  /*  16 x 128 */
+typedef zb_tile<2, 2, 2, 2, 6, false> zb_tile_small; /*  16 x  32 */
 
 /* Where a thread's rows and columns begin in the tile; the runs after the first lie a warp's width of runs
  * further. */

@@ -231,7 +231,7 @@ template <typename Source> ZB_DEVICE void zb_square_finish(zb_block_sums<Source>
     for (int s = 0; s < Source::SUMS; s++) zb_window_flush(&sums->windows[s], sums->digits[s]);
     __syncthreads();
     if (t < Source::SUMS) {
-        zb_normalise(reinterpret_cast<int64_t *>(sums->digits[t]));
+        zb_normalise(reinterpret_cast<int64_t *>(sums->digits[t])); /* so that many blocks fit a digit */
         if (gridDim.x == 1) zb_normalise(accumulators + t * ZB_SUM_SQUARES_WORDS);
     }
     __syncthreads();

@@ -1,6 +1,6 @@
 /*
  * Device memory. A device's memory is one file in memory, mapped twice: hosts have addresses of a mapping
- * that nobody can access, operations use the other one. Addresses are given out in a circle, so that memory
+ * that nobody can access, operations use the other one. Addresses are given out in circles, so that memory
  * that was given back stays known, and poisoned, for as long as can be.
  */
 #define _GNU_SOURCE
@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { ALIGN = 256, CIRCLES = 2 };
+enum { ALIGN = 256, SPANS = 2, CIRCLE = 4, CIRCLE_BYTES = 1 << 20 };
 
 static size_t round_up(size_t bytes, size_t step)
 {
@@ -21,31 +21,77 @@ static size_t round_up(size_t bytes, size_t step)
 
 /* --- devices --- */
 
-static int map_device(si_device *device, int file)
+/* Mappings outlive their session: pages that have been touched once cost nothing the next time. */
+enum { KEPT_MAX = 64 };
+typedef struct mapping {
+    char *front, *shadow;
+    size_t span;
+} mapping;
+static mapping kept[KEPT_MAX]; /* of device i, while no session is open; span 0: none */
+
+static void unmap(const mapping *m)
 {
-    if (ftruncate(file, (off_t)device->span) != 0) return 0;
-    void *front = mmap(NULL, device->span, PROT_NONE, MAP_SHARED | MAP_NORESERVE, file, 0);
+    if (m->front != NULL) munmap(m->front, m->span);
+    if (m->shadow != NULL) munmap(m->shadow, m->span);
+}
+
+static int map_file(mapping *m, int file)
+{
+    if (ftruncate(file, (off_t)m->span) != 0) return 0;
+    void *front = mmap(NULL, m->span, PROT_NONE, MAP_SHARED | MAP_NORESERVE, file, 0);
     if (front == MAP_FAILED) return 0;
-    device->front = front;
-    void *shadow = mmap(NULL, device->span, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file, 0);
+    m->front = front;
+    void *shadow = mmap(NULL, m->span, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file, 0);
     if (shadow == MAP_FAILED) return 0;
-    device->shadow = shadow;
+    m->shadow = shadow;
     return 1;
+}
+
+static int map_device(int index, size_t span)
+{
+    mapping m = { .span = span };
+    if (index < KEPT_MAX && kept[index].span == span) {
+        m = kept[index];
+        kept[index] = (mapping){ .span = 0 };
+    } else {
+        const int file = memfd_create("device memory", MFD_CLOEXEC);
+        const int mapped = file >= 0 && map_file(&m, file);
+        if (file >= 0) close(file);
+        if (!mapped) {
+            unmap(&m);
+            return 0;
+        }
+    }
+    si_device *device = &si.devices[index];
+    device->front = m.front;
+    device->shadow = m.shadow;
+    device->span = span;
+    return 1;
+}
+
+static void keep_mapping(int index)
+{
+    const si_device *device = &si.devices[index];
+    mapping m = { .front = device->front, .shadow = device->shadow, .span = device->span };
+    if (m.span == 0) return;
+    if (index < KEPT_MAX) {
+        const mapping old = kept[index];
+        kept[index] = m;
+        m = old;
+    }
+    if (m.span > 0) unmap(&m);
 }
 
 int si_memory_open(void)
 {
+    const size_t span = round_up(SPANS * si.options.memory_bytes, 65536);
     si.devices = si_calloc((size_t)si.options.device_count + 1, sizeof *si.devices);
     for (int i = 0; i < si.options.device_count; i++) {
         si_device *device = &si.devices[i];
-        device->span = round_up(CIRCLES * si.options.memory_bytes, 65536);
         device->pool = si_calloc(1, sizeof *device->pool);
         *device->pool = (si_pool){ .device = i, .is_default = 1 };
         si_list_add(&si.pools, device->pool);
-        const int file = memfd_create("device memory", MFD_CLOEXEC);
-        const int mapped = file >= 0 && map_device(device, file);
-        if (file >= 0) close(file);
-        if (!mapped) return 0;
+        if (!map_device(i, span)) return 0;
     }
     return 1;
 }
@@ -57,10 +103,7 @@ void si_memory_close(void)
         if (a->kind == SI_PINNED) free(a->base);
         si_allocation_forget(a);
     }
-    for (int i = 0; si.devices != NULL && i < si.options.device_count; i++) {
-        if (si.devices[i].front != NULL) munmap(si.devices[i].front, si.devices[i].span);
-        if (si.devices[i].shadow != NULL) munmap(si.devices[i].shadow, si.devices[i].span);
-    }
+    for (int i = 0; si.devices != NULL && i < si.options.device_count; i++) keep_mapping(i);
     free(si.devices);
     si.devices = NULL;
 }
@@ -171,15 +214,15 @@ static void insert_allocation(si_allocation *a)
 /* Those that were given back make room. */
 static void forget_between(const char *first, const char *end)
 {
-    int kept = 0;
+    int left = 0;
     for (int i = 0; i < si.allocations.count; i++) {
         si_allocation *a = si.allocations.items[i];
         if (a->kind != SI_PINNED && a->reusable && a->base < end && a->base + a->bytes + SI_GUARD > first)
             si_allocation_forget(a);
         else
-            si.allocations.items[kept++] = a;
+            si.allocations.items[left++] = a;
     }
-    si.allocations.count = kept;
+    si.allocations.count = left;
 }
 
 /* The first hole of `room` bytes at or after `at`, of offsets on the device. */
@@ -203,6 +246,7 @@ static char *place(int device, size_t bytes)
     si_device *d = &si.devices[device];
     const size_t room = round_up(bytes + SI_GUARD, ALIGN);
     size_t offset;
+    if (d->cursor > CIRCLE * d->peak + CIRCLE_BYTES) d->cursor = 0; /* every new page costs time */
     if (!find_hole(device, d->cursor, room, &offset) && !find_hole(device, 0, room, &offset)) return NULL;
     forget_between(d->front + offset, d->front + offset + room);
     d->cursor = offset + room;
@@ -237,6 +281,7 @@ cudaError_t si_allocate(int device, size_t bytes, si_kind kind, si_allocation **
     char *base = place(device, bytes);
     if (base == NULL) return cudaErrorMemoryAllocation;
     d->used += bytes;
+    if (d->used > d->peak) d->peak = d->used;
     update_counters();
     memset(si_shadow(base), SI_POISON, bytes);
     *allocation_p = si_allocation_add(base, bytes, kind, device);

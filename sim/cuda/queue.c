@@ -9,7 +9,7 @@
 
 #include "sim/world.h"
 
-enum { STUCK_PASSES = 8, DEFAULT_STALL_MS = 20000 };
+enum { STUCK_PASSES = 8, PATIENT_PASSES = 64, PAUSE_NS = 50000, DEFAULT_STALL_MS = 20000 };
 
 /* --- queueing --- */
 
@@ -250,12 +250,20 @@ static void default_yield(void)
     pthread_mutex_unlock(&rank->sim->lock);
 }
 
+/* Whoever it waits for runs on another thread, and may need this one's processor. */
+static void pause_briefly(void)
+{
+    nanosleep(&(struct timespec){ .tv_nsec = PAUSE_NS }, NULL);
+}
+
 void si_yield(void)
 {
     void (*yield)(void) = si.yield != NULL ? si.yield : default_yield;
     const si_call call = si_call_save();
+    const int patient = call.host->stuck_passes > PATIENT_PASSES;
     si.counters.yields++;
     zb_standin_unlock();
+    if (patient) pause_briefly();
     yield();
     zb_standin_lock();
     si_call_restore(call);

@@ -65,19 +65,25 @@ static matmul_case random_case(rng *r, zb_tile_size tile, size_t m, size_t n, si
     return c;
 }
 
+static void check_layouts_in(rng *r, zb_tile_size tile, size_t m, size_t n)
+{
+    for (size_t pair = 0; pair < LAYOUTS * LAYOUTS; pair++)
+        for (int d = 0; d < TENSOR_DTYPES; d++) {
+            matmul_case c = random_case(r, tile, m, n, 8 * (pair % 6) + pair % 3);
+            c.a = &layouts[pair / LAYOUTS], c.b = &layouts[pair % LAYOUTS], c.dtype = tensor_dtypes[d];
+            c.accumulate = c.dtype == ZB_FP32 && pair % 2;
+            run_matmul(r, &c);
+        }
+}
+
 /* Every loader of every tile, in every type: all pairs of layouts. */
 static void check_layouts(rng *r)
 {
-    static const size_t edges[ZB_TILE_SIZES][2] = { { 132, 256 }, { 63, 68 }, { 17, 132 }, { 15, 33 } };
-    for (int tile = 0; tile < ZB_TILE_SIZES; tile++)
-        for (size_t pair = 0; pair < LAYOUTS * LAYOUTS; pair++)
-            for (int d = 0; d < TENSOR_DTYPES; d++) {
-                matmul_case c = random_case(r, (zb_tile_size)tile, edges[tile][0], edges[tile][1],
-                                            8 * (pair % 6) + pair % 3);
-                c.a = &layouts[pair / LAYOUTS], c.b = &layouts[pair % LAYOUTS], c.dtype = tensor_dtypes[d];
-                c.accumulate = c.dtype == ZB_FP32 && pair % 2;
-                run_matmul(r, &c);
-            }
+    check_layouts_in(r, ZB_TILE_LARGE, 132, 256);
+    check_layouts_in(r, ZB_TILE_MIDDLE, 66, 73); /* filled */
+    check_layouts_in(r, ZB_TILE_MIDDLE, 63, 68); /* not filled */
+    check_layouts_in(r, ZB_TILE_WIDE, 17, 132);
+    check_layouts_in(r, ZB_TILE_SMALL, 15, 33);
 }
 
 /* Around every edge of the tiles. */

@@ -3,13 +3,24 @@
 
 #include "tests/cuda/harness.h"
 
+/* Normalised, or as many ranks' digits leave it, or as full as a digit can be; not the last one, into which
+ * all carries go. */
+static void random_accumulator(rng *r, int64_t *words)
+{
+    for (size_t i = 0; i < ZB_SUM_SQUARES_WORDS; i++) {
+        const int full = i < ZB_SUM_SQUARES_DIGITS - 1 && rng_below(r, 4) == 0;
+        words[i] = full              ? INT64_MAX - (int64_t)rng_below(r, 2)
+                   : rng_below(r, 2) ? 0
+                                     : (int64_t)rng_next(r) >> (4 + rng_below(r, 40));
+    }
+}
+
 static void sum_squares_of(rng *r, zb_dtype dtype, size_t numel, fill_kind kind, const char *what,
                            const float *values)
 {
     trial t = trial_begin(r, "sum_squares of %zu %s, %s", numel, zb_dtype_name(dtype), what);
     int64_t words[ZB_SUM_SQUARES_WORDS];
-    for (size_t i = 0; i < ZB_SUM_SQUARES_WORDS; i++)
-        words[i] = rng_below(r, 2) ? 0 : (int64_t)rng_next(r) >> (4 + rng_below(r, 40));
+    random_accumulator(r, words);
     array *x = values != NULL ? trial_values(&t, "x", dtype, numel, values)
                               : trial_array(&t, "x", dtype, numel, kind);
     array *sum = trial_values(&t, "accumulator", ZB_INT64, ZB_SUM_SQUARES_WORDS, words);
@@ -52,14 +63,19 @@ static void check_sum_squares_ranges(rng *r)
     sum_squares_of(r, ZB_FP32, N, FILL_BITS, "subnormal numbers", x);
     for (size_t i = 0; i < N; i++) x[i] = i % 2 ? (i % 4 == 1 ? INFINITY : -INFINITY) : NAN;
     sum_squares_of(r, ZB_FP32, N, FILL_BITS, "no numbers", x);
+    for (size_t i = 0; i < 1024; i++) x[i] = i / 4 % 32 < 7 ? NAN : 0; /* too few for the window to move */
+    for (int i = 0; i < 200; i++) sum_squares_of(r, ZB_FP32, 1024, FILL_BITS, "a few that are no numbers", x);
 }
 
-/* More than 4096 additions in every thread, of squares that fill the upper end of the window. */
+/*
+ * More than 4096 additions in every thread, of squares at the upper end of the window: it is chosen by the
+ * first numbers, and the others are as much larger as it still holds.
+ */
 static void check_sum_squares_long(rng *r)
 {
-    enum { N = 3 << 20 };
+    enum { N = 3 << 20, FIRST = 8192 };
     float *x = guarded_floats(N, 0);
-    for (size_t i = 0; i < N; i++) x[i] = i % 4096 == 0 ? 0x1.fffffep+7f : 0x1.fffffep+4f;
+    for (size_t i = 0; i < N; i++) x[i] = i < FIRST ? 0x1.fffffep+4f : 0x1.fffffep+7f;
     sum_squares_of(r, ZB_FP32, N, FILL_BITS, "long", x);
     guarded_free(x);
 }

@@ -139,6 +139,7 @@ static void tree_once(rng *r, zb_dtype dtype, int count, size_t numel, fill_kind
     trial_scratch(&t, &plan[ON_DEVICE], sizeof plan[ON_DEVICE]);
     const int in_place = rng_below(r, 3) == 0;
     array *out = in_place ? in.arrays[rng_below(r, (size_t)count)] : trial_output(&t, "out", dtype, numel);
+    out->nan_bits = rounding.canonical_nan && count > 1 && dtype != ZB_FP64;
     TRIAL_RUN(&t, tree_reduce, in.at[side], count, plan[side].tree, plan[side].order, start, range_first,
               first, numel, (char *)AT(out) + (in_place ? first * zb_dtype_bytes(dtype) : 0), dtype,
               rounding);

@@ -46,6 +46,7 @@ typedef struct array {
     const char *name;
     zb_dtype dtype;
     size_t numel, bytes, offset_bytes; /* of the elements, behind the guard */
+    int nan_bits;                      /* NaNs must have the CPU's bits as well */
     unsigned char *cpu_block;          /* guard, elements, guard */
     void *device_block;
     void *at[SIDES]; /* of the elements */

@@ -29,8 +29,8 @@ static void draw_matmul(drawn_launch *s, zb_matmul_args *a)
     a->b_col = rng_below(&s->r, 2) ? step : a->k + pad;
     a->b_row = a->b_col == step ? a->n * step + pad : 1;
     a->c_row = a->n + (rng_below(&s->r, 2) ? 0 : pad);
-    a->accumulate = s->dtype == ZB_FP32 && rng_below(&s->r, 2);
-    if (rng_below(&s->r, 2)) a->bias = NULL;
+    a->accumulate = s->dtype == ZB_FP32 && s->round / 3 % 2;
+    if (s->round % 2) a->bias = NULL;
 }
 
 static zb_conv2d_shape draw_conv2d(drawn_launch *s)
@@ -167,7 +167,7 @@ static void draw_numel(drawn_launch *s, size_t numel)
         a->name.numel = numel;                                                                               \
         a->name.grad_scale = scalar(s), a->name.lr = scalar(s), a->name.weight_decay = scalar(s);            \
         a->name.arithmetic = ZB_ARITHMETIC_PLAIN;                                                            \
-        if (rng_below(&s->r, 2)) a->name.param = NULL;                                                       \
+        if (s->round % 2) a->name.param = NULL;                                                              \
         break;
         OPTIMIZERS(OPTIMIZER)
 #undef OPTIMIZER
@@ -199,10 +199,10 @@ static void draw_scalars(drawn_launch *s)
         a->lion.beta1 = a->lion.beta2 = a->lion.one_minus_beta1 = a->lion.one_minus_beta2 = scalar(s);
         a->lion.decay = scalar(s);
     } else if (s->kernel == ZB_KERNEL_sgd) {
-        a->sgd.momentum = rng_below(&s->r, 3) ? scalar(s) : 0;
+        a->sgd.momentum = s->round % 3 ? scalar(s) : 0;
         a->sgd.one_minus_dampening = scalar(s);
-        a->sgd.first_step = (int)rng_below(&s->r, 2);
-        if (a->sgd.momentum == 0 && rng_below(&s->r, 2)) a->sgd.buf = NULL;
+        a->sgd.first_step = s->round / 3 % 2;
+        if (a->sgd.momentum == 0 && s->round / 3 % 2) a->sgd.buf = NULL;
     } else if (s->kernel == ZB_KERNEL_scale) {
         a->scale.factor = 3;
     } else if (s->kernel == ZB_KERNEL_divide) {
@@ -268,10 +268,11 @@ void draw_launch(drawn_launch *s, zb_kernel kernel, uint64_t round, int over_not
 {
     memset(s, 0, sizeof *s);
     s->kernel = kernel;
+    s->round = (int)round;
     s->nowhere = nowhere;
     s->args_bytes = args_bytes[kernel];
     s->r.state = (round * 1000 + (unsigned)kernel + 1) * UINT64_C(0x9E3779B97F4A7C15); /* bits all over */
-    s->dtype = any_tensor(s), s->second = any_tensor(s);
+    s->dtype = tensor_dtypes[round % TENSOR_DTYPES], s->second = any_tensor(s);
     s->finite = kernel == ZB_KERNEL_find_nonfinite && round % 2;
     point_nowhere(s);
     draw_numel(s, over_nothing ? 0 : size_below(s, 100));

@@ -15,6 +15,7 @@ typedef union any_args {
 
 typedef struct drawn_launch {
     zb_kernel kernel;
+    int round; /* decides what is optional: six rounds see all of it */
     size_t args_bytes;
     any_args args; /* every pointer that is not NULL leads to `nowhere`, but those to arrays of the host */
     char *nowhere;
