@@ -8,8 +8,18 @@
 
 /* --- NCCL's answers --- */
 
+/* NCCL may notice before we do that a rank is gone, or has failed, but not which one, or why: that one says
+ * so itself. */
+static zb_status hear_cause(nccl_world *world)
+{
+    const double deadline = zb_control_now() + 0.2;
+    while (world->control != NULL && zb_control_now() < deadline) ZB_TRY(zb_nccl_look(world, 20));
+    return ZB_OK;
+}
+
 static zb_status report(const nccl_group *group, ncclResult_t code, const char *call)
 {
+    if (code == ncclRemoteError) ZB_TRY(hear_cause(group->world));
     const char *more = group->comm != NULL ? ncclGetLastError(group->comm) : NULL;
     const int name_length = (int)strcspn(call, "(");
     return zb_fail(ZB_INTERNAL, "rank %d, %s: %.*s: %s%s%s", group->world->rank, group->name, name_length,

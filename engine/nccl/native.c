@@ -53,14 +53,15 @@ zb_status zb_nccl_native_set(const zb_orders *native)
     return ZB_OK;
 }
 
-uint64_t zb_nccl_hash_orders(const zb_orders *orders)
+zb_status zb_nccl_hash_orders(const zb_orders *orders, uint64_t *hash_p)
 {
     char *text = zb_orders_text(orders);
+    if (text == NULL) return ZB_NO_MEMORY;
     uint64_t hash = UINT64_C(0xcbf29ce484222325);
-    for (const char *c = text; c != NULL && *c != '\0'; c++)
-        hash = (hash ^ (unsigned char)*c) * UINT64_C(0x100000001b3);
+    for (const char *c = text; *c != '\0'; c++) hash = (hash ^ (unsigned char)*c) * UINT64_C(0x100000001b3);
     zb_free(text);
-    return hash;
+    *hash_p = hash;
+    return ZB_OK;
 }
 
 /* --- one reduction --- */

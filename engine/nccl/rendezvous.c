@@ -405,6 +405,7 @@ static int try_all(const struct addrinfo *list, double deadline)
 /* Rank 0 may come later than this one. */
 static zb_status connect_to_first(const nccl_meeting *m, int *socket_p, double deadline)
 {
+    enum { RETRY_MS = 10 };
     const zb_nccl_environment *here = m->here;
     struct addrinfo *list;
     int s, error;
@@ -412,8 +413,8 @@ static zb_status connect_to_first(const nccl_meeting *m, int *socket_p, double d
     for (;;) {
         s = try_all(list, deadline);
         error = errno;
-        if (s >= 0 || zb_control_now() + 0.05 > deadline) break;
-        poll(NULL, 0, 50);
+        if (s >= 0 || zb_control_now() + 1e-3 * RETRY_MS > deadline) break;
+        poll(NULL, 0, RETRY_MS);
     }
     freeaddrinfo(list);
     *socket_p = s;

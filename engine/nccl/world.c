@@ -215,11 +215,11 @@ static zb_status meet(nccl_world *world, ncclUniqueId *id)
     nccl_meeting meeting = { .here = &world->here,
                              .timeout_seconds = world->timeout_seconds,
                              .names = { "scratch_bytes", "unchecked", "native", "NCCL's version" },
-                             .words = { world->scratch_bytes, (uint64_t)world->unchecked,
-                                        zb_nccl_hash_orders(&world->native) } };
+                             .words = { world->scratch_bytes, (uint64_t)world->unchecked } };
     int version = 0;
     _Static_assert(sizeof *id == MEETING_GIFT_BYTES, "rank 0 gives NCCL's id to the others");
     ncclGetVersion(&version);
+    ZB_TRY(zb_nccl_hash_orders(&world->native, &meeting.words[2]));
     meeting.words[3] = (uint64_t)version;
     memcpy(meeting.gift, id, sizeof *id);
     int *sockets = zb_alloc_array((size_t)world->size, sizeof *sockets);

@@ -183,7 +183,8 @@ void zb_nccl_extent(const nccl_op *op, size_t *send_bytes, size_t *recv_bytes);
 /** Tells NCCL, by its variables, what `native` wants; ZB_UNSUPPORTED where that cannot be. */
 zb_status zb_nccl_native_set(const zb_orders *native);
 zb_status zb_nccl_native_queue(nccl_op *op, const void *send, void *recv);
-uint64_t zb_nccl_hash_orders(const zb_orders *orders);
+/** Equal where the orders are. ZB_NO_MEMORY. */
+zb_status zb_nccl_hash_orders(const zb_orders *orders, uint64_t *hash_p);
 /** How far NCCL has reported; 0 without a report. */
 long zb_nccl_report_end(void);
 /** From here on it is too late to ask for a report. */
