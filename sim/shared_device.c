@@ -24,8 +24,9 @@ enum { SHARE_MULTIPLE = 64 }; /* elements: shares of an all_reduce begin where v
 
 /* What a rank shows the others; it stays as it is until all have left the collective. */
 typedef struct shared_part {
-    const zb_collective *call;
+    zb_collective call;
     zb_event *ready, *reduced, *taken;
+    int inside; /* atomic: how often another rank has still to leave one */
 } shared_part;
 
 typedef struct shared_message {
@@ -41,11 +42,12 @@ typedef struct shared {
     int owns_control; /* made by a split */
     zb_device *device;
     shared_part own;
-    const shared_part **parts; /* [world_size] of the collective under way */
-    const void **inputs;       /* [world_size] */
+    shared_part **parts; /* [world_size] of the collective under way */
+    const void **inputs; /* [world_size] */
     zb_reduction_cache reductions;
     zb_stream_works works;
     shared_message *messages; /* sends and receives, and calls without a stream, in flight */
+    int has_failed;           /* in a collective: the others may never leave it */
 } shared;
 
 /* --- meeting --- */
@@ -67,7 +69,7 @@ static zb_status control_run(const shared *s, const zb_collective *c, zb_collect
 
 static zb_status meet(const shared *s)
 {
-    return control_run(s, s->own.call, ZB_COLLECTIVE_BARRIER, NULL, NULL, 0);
+    return control_run(s, &s->own.call, ZB_COLLECTIVE_BARRIER, NULL, NULL, 0);
 }
 
 static zb_status mismatch(const shared *s, int rank, const char *difference)
@@ -75,7 +77,7 @@ static zb_status mismatch(const shared *s, int rank, const char *difference)
     const int ranks[2] = { 0, rank };
     char calls[2][256];
     for (int i = 0; i < 2; i++) {
-        const zb_collective *c = s->parts[ranks[i]]->call;
+        const zb_collective *c = &s->parts[ranks[i]]->call;
         snprintf(calls[i], sizeof calls[i], "rank %d called %s (%s) at %s:%d", ranks[i],
                  zb_call_kind_name(c->kind), c->what != NULL ? c->what : "?",
                  c->file != NULL ? zb_call_short_path(c->file) : "?", c->line);
@@ -84,15 +86,27 @@ static zb_status mismatch(const shared *s, int rank, const char *difference)
                    calls[1]);
 }
 
-/* Every rank's part; the same verdict on all. */
+/* Every rank's part, until leave(). */
 static zb_status gather_parts(shared *s)
 {
     const shared_part *own = &s->own;
-    ZB_TRY(control_run(s, s->own.call, ZB_COLLECTIVE_ALL_GATHER, &own, s->parts, sizeof own));
+    return control_run(s, &s->own.call, ZB_COLLECTIVE_ALL_GATHER, &own, s->parts, sizeof own);
+}
+
+/* The others' parts are no longer looked at. */
+static void leave(const shared *s)
+{
+    for (int rank = 0; rank < s->base.world_size; rank++)
+        if (rank != s->base.rank) __atomic_sub_fetch(&s->parts[rank]->inside, 1, __ATOMIC_RELEASE);
+}
+
+/* The same verdict on all ranks. */
+static zb_status compare_parts(const shared *s)
+{
     for (int rank = 1; rank < s->base.world_size; rank++) {
         char difference[512];
-        const zb_call_side first = { .rank = 0, .call = s->parts[0]->call },
-                           other = { .rank = rank, .call = s->parts[rank]->call };
+        const zb_call_side first = { .rank = 0, .call = &s->parts[0]->call },
+                           other = { .rank = rank, .call = &s->parts[rank]->call };
         if (zb_calls_differ(&first, &other, s->base.world_size, difference, sizeof difference))
             return mismatch(s, rank, difference);
     }
@@ -111,13 +125,13 @@ static zb_status wait_for(const shared *s, shared_point point)
 {
     for (int rank = 0; rank < s->base.world_size; rank++)
         if (rank != s->base.rank)
-            ZB_TRY(zb_stream_wait_event(s->own.call->stream, event_of(s->parts[rank], point)));
+            ZB_TRY(zb_stream_wait_event(s->own.call.stream, event_of(s->parts[rank], point)));
     return ZB_OK;
 }
 
 static zb_status reach(const shared *s, shared_point point)
 {
-    ZB_TRY(zb_event_record(event_of(&s->own, point), s->own.call->stream));
+    ZB_TRY(zb_event_record(event_of(&s->own, point), s->own.call.stream));
     ZB_TRY(meet(s));
     return wait_for(s, point);
 }
@@ -127,17 +141,17 @@ static zb_status reach(const shared *s, shared_point point)
 static zb_status copy(const shared *s, void *to, const void *from, size_t bytes)
 {
     if (bytes == 0 || to == from) return ZB_OK;
-    return zb_launch_copy(s->own.call->stream, &(zb_copy_args){ .to = to, .from = from, .bytes = bytes });
+    return zb_launch_copy(s->own.call.stream, &(zb_copy_args){ .to = to, .from = from, .bytes = bytes });
 }
 
 /* Elements [first, first + numel) of all ranks' contributions. */
 static zb_status add(shared *s, const zb_reduction *reduction, size_t first, size_t numel, void *out)
 {
-    const zb_collective *c = s->own.call;
+    const zb_collective *c = &s->own.call;
     const size_t skipped = reduction != NULL ? 0 : first * zb_dtype_bytes(c->dtype);
     if (numel == 0) return ZB_OK;
     for (int rank = 0; rank < s->base.world_size; rank++)
-        s->inputs[rank] = (const char *)s->parts[rank]->call->send + skipped;
+        s->inputs[rank] = (const char *)s->parts[rank]->call.send + skipped;
     if (reduction != NULL) return zb_reduction_launch(c->stream, reduction, s->inputs, first, numel, out);
     return zb_launch_ordered_reduce(c->stream, &(zb_ordered_reduce_args){ .inputs = s->inputs,
                                                                           .count = s->base.world_size,
@@ -155,7 +169,7 @@ typedef struct shared_range {
 /* What a rank adds of an all_reduce. */
 static shared_range share_of(const shared *s, int rank)
 {
-    const size_t numel = s->own.call->numel, world_size = (size_t)s->base.world_size;
+    const size_t numel = s->own.call.numel, world_size = (size_t)s->base.world_size;
     const size_t even = (numel + world_size - 1) / world_size;
     const size_t length = (even + SHARE_MULTIPLE - 1) / SHARE_MULTIPLE * SHARE_MULTIPLE;
     const size_t first = length * (size_t)rank < numel ? length * (size_t)rank : numel;
@@ -164,7 +178,7 @@ static shared_range share_of(const shared *s, int rank)
 
 static zb_status all_reduce(shared *s, const zb_reduction *reduction)
 {
-    const zb_collective *c = s->own.call;
+    const zb_collective *c = &s->own.call;
     const size_t element = zb_dtype_bytes(c->dtype);
     const shared_range own = share_of(s, s->base.rank);
     ZB_TRY(add(s, reduction, own.first, own.numel, (char *)c->recv + own.first * element));
@@ -172,14 +186,14 @@ static zb_status all_reduce(shared *s, const zb_reduction *reduction)
     for (int rank = 0; rank < s->base.world_size; rank++) {
         const shared_range share = share_of(s, rank);
         ZB_TRY(copy(s, (char *)c->recv + share.first * element,
-                    (const char *)s->parts[rank]->call->recv + share.first * element, share.numel * element));
+                    (const char *)s->parts[rank]->call.recv + share.first * element, share.numel * element));
     }
     return ZB_OK;
 }
 
 static zb_status reduce_scatter_v(shared *s, const zb_reduction *reduction)
 {
-    const zb_collective *c = s->own.call;
+    const zb_collective *c = &s->own.call;
     size_t first = 0;
     for (int rank = 0; rank < s->base.rank; rank++) first += c->counts[rank];
     return add(s, reduction, first, c->counts[s->base.rank], c->recv);
@@ -188,17 +202,17 @@ static zb_status reduce_scatter_v(shared *s, const zb_reduction *reduction)
 /* Block `block` of what every rank sends, one behind the other. */
 static zb_status collect(const shared *s, size_t block)
 {
-    const zb_collective *c = s->own.call;
+    const zb_collective *c = &s->own.call;
     const size_t bytes = c->numel * zb_dtype_bytes(c->dtype);
     for (int rank = 0; rank < s->base.world_size; rank++)
         ZB_TRY(copy(s, (char *)c->recv + (size_t)rank * bytes,
-                    (const char *)s->parts[rank]->call->send + block * bytes, bytes));
+                    (const char *)s->parts[rank]->call.send + block * bytes, bytes));
     return ZB_OK;
 }
 
 static zb_status execute(shared *s, const zb_reduction *reduction)
 {
-    const zb_collective *c = s->own.call;
+    const zb_collective *c = &s->own.call;
     const int rank = s->base.rank;
     switch (c->kind) {
     case ZB_COLLECTIVE_ALL_REDUCE:
@@ -214,7 +228,7 @@ static zb_status execute(shared *s, const zb_reduction *reduction)
     case ZB_COLLECTIVE_ALL_TO_ALL:
         return collect(s, (size_t)rank);
     case ZB_COLLECTIVE_BROADCAST:
-        return copy(s, c->recv, s->parts[c->root]->call->recv, c->numel * zb_dtype_bytes(c->dtype));
+        return copy(s, c->recv, s->parts[c->root]->call.recv, c->numel * zb_dtype_bytes(c->dtype));
     case ZB_COLLECTIVE_BARRIER:
         return ZB_OK;
     case ZB_COLLECTIVE_SEND: /* pass through the host */
@@ -225,17 +239,30 @@ static zb_status execute(shared *s, const zb_reduction *reduction)
     return zb_fail(ZB_INTERNAL, "shared device: collective %d", (int)c->kind);
 }
 
-static zb_status run_collective(shared *s, const zb_collective *c)
+static zb_status run_gathered(shared *s)
 {
+    const zb_collective *c = &s->own.call;
     const zb_reduction *reduction = NULL;
-    s->own.call = c;
-    ZB_TRY(zb_event_record(s->own.ready, c->stream));
-    ZB_TRY(gather_parts(s));
+    ZB_TRY(compare_parts(s));
     if (zb_call_is_reduction(c->kind))
         ZB_TRY(zb_reduction_of_collective(&s->reductions, c, s->base.world_size, &reduction));
     ZB_TRY(wait_for(s, READY));
     ZB_TRY(execute(s, reduction));
     return reach(s, TAKEN);
+}
+
+static zb_status run_collective(shared *s, const zb_collective *c)
+{
+    s->own.call = *c;
+    __atomic_add_fetch(&s->own.inside, s->base.world_size - 1, __ATOMIC_RELAXED);
+    zb_status status = zb_event_record(s->own.ready, c->stream);
+    if (status == ZB_OK) status = gather_parts(s);
+    if (status == ZB_OK) {
+        status = run_gathered(s);
+        leave(s);
+    }
+    s->has_failed |= status != ZB_OK;
+    return status;
 }
 
 /* --- calls that the control communicator carries --- */
@@ -362,9 +389,16 @@ static void shared_fail(zb_comm *comm, zb_status status, const char *message)
     zb_comm_fail(((shared *)comm)->control, status, message);
 }
 
+/* A rank that has left its last collective is still looked at by those that have not. */
+static void await_others(const shared *s)
+{
+    while (!s->has_failed && __atomic_load_n(&s->own.inside, __ATOMIC_ACQUIRE) > 0) zb_sim_yield(s->control);
+}
+
 static void shared_destroy(zb_comm *comm)
 {
     shared *s = (shared *)comm;
+    await_others(s);
     while (s->messages != NULL) {
         shared_message *next = s->messages->next;
         free_message(s->messages);

@@ -49,8 +49,9 @@ ZB_API zb_status zb_sim_run(zb_sim *sim, zb_rank_main *main, void *user);
  *
  * Every rank makes its own, with a handle of the same device (its memory is the others' too). Both are borrowed. A call with
  * a stream returns when all ranks have come to it, also with a zb_work. Errors are those of `control`, and the device's; ZB_MISMATCH
- * names the field, both values and both calls. Once a rank has failed, wait for every rank's device (zb_device_wait_idle)
- * before the first memory is freed: others may still be reading it.
+ * names the field, both values and both calls. zb_comm_destroy waits for ranks that are still in this one's last collective. Once a
+ * rank has failed it does not: wait for the end of the run and for every rank's device (zb_device_wait_idle) before the first
+ * communicator is destroyed and the first memory freed, which others may still be reading.
  */
 ZB_API zb_status zb_comm_shared_device_create(zb_comm *control, zb_device *device, zb_comm **comm_p);
 
