@@ -27,6 +27,17 @@
 #define NO_NCCL "this build has no NCCL communicator\n"
 #endif
 
+#if ZB_WITH_MPI
+#define IF_MPI(text) text
+#else
+#define IF_MPI(text) ""
+#endif
+#if ZB_WITH_NCCL
+#define IF_NCCL(text) text
+#else
+#define IF_NCCL(text) ""
+#endif
+
 static const struct refusal {
     const char *arguments;
     int exit;
@@ -557,7 +568,7 @@ static void inspect_partition_tiles(void **state)
 static void info_tells_what_there_is(void **state)
 {
     (void)state;
-    expect("info", 0, "communicators  self, sim", "");
+    expect("info", 0, "communicators  self, sim" IF_MPI(", mpi") IF_NCCL(", nccl") "\n", "");
     outcome o = run("info --json");
     cJSON *json = cJSON_Parse(o.out);
     assert_non_null(json);
