@@ -74,6 +74,7 @@ static const struct refusal {
     { "verify " CIFAR " --dtypes fp32 --junit @/no/such/place", 2, "no/such/place: cannot be written" },
 #if ZB_WITH_MPI
     { "verify " CIFAR " --against mpi --comm mpi", 2, "--against mpi starts the processes itself" },
+    { "verify " CIFAR " --against mpi --shared-gpu", 2, "--shared-gpu with --against mpi" },
     { "verify " CIFAR " --against ref,mpi --order native", 2, "simulated ranks have no MPI to ask" },
     { "verify " CIFAR " --against mpi --mpirun ' '", 2, "--mpirun or ZEROBIT_MPIRUN is blank" },
     { "verify " CIFAR " --against mpi --mpirun nowhere", 3,
@@ -97,6 +98,9 @@ static const struct refusal {
     { "verify " CIFAR " --against nccl", 3, "zerobit verify: " NO_NCCL },
     { "train " CIFAR " --gpus 2", 3, "zerobit train: " NO_NCCL },
     { "train " CIFAR " --gpus 2 --comm mpi", 2, "--gpus starts the processes itself" },
+    { "train " CIFAR " --gpus 2 --device cpu", 2, "--device cpu with --gpus: want cuda" },
+    { "train " CIFAR " --gpus 2 --world 3", 2, "--world 3 with --gpus 2: each of the processes is a rank" },
+    { "train " CIFAR " --comm nccl --device cpu", 2, "--device cpu with --comm nccl: want cuda" },
     { "launch -n 0 true", 2, "want -n N PROGRAM, N from 1 to 1024" },
     { "launch -n 2", 2, "want -n N PROGRAM" },
     { "launch -n 1 /no/such/program", 127, "/no/such/program cannot be started: No such file or directory" },
