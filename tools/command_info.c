@@ -22,7 +22,7 @@ typedef struct capability {
 static const capability capabilities[] = {
     { "mpi", ZB_FOUND_MPI, ZB_WITH_MPI },
     { "cuda", ZB_FOUND_CUDA, ZB_WITH_CUDA },
-    { "nccl", ZB_FOUND_NCCL, 0 },
+    { "nccl", ZB_FOUND_NCCL, ZB_WITH_NCCL },
 };
 enum { CAPABILITY_COUNT = sizeof capabilities / sizeof capabilities[0] };
 
@@ -37,6 +37,7 @@ static zb_status print_json(const char *simd)
     zb_json_put_string(&json, NULL, "self");
     zb_json_put_string(&json, NULL, "sim");
     if (ZB_WITH_MPI) zb_json_put_string(&json, NULL, "mpi");
+    if (ZB_WITH_NCCL) zb_json_put_string(&json, NULL, "nccl");
     zb_json_end_array(&json);
     zb_json_begin_array(&json, "devices");
     zb_json_put_string(&json, NULL, "cpu");
@@ -79,7 +80,7 @@ static void print_text(const char *simd)
     printf("zerobit        %s\n", ZB_VERSION);
     printf("simd           %s\n", simd);
     printf("cores          %ld\n", sysconf(_SC_NPROCESSORS_ONLN));
-    printf("communicators  self, sim%s\n", ZB_WITH_MPI ? ", mpi" : "");
+    printf("communicators  self, sim%s%s\n", ZB_WITH_MPI ? ", mpi" : "", ZB_WITH_NCCL ? ", nccl" : "");
     printf("devices        cpu%s\n", ZB_WITH_CUDA ? ", cuda" : "");
     print_gpus();
     for (int i = 0; i < CAPABILITY_COUNT; i++)

@@ -277,14 +277,19 @@ static zb_status check_outputs(const train_settings *settings)
     return ZB_OK;
 }
 
+static int is_cpu(const train_settings *settings)
+{
+    return settings->device != NULL && strcmp(settings->device, "cpu") == 0;
+}
+
 static exit_code check_back_ends(train_settings *settings)
 {
+    if (processes_on_gpus(&settings->processes) && is_cpu(settings))
+        return command_failed(command_name,
+                              zb_fail(ZB_INVALID_ARGUMENT, "--device cpu with --comm nccl: want cuda"));
     const exit_code code = processes_check(command_name, &settings->processes, &settings->input);
     if (code != EXIT_EQUAL) return code;
     if (settings->device == NULL) settings->device = processes_on_gpus(&settings->processes) ? "cuda" : "cpu";
-    if (processes_on_gpus(&settings->processes) && strcmp(settings->device, "cpu") == 0)
-        return command_failed(command_name,
-                              zb_fail(ZB_INVALID_ARGUMENT, "--device cpu with --comm nccl: want cuda"));
     return devices_find(command_name, "--device", settings->device, 0, &settings->devices);
 }
 
@@ -359,7 +364,16 @@ static exit_code start_ranks(train_settings *settings, int argc, char **argv)
                                                     "--gpus starts the processes itself; --comm %s is for "
                                                     "those that a launcher has started",
                                                     settings->processes.comm_name));
-    const exit_code code = processes_nccl_check(command_name, &settings->processes, &settings->input);
+    if (is_cpu(settings))
+        return command_failed(command_name,
+                              zb_fail(ZB_INVALID_ARGUMENT, "--device cpu with --gpus: want cuda"));
+    if (settings->world_size != 0 && settings->world_size != settings->gpus)
+        return command_failed(command_name, zb_fail(ZB_INVALID_ARGUMENT,
+                                                    "--world %" PRId64 " with --gpus %" PRId64
+                                                    ": each of the processes is a rank",
+                                                    settings->world_size, settings->gpus));
+    const exit_code code = processes_nccl_check(command_name, &settings->processes, &settings->input,
+                                                settings->gpus);
     return code == EXIT_EQUAL ? become_ranks(settings->gpus, argc, argv) : code;
 }
 

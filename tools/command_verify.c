@@ -76,6 +76,17 @@ static double seconds_now(void)
 
 /* --- what it is held against --- */
 
+static const int_list default_worlds = { { 1, 2, 4, 8 }, 4 };
+
+static int largest_world(const verify_settings *settings)
+{
+    const int_list *worlds = settings->worlds.count > 0 ? &settings->worlds : &default_worlds;
+    int largest = 0;
+    for (int i = 0; i < worlds->count; i++)
+        if (worlds->values[i] > largest) largest = worlds->values[i];
+    return largest;
+}
+
 static exit_code check_against(verify_settings *settings)
 {
     const struct {
@@ -107,7 +118,8 @@ static exit_code check_against(verify_settings *settings)
                               zb_fail(ZB_INVALID_ARGUMENT,
                                       "--against mpi,nccl: want one of them, the other in a run of its own"));
     if (settings->against_nccl) {
-        const exit_code code = processes_nccl_check(command_name, &settings->processes, &settings->input);
+        const exit_code code = processes_nccl_check(command_name, &settings->processes, &settings->input,
+                                                    largest_world(settings));
         if (code != EXIT_EQUAL) return code;
     }
     if (!settings->against_cuda && !processes_on_gpus(&settings->processes)) return EXIT_EQUAL;
@@ -131,6 +143,9 @@ static exit_code check_processes(const verify_settings *settings)
     if (settings->mpirun != NULL && !settings->against_mpi)
         return command_failed(command_name, zb_fail(ZB_INVALID_ARGUMENT, "--mpirun without --against mpi: "
                                                                          "nothing is started"));
+    if (settings->processes.shared_gpu && settings->against_mpi)
+        return command_failed(command_name, zb_fail(ZB_INVALID_ARGUMENT, "--shared-gpu with --against mpi: "
+                                                                         "its ranks compute on the CPU"));
     if (settings->against_cuda && processes_on_gpus(&settings->processes))
         return command_failed(command_name,
                               zb_fail(ZB_INVALID_ARGUMENT,
@@ -217,7 +232,10 @@ static zb_status plan_launched(const verify_settings *settings, const inputs *in
     for (int w = 0; w < settings->worlds.count; w++, cases += of_world) {
         options.worlds = &settings->worlds.values[w];
         ZB_TRY(zb_verify_plan(&options, cases));
-        for (int i = 0; i < of_world; i++) cases[i].ranks = NULL;
+        for (int i = 0; i < of_world; i++) {
+            cases[i].ranks = NULL; /* as long as no process has told of it */
+            if (settings->against_nccl) cases[i].device = "cuda";
+        }
     }
     return ZB_OK;
 }
@@ -370,10 +388,9 @@ static exit_code verify_inputs(verify_settings *settings, const inputs *in, int 
 
 static void fill_defaults(verify_settings *settings, const inputs *in)
 {
-    static const int_list simulated = { { 1, 2, 4, 8 }, 4 };
     if (settings->dtypes.count == 0) settings->dtypes = (dtype_list){ { in->config->dtype }, 1 };
     if (settings->worlds.count > 0) return;
-    settings->worlds = simulated;
+    settings->worlds = default_worlds;
     if (settings->processes.comm != NULL)
         settings->worlds = (int_list){ { settings->processes.comm->world_size }, 1 };
 }

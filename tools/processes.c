@@ -34,7 +34,7 @@ exit_code processes_check(const char *command, const processes *p, const input_o
 {
     if (p->shared_gpu && !processes_on_gpus(p))
         return command_failed(command, zb_fail(ZB_INVALID_ARGUMENT, "--shared-gpu without --comm nccl"));
-    if (processes_on_gpus(p)) return processes_nccl_check(command, p, input);
+    if (processes_on_gpus(p)) return processes_nccl_check(command, p, input, 0);
     if (are_processes(p)) return ZB_WITH_MPI ? EXIT_EQUAL : command_lacks(command, "MPI communicator");
     if (strcmp(p->comm_name, "sim") != 0)
         return command_failed(command,

@@ -1,7 +1,7 @@
 /*
- * Ranks that are processes, for `train` and `verify`: what --comm mpi means, started by mpirun, and --comm nccl, by
- * any launcher. Every process runs the same command with the same arguments. A build without MPI, or NCCL, says so
- * when it is asked for them.
+ * Ranks that are processes, for `train` and `verify`: what --comm mpi means, started by mpirun, and --comm
+ * nccl, by any launcher. Every process runs the same command with the same arguments. A build without MPI, or
+ * NCCL, says so when it is asked for them.
  */
 #ifndef TOOLS_PROCESSES_H
 #define TOOLS_PROCESSES_H

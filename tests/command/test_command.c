@@ -27,6 +27,17 @@
 #define NO_NCCL "this build has no NCCL communicator\n"
 #endif
 
+#if ZB_WITH_MPI
+#define IF_MPI(text) text
+#else
+#define IF_MPI(text) ""
+#endif
+#if ZB_WITH_NCCL
+#define IF_NCCL(text) text
+#else
+#define IF_NCCL(text) ""
+#endif
+
 static const struct refusal {
     const char *arguments;
     int exit;
@@ -63,6 +74,7 @@ static const struct refusal {
     { "verify " CIFAR " --dtypes fp32 --junit @/no/such/place", 2, "no/such/place: cannot be written" },
 #if ZB_WITH_MPI
     { "verify " CIFAR " --against mpi --comm mpi", 2, "--against mpi starts the processes itself" },
+    { "verify " CIFAR " --against mpi --shared-gpu", 2, "--shared-gpu with --against mpi" },
     { "verify " CIFAR " --against ref,mpi --order native", 2, "simulated ranks have no MPI to ask" },
     { "verify " CIFAR " --against mpi --mpirun ' '", 2, "--mpirun or ZEROBIT_MPIRUN is blank" },
     { "verify " CIFAR " --against mpi --mpirun nowhere", 3,
@@ -86,6 +98,9 @@ static const struct refusal {
     { "verify " CIFAR " --against nccl", 3, "zerobit verify: " NO_NCCL },
     { "train " CIFAR " --gpus 2", 3, "zerobit train: " NO_NCCL },
     { "train " CIFAR " --gpus 2 --comm mpi", 2, "--gpus starts the processes itself" },
+    { "train " CIFAR " --gpus 2 --device cpu", 2, "--device cpu with --gpus: want cuda" },
+    { "train " CIFAR " --gpus 2 --world 3", 2, "--world 3 with --gpus 2: each of the processes is a rank" },
+    { "train " CIFAR " --comm nccl --device cpu", 2, "--device cpu with --comm nccl: want cuda" },
     { "launch -n 0 true", 2, "want -n N PROGRAM, N from 1 to 1024" },
     { "launch -n 2", 2, "want -n N PROGRAM" },
     { "launch -n 1 /no/such/program", 127, "/no/such/program cannot be started: No such file or directory" },
@@ -557,7 +572,7 @@ static void inspect_partition_tiles(void **state)
 static void info_tells_what_there_is(void **state)
 {
     (void)state;
-    expect("info", 0, "communicators  self, sim", "");
+    expect("info", 0, "communicators  self, sim" IF_MPI(", mpi") IF_NCCL(", nccl") "\n", "");
     outcome o = run("info --json");
     cJSON *json = cJSON_Parse(o.out);
     assert_non_null(json);
