@@ -62,17 +62,19 @@ static zb_status make_current(const cuda_device *device)
     return ZB_OK;
 }
 
-/* Every call that can fail begins here: with this GPU current, unless an earlier failure is still to be told.
- */
+static zb_status tell_failure(cuda_device *device)
+{
+    const zb_status status = device->unreported.status;
+    device->unreported.status = ZB_OK;
+    return status != ZB_OK ? zb_fail(status, "%s", device->unreported.message) : ZB_OK;
+}
+
+/* Every call that can fail begins here, but for those that wait: with this GPU current, unless an earlier
+ * failure is still to be told. */
 static zb_status enter(zb_device *base)
 {
-    cuda_device *device = device_of(base);
-    if (device->unreported.status != ZB_OK) {
-        const zb_status status = device->unreported.status;
-        device->unreported.status = ZB_OK;
-        return zb_fail(status, "%s", device->unreported.message);
-    }
-    return make_current(device);
+    ZB_TRY(tell_failure(device_of(base)));
+    return make_current(device_of(base));
 }
 
 /* --- memory --- */
@@ -146,9 +148,10 @@ static void cuda_free(zb_device *base, void *pointer)
     if (is_unused) keep_failure(device, give_back(device, pointer));
 }
 
+/* An earlier failure is left for the next call: who waits before all is given back may not listen. */
 static zb_status cuda_wait_idle(zb_device *base)
 {
-    ZB_TRY(enter(base));
+    ZB_TRY(make_current(device_of(base)));
     for (const cuda_stream *stream = device_of(base)->streams; stream != NULL; stream = stream->next)
         ZB_CUDA_TRY(cudaStreamSynchronize(stream->handle));
     return ZB_OK;
@@ -209,11 +212,13 @@ static void cuda_stream_destroy(zb_stream *base)
     zb_free(stream);
 }
 
+/* It waits whatever has failed before: the caller's buffers may go afterwards. */
 static zb_status cuda_stream_wait_idle(zb_stream *stream)
 {
-    ZB_TRY(enter(stream->device));
-    ZB_CUDA_TRY(cudaStreamSynchronize(handle_of(stream)));
-    return ZB_OK;
+    cuda_device *device = device_of(stream->device);
+    keep_failure(device, make_current(device));
+    keep_failure(device, settle(handle_of(stream)));
+    return tell_failure(device);
 }
 
 static zb_status make_event(cuda_event *event)

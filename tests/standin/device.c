@@ -176,6 +176,41 @@ static void free_goes_behind_all_streams(void **state)
     }
 }
 
+/* A failure that nobody could be told of keeps nobody from waiting, and is told by the next call that can. */
+static void waiting_waits_after_a_failure(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 50; seed++) {
+        zb_device *device;
+        zb_stream *stream;
+        void *memory, *other;
+        unsigned char host[256] = { 0 };
+        begin(seed);
+        assert_int_equal(zb_device_cuda_create(0, &device), ZB_OK);
+        assert_int_equal(zb_stream_create(device, "compute", &stream), ZB_OK);
+        assert_int_equal(zb_device_alloc(device, ZB_MEM_GRAD, sizeof host, &memory), ZB_OK);
+        for (int whole_device = 0; whole_device < 2; whole_device++) {
+            const zb_fill_bytes_args fill = { memory, (uint8_t)(7 + whole_device), sizeof host };
+            assert_int_equal(zb_device_alloc(device, ZB_MEM_GRAD, 64, &other), ZB_OK);
+            assert_int_equal(zb_launch_fill_bytes(stream, &fill), ZB_OK);
+            assert_int_equal(zb_copy_out(stream, host, memory, sizeof host), ZB_OK);
+            zb_standin_fail_call("cudaFreeAsync", 0, cudaErrorECCUncorrectable);
+            zb_device_free(device, ZB_MEM_GRAD, 64, other);
+            assert_true(zb_standin_fault_fired());
+            if (whole_device) assert_int_equal(zb_device_wait_idle(device), ZB_OK);
+            for (size_t i = 0; i < sizeof host && whole_device; i++) assert_int_equal(host[i], 8);
+            assert_int_equal(zb_stream_wait_idle(stream), ZB_INTERNAL);
+            assert_non_null(strstr(zb_error_message(), "cudaErrorECCUncorrectable"));
+            for (size_t i = 0; i < sizeof host; i++) assert_int_equal(host[i], 7 + whole_device);
+            assert_int_equal(zb_stream_wait_idle(stream), ZB_OK);
+        }
+        zb_device_free(device, ZB_MEM_GRAD, sizeof host, memory);
+        zb_stream_destroy(stream);
+        zb_device_destroy(device);
+        end_clean();
+    }
+}
+
 static void gpus_are_counted_and_described(void **state)
 {
     (void)state;
@@ -206,6 +241,7 @@ int main(void)
         cmocka_unit_test(every_operation_may_fail),
         cmocka_unit_test(memory_is_zeroed_and_runs_out),
         cmocka_unit_test(free_goes_behind_all_streams),
+        cmocka_unit_test(waiting_waits_after_a_failure),
         cmocka_unit_test(gpus_are_counted_and_described),
     };
     return cmocka_run_group_tests_name("device", tests, NULL, NULL);
