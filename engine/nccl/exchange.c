@@ -134,35 +134,52 @@ static char *slot_of(const reduction_move *m, int rank)
 
 /* --- NCCL's part --- */
 
-static zb_status send_bytes_to(const nccl_op *op, const void *from, size_t bytes, int to)
+/* What a call inside a group has answered. It is looked into when the group has ended: that may come to
+ * aborting the communicator, which NCCL cannot do before. */
+typedef struct answer {
+    ncclResult_t code;
+    const char *call;
+} answer;
+
+static answer answer_of(ncclResult_t code, const char *call)
 {
-    const nccl_group *group = op->group;
-    if (bytes == 0) return ZB_OK;
-    const ncclResult_t code = ncclSend(from, bytes, ncclUint8, to, group->comm, stream_of(op));
-    return code == ncclInProgress ? ZB_OK : zb_nccl_check(group, code, "ncclSend");
+    return (answer){ code == ncclInProgress ? ncclSuccess : code, call };
 }
 
-static zb_status receive_bytes_from(const nccl_op *op, void *to, size_t bytes, int from)
+#define GROUP_TRY(expression)                                                                                \
+    do {                                                                                                     \
+        const answer answer_ = (expression);                                                                 \
+        if (answer_.code != ncclSuccess) return answer_;                                                     \
+    } while (0)
+
+static answer send_bytes_to(const nccl_op *op, const void *from, size_t bytes, int to)
 {
-    const nccl_group *group = op->group;
-    if (bytes == 0) return ZB_OK;
-    const ncclResult_t code = ncclRecv(to, bytes, ncclUint8, from, group->comm, stream_of(op));
-    return code == ncclInProgress ? ZB_OK : zb_nccl_check(group, code, "ncclRecv");
+    const ncclComm_t comm = op->group->comm;
+    return answer_of(bytes > 0 ? ncclSend(from, bytes, ncclUint8, to, comm, stream_of(op)) : ncclSuccess,
+                     "ncclSend");
 }
 
-typedef zb_status transfers(void *user);
+static answer receive_bytes_from(const nccl_op *op, void *to, size_t bytes, int from)
+{
+    const ncclComm_t comm = op->group->comm;
+    return answer_of(bytes > 0 ? ncclRecv(to, bytes, ncclUint8, from, comm, stream_of(op)) : ncclSuccess,
+                     "ncclRecv");
+}
+
+typedef answer transfers(void *user);
 
 /* A group that has been started is ended, whatever happens in it: the library would count it open otherwise.
  */
 static zb_status in_group(const nccl_group *group, transfers *run, void *user)
 {
     NCCL_TRY(group, ncclGroupStart());
-    const zb_status status = run(user);
+    const answer answered = run(user);
     const ncclResult_t ended = ncclGroupEnd();
-    return status != ZB_OK ? status : zb_nccl_check(group, ended, "ncclGroupEnd");
+    ZB_TRY(zb_nccl_check(group, answered.code, answered.call));
+    return zb_nccl_check(group, ended, "ncclGroupEnd");
 }
 
-static zb_status collect(void *user)
+static answer collect(void *user)
 {
     const reduction_move *m = user;
     const int n = m->op->group->base.world_size, me = m->op->group->base.rank;
@@ -170,10 +187,10 @@ static zb_status collect(void *user)
     for (int step = 1; step < n; step++) {
         const int from = (me + n - step) % n, to = (me + step) % n;
         const piece out = piece_of(m, to);
-        ZB_TRY(receive_bytes_from(m->op, slot_of(m, from), own.numel * m->element, from));
-        ZB_TRY(send_bytes_to(m->op, m->send + out.first * m->element, out.numel * m->element, to));
+        GROUP_TRY(receive_bytes_from(m->op, slot_of(m, from), own.numel * m->element, from));
+        GROUP_TRY(send_bytes_to(m->op, m->send + out.first * m->element, out.numel * m->element, to));
     }
-    return ZB_OK;
+    return answer_of(ncclSuccess, NULL);
 }
 
 /* Where this rank's part of the result goes. */
@@ -192,7 +209,7 @@ static int gets_result(const nccl_op *op, int rank)
            (op->call.kind == ZB_COLLECTIVE_REDUCE && rank == op->call.root);
 }
 
-static zb_status deliver(void *user)
+static answer deliver(void *user)
 {
     const reduction_move *m = user;
     const int n = m->op->group->base.world_size, me = m->op->group->base.rank;
@@ -201,11 +218,12 @@ static zb_status deliver(void *user)
         const int from = (me + n - step) % n, to = (me + step) % n;
         const piece in = piece_of(m, from);
         if (gets_result(m->op, me))
-            ZB_TRY(receive_bytes_from(m->op, m->recv + in.first * m->element, in.numel * m->element, from));
+            GROUP_TRY(
+                receive_bytes_from(m->op, m->recv + in.first * m->element, in.numel * m->element, from));
         if (gets_result(m->op, to))
-            ZB_TRY(send_bytes_to(m->op, result_at(m, &own), own.numel * m->element, to));
+            GROUP_TRY(send_bytes_to(m->op, result_at(m, &own), own.numel * m->element, to));
     }
-    return ZB_OK;
+    return answer_of(ncclSuccess, NULL);
 }
 
 /* --- the kernels' part --- */
@@ -288,16 +306,16 @@ typedef struct exchange {
     size_t bytes; /* for each rank */
 } exchange;
 
-static zb_status exchange_all(void *user)
+static answer exchange_all(void *user)
 {
     const exchange *x = user;
     const int n = x->op->group->base.world_size, me = x->op->group->base.rank;
     for (int step = 1; step < n; step++) {
         const int from = (me + n - step) % n, to = (me + step) % n;
-        ZB_TRY(receive_bytes_from(x->op, x->recv + (size_t)from * x->bytes, x->bytes, from));
-        ZB_TRY(send_bytes_to(x->op, x->send + (size_t)to * x->bytes, x->bytes, to));
+        GROUP_TRY(receive_bytes_from(x->op, x->recv + (size_t)from * x->bytes, x->bytes, from));
+        GROUP_TRY(send_bytes_to(x->op, x->send + (size_t)to * x->bytes, x->bytes, to));
     }
-    return ZB_OK;
+    return answer_of(ncclSuccess, NULL);
 }
 
 static zb_status queue_exchange(nccl_op *op, const void *send, void *recv, size_t bytes)

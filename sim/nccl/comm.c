@@ -207,6 +207,10 @@ ncclResult_t ncclCommAbort(ncclComm_t comm)
         result = si_nccl_mistake(NULL, ncclInvalidArgument,
                                  "ncclCommAbort of a communicator that is not there");
     } else {
+        if (si_nccl_in_group())
+            result = si_nccl_mistake(
+                comm, ncclInvalidUsage,
+                "ncclCommAbort inside a group, which NCCL does not let go before its end");
         comm->state = COMM_ABORTED;
         si_nccl_forget(comm);
     }

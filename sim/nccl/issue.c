@@ -104,6 +104,11 @@ static ncclResult_t issue(call c)
     return result;
 }
 
+int si_nccl_in_group(void)
+{
+    return group_depth > 0;
+}
+
 ncclResult_t ncclGroupStart(void)
 {
     zb_standin_lock();

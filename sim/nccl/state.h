@@ -134,4 +134,9 @@ void si_nccl_forget(ncclComm_t comm);
 /** One launch: a collective, or the messages of a group. */
 ncclResult_t si_nccl_queue(const call *calls, int count);
 
+/* --- issue.c --- */
+
+/** Whether this thread is between ncclGroupStart and ncclGroupEnd. */
+int si_nccl_in_group(void);
+
 #endif

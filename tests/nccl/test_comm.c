@@ -345,6 +345,7 @@ static void test_destroyed_in_flight(void **state)
 typedef struct nccl_fault {
     int64_t n;
     int asynchronous;
+    ncclResult_t result;
     atomic_int fired;
 } nccl_fault;
 
@@ -352,9 +353,9 @@ static void set_fault(void *user)
 {
     const nccl_fault *fault = user;
     if (fault->asynchronous)
-        zb_nccl_standin_fail_async(fault->n, ncclRemoteError);
+        zb_nccl_standin_fail_async(fault->n, fault->result);
     else
-        zb_nccl_standin_fail_call(fault->n, ncclSystemError);
+        zb_nccl_standin_fail_call(fault->n, fault->result);
 }
 
 static zb_status main_bit_of_everything(void *user, zb_comm *comm)
@@ -399,7 +400,9 @@ static int fail_everywhere(int asynchronous, int on_device, const char *text)
         const thread_world world = {
             .size = 3, .seed = (uint64_t)n, .timeout_seconds = 20, .on_device = on_device
         };
-        nccl_fault fault = { .n = n, .asynchronous = asynchronous };
+        nccl_fault fault = { .n = n,
+                             .asynchronous = asynchronous,
+                             .result = asynchronous ? ncclRemoteError : ncclSystemError };
         thread_ends ends;
         run_threads(&world, main_bit_of_everything, &fault, set_fault, &ends);
         int failed = 0;
@@ -433,6 +436,33 @@ static void test_every_launch_fails_behind_streams(void **state)
     assert_true(fail_everywhere(1, 1, "remote process exited") > 12);
 }
 
+static zb_status main_fail_at_once(void *user, zb_comm *comm)
+{
+    nccl_fault *fault = user;
+    static float values[2][4];
+    zb_work work;
+    const zb_status status = add(comm, values[comm->rank], 4, &work);
+    if (status == ZB_OK) zb_comm_fail(comm, ZB_INTERNAL, "on purpose");
+    if (zb_nccl_standin_fault_fired()) atomic_store(&fault->fired, 1);
+    return status;
+}
+
+/* NCCL notices in the middle of a group that the other rank is gone, which says so itself meanwhile. */
+static void test_failure_inside_a_group(void **state)
+{
+    (void)state;
+    int fired = 1;
+    for (int64_t n = 0; fired; n++) {
+        const thread_world world = { .size = 2, .seed = (uint64_t)n, .timeout_seconds = 20 };
+        nccl_fault fault = { .n = n, .result = ncclRemoteError };
+        thread_ends ends;
+        run_threads(&world, main_fail_at_once, &fault, set_fault, &ends);
+        if (ends.session != ZB_OK) fail_msg("call %d: %s", (int)n, ends.session_message);
+        for (int r = 0; r < 2; r++) assert_int_not_equal(ends.ranks[r].status, ZB_DEADLOCK);
+        fired = atomic_load(&fault.fired) || n < 10;
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -448,6 +478,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_every_call_fails),
         cmocka_unit_test(test_every_launch_fails),
         cmocka_unit_test(test_every_launch_fails_behind_streams),
+        cmocka_unit_test(test_failure_inside_a_group),
         cmocka_unit_test(test_suite_host),
         cmocka_unit_test(test_suite_device),
         cmocka_unit_test(test_suite_small_scratch),
