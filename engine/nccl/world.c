@@ -17,6 +17,7 @@ zb_status zb_nccl_check_cuda(cudaError_t code, const char *call)
 {
     if (code == cudaSuccess) return ZB_OK;
     const int name_length = (int)strcspn(call, "(");
+    (void)cudaGetLastError(); /* told here, and by no launch that follows */
     return zb_fail(code == cudaErrorMemoryAllocation ? ZB_NO_MEMORY : ZB_INTERNAL, "%.*s: %s", name_length,
                    call, cudaGetErrorString(code));
 }
