@@ -9,6 +9,7 @@
 #include "kernels/elementary.h"
 #include "kernels/half.h"
 #include "kernels/level.h"
+#include "kernels/reduce_check.h"
 #include "kernels/scratch.h"
 #include "kernels/sum_squares.h"
 #include "kernels/vec.h"

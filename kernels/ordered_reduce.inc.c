@@ -110,36 +110,9 @@ ZB_SPECIALISED size_t add_ranks(const zb_dtype dtype, const zb_ordered_reduce_ar
     return i;
 }
 
-/* The factor of a pre-multiplied sum of integers must itself be one. */
-static int is_whole_number_within(double factor, double least, double limit)
-{
-    return factor >= least && factor < limit && factor == trunc(factor);
-}
-
-static zb_status ordered_reduce_check(const zb_ordered_reduce_args *args)
-{
-    const zb_dtype dtype = args->dtype;
-    const int floating = dtype == ZB_FP32 || dtype == ZB_FP16 || dtype == ZB_BF16 || dtype == ZB_FP64;
-    if ((unsigned)dtype >= ZB_DTYPE_COUNT)
-        return zb_fail(ZB_INVALID_ARGUMENT, "ordered_reduce of element type %d", (int)dtype);
-    if ((unsigned)args->op > ZB_PREMUL_SUM)
-        return zb_fail(ZB_INVALID_ARGUMENT, "ordered_reduce with operation %d", (int)args->op);
-    if (args->count < 1) return zb_fail(ZB_INVALID_ARGUMENT, "ordered_reduce over %d inputs", args->count);
-    if (args->op == ZB_AVG && !floating)
-        return zb_fail(ZB_UNSUPPORTED, "the average of %s is not defined; want fp32, fp16, bf16 or fp64",
-                       zb_dtype_name(dtype));
-    if (args->op == ZB_PREMUL_SUM && !floating) {
-        const double limit = dtype == ZB_UINT8 ? 0x1p8 : dtype == ZB_INT32 ? 0x1p31 : 0x1p63;
-        if (!is_whole_number_within(args->factor, dtype == ZB_UINT8 ? 0 : -limit, limit))
-            return zb_fail(ZB_INVALID_ARGUMENT, "ordered_reduce of %s with factor %.17g, which is no %s",
-                           zb_dtype_name(dtype), args->factor, zb_dtype_name(dtype));
-    }
-    return ZB_OK;
-}
-
 static zb_status op_ordered_reduce(const zb_ordered_reduce_args *args)
 {
-    ZB_TRY(ordered_reduce_check(args));
+    ZB_TRY(zb_ordered_reduce_check(args));
     size_t first = 0;
     if (args->op == ZB_SUM || args->op == ZB_AVG)
         first = args->dtype == ZB_FP32   ? add_ranks(ZB_FP32, args)

@@ -272,7 +272,7 @@ ZB_SPECIALISED void tree_reduce_with(const tree_arithmetic a, const zb_tree_redu
         }                                                                                                    \
     }
 #define ZB_WITH_LL128(statement) statement
-#define ZB_NO_LL128(statement)   /* tree_reduce_check has refused it */
+#define ZB_NO_LL128(statement)   /* zb_tree_reduce_check has refused it */
 ZB_TREE_REDUCE(fp32, ZB_FP32, 0, ZB_WITH_LL128)
 ZB_TREE_REDUCE(fp16, ZB_FP16, 0, ZB_NO_LL128)
 ZB_TREE_REDUCE(fp16_wide, ZB_FP16, 1, ZB_NO_LL128)
@@ -334,32 +334,6 @@ ZB_TREE_REDUCE_PLAIN(uint8, uint8_t, uint8_t, ZB_DIVIDE_WHOLE, ZB_FMA_WHOLE)
 
 /* --- */
 
-static zb_status tree_reduce_check(const zb_tree_reduce_args *args)
-{
-    const zb_dtype dtype = args->dtype;
-    const zb_rounding *r = &args->rounding;
-    if ((unsigned)dtype >= ZB_DTYPE_COUNT)
-        return zb_fail(ZB_INVALID_ARGUMENT, "tree_reduce of element type %d", (int)dtype);
-    if (args->count < 1) return zb_fail(ZB_INVALID_ARGUMENT, "tree_reduce over %d inputs", args->count);
-    if ((unsigned)r->scaling > ZB_SCALING_FUSED_LL128)
-        return zb_fail(ZB_INVALID_ARGUMENT, "tree_reduce with scaling %d", (int)r->scaling);
-    if (r->scaling == ZB_SCALING_FUSED_LL128 && dtype != ZB_FP32)
-        return zb_fail(ZB_UNSUPPORTED, "tree_reduce of %s, fused as LL128 does; want fp32",
-                       zb_dtype_name(dtype));
-    if (is_tensor_dtype(dtype) || dtype == ZB_FP64) return ZB_OK;
-    if (r->divisor != 0 || r->scaling > ZB_SCALING_MULTIPLY)
-        return zb_fail(
-            ZB_UNSUPPORTED,
-            "tree_reduce of %s with a division or a fused operation; want fp32, fp16, bf16 or fp64",
-            zb_dtype_name(dtype));
-    const double limit = dtype == ZB_UINT8 ? 0x1p8 : dtype == ZB_INT32 ? 0x1p31 : 0x1p63;
-    if (r->scaling == ZB_SCALING_MULTIPLY &&
-        !is_whole_number_within(r->factor, dtype == ZB_UINT8 ? 0 : -limit, limit))
-        return zb_fail(ZB_INVALID_ARGUMENT, "tree_reduce of %s with factor %.17g, which is no %s",
-                       zb_dtype_name(dtype), r->factor, zb_dtype_name(dtype));
-    return ZB_OK;
-}
-
 static int64_t whole_factor(const zb_tree_reduce_args *args)
 {
     return args->rounding.scaling == ZB_SCALING_MULTIPLY ? (int64_t)args->rounding.factor : 1;
@@ -380,7 +354,7 @@ static void canonicalise_nan(zb_dtype dtype, void *out, size_t numel)
 
 static zb_status op_tree_reduce(const zb_tree_reduce_args *args)
 {
-    ZB_TRY(tree_reduce_check(args));
+    ZB_TRY(zb_tree_reduce_check(args));
     const zb_rounding *r = &args->rounding;
     switch (args->dtype) {
     case ZB_FP32:

@@ -22,9 +22,9 @@
 
 enum { SHARE_MULTIPLE = 64 }; /* elements: shares of an all_reduce begin where vectors do */
 
-/* What a rank shows the others; it stays as it is until all have left the collective. */
+/* What a rank shows the others. They have it by value: one that fails on the way is gone before they look. */
 typedef struct shared_part {
-    const zb_collective *call;
+    zb_collective call;
     zb_event *ready, *reduced, *taken;
 } shared_part;
 
@@ -41,8 +41,8 @@ typedef struct shared {
     int owns_control; /* made by a split */
     zb_device *device;
     shared_part own;
-    const shared_part **parts; /* [world_size] of the collective under way */
-    const void **inputs;       /* [world_size] */
+    shared_part *parts;  /* [world_size] of the collective under way */
+    const void **inputs; /* [world_size] */
     zb_reduction_cache reductions;
     zb_stream_works works;
     shared_message *messages; /* sends and receives, and calls without a stream, in flight */
@@ -67,7 +67,7 @@ static zb_status control_run(const shared *s, const zb_collective *c, zb_collect
 
 static zb_status meet(const shared *s)
 {
-    return control_run(s, s->own.call, ZB_COLLECTIVE_BARRIER, NULL, NULL, 0);
+    return control_run(s, &s->own.call, ZB_COLLECTIVE_BARRIER, NULL, NULL, 0);
 }
 
 static zb_status mismatch(const shared *s, int rank, const char *difference)
@@ -75,7 +75,7 @@ static zb_status mismatch(const shared *s, int rank, const char *difference)
     const int ranks[2] = { 0, rank };
     char calls[2][256];
     for (int i = 0; i < 2; i++) {
-        const zb_collective *c = s->parts[ranks[i]]->call;
+        const zb_collective *c = &s->parts[ranks[i]].call;
         snprintf(calls[i], sizeof calls[i], "rank %d called %s (%s) at %s:%d", ranks[i],
                  zb_call_kind_name(c->kind), c->what != NULL ? c->what : "?",
                  c->file != NULL ? zb_call_short_path(c->file) : "?", c->line);
@@ -87,12 +87,11 @@ static zb_status mismatch(const shared *s, int rank, const char *difference)
 /* Every rank's part; the same verdict on all. */
 static zb_status gather_parts(shared *s)
 {
-    const shared_part *own = &s->own;
-    ZB_TRY(control_run(s, s->own.call, ZB_COLLECTIVE_ALL_GATHER, &own, s->parts, sizeof own));
+    ZB_TRY(control_run(s, &s->own.call, ZB_COLLECTIVE_ALL_GATHER, &s->own, s->parts, sizeof s->own));
     for (int rank = 1; rank < s->base.world_size; rank++) {
         char difference[512];
-        const zb_call_side first = { .rank = 0, .call = s->parts[0]->call },
-                           other = { .rank = rank, .call = s->parts[rank]->call };
+        const zb_call_side first = { .rank = 0, .call = &s->parts[0].call },
+                           other = { .rank = rank, .call = &s->parts[rank].call };
         if (zb_calls_differ(&first, &other, s->base.world_size, difference, sizeof difference))
             return mismatch(s, rank, difference);
     }
@@ -111,13 +110,13 @@ static zb_status wait_for(const shared *s, shared_point point)
 {
     for (int rank = 0; rank < s->base.world_size; rank++)
         if (rank != s->base.rank)
-            ZB_TRY(zb_stream_wait_event(s->own.call->stream, event_of(s->parts[rank], point)));
+            ZB_TRY(zb_stream_wait_event(s->own.call.stream, event_of(&s->parts[rank], point)));
     return ZB_OK;
 }
 
 static zb_status reach(const shared *s, shared_point point)
 {
-    ZB_TRY(zb_event_record(event_of(&s->own, point), s->own.call->stream));
+    ZB_TRY(zb_event_record(event_of(&s->own, point), s->own.call.stream));
     ZB_TRY(meet(s));
     return wait_for(s, point);
 }
@@ -127,17 +126,17 @@ static zb_status reach(const shared *s, shared_point point)
 static zb_status copy(const shared *s, void *to, const void *from, size_t bytes)
 {
     if (bytes == 0 || to == from) return ZB_OK;
-    return zb_launch_copy(s->own.call->stream, &(zb_copy_args){ .to = to, .from = from, .bytes = bytes });
+    return zb_launch_copy(s->own.call.stream, &(zb_copy_args){ .to = to, .from = from, .bytes = bytes });
 }
 
 /* Elements [first, first + numel) of all ranks' contributions. */
 static zb_status add(shared *s, const zb_reduction *reduction, size_t first, size_t numel, void *out)
 {
-    const zb_collective *c = s->own.call;
+    const zb_collective *c = &s->own.call;
     const size_t skipped = reduction != NULL ? 0 : first * zb_dtype_bytes(c->dtype);
     if (numel == 0) return ZB_OK;
     for (int rank = 0; rank < s->base.world_size; rank++)
-        s->inputs[rank] = (const char *)s->parts[rank]->call->send + skipped;
+        s->inputs[rank] = (const char *)s->parts[rank].call.send + skipped;
     if (reduction != NULL) return zb_reduction_launch(c->stream, reduction, s->inputs, first, numel, out);
     return zb_launch_ordered_reduce(c->stream, &(zb_ordered_reduce_args){ .inputs = s->inputs,
                                                                           .count = s->base.world_size,
@@ -155,7 +154,7 @@ typedef struct shared_range {
 /* What a rank adds of an all_reduce. */
 static shared_range share_of(const shared *s, int rank)
 {
-    const size_t numel = s->own.call->numel, world_size = (size_t)s->base.world_size;
+    const size_t numel = s->own.call.numel, world_size = (size_t)s->base.world_size;
     const size_t even = (numel + world_size - 1) / world_size;
     const size_t length = (even + SHARE_MULTIPLE - 1) / SHARE_MULTIPLE * SHARE_MULTIPLE;
     const size_t first = length * (size_t)rank < numel ? length * (size_t)rank : numel;
@@ -164,7 +163,7 @@ static shared_range share_of(const shared *s, int rank)
 
 static zb_status all_reduce(shared *s, const zb_reduction *reduction)
 {
-    const zb_collective *c = s->own.call;
+    const zb_collective *c = &s->own.call;
     const size_t element = zb_dtype_bytes(c->dtype);
     const shared_range own = share_of(s, s->base.rank);
     ZB_TRY(add(s, reduction, own.first, own.numel, (char *)c->recv + own.first * element));
@@ -172,14 +171,14 @@ static zb_status all_reduce(shared *s, const zb_reduction *reduction)
     for (int rank = 0; rank < s->base.world_size; rank++) {
         const shared_range share = share_of(s, rank);
         ZB_TRY(copy(s, (char *)c->recv + share.first * element,
-                    (const char *)s->parts[rank]->call->recv + share.first * element, share.numel * element));
+                    (const char *)s->parts[rank].call.recv + share.first * element, share.numel * element));
     }
     return ZB_OK;
 }
 
 static zb_status reduce_scatter_v(shared *s, const zb_reduction *reduction)
 {
-    const zb_collective *c = s->own.call;
+    const zb_collective *c = &s->own.call;
     size_t first = 0;
     for (int rank = 0; rank < s->base.rank; rank++) first += c->counts[rank];
     return add(s, reduction, first, c->counts[s->base.rank], c->recv);
@@ -188,17 +187,17 @@ static zb_status reduce_scatter_v(shared *s, const zb_reduction *reduction)
 /* Block `block` of what every rank sends, one behind the other. */
 static zb_status collect(const shared *s, size_t block)
 {
-    const zb_collective *c = s->own.call;
+    const zb_collective *c = &s->own.call;
     const size_t bytes = c->numel * zb_dtype_bytes(c->dtype);
     for (int rank = 0; rank < s->base.world_size; rank++)
         ZB_TRY(copy(s, (char *)c->recv + (size_t)rank * bytes,
-                    (const char *)s->parts[rank]->call->send + block * bytes, bytes));
+                    (const char *)s->parts[rank].call.send + block * bytes, bytes));
     return ZB_OK;
 }
 
 static zb_status execute(shared *s, const zb_reduction *reduction)
 {
-    const zb_collective *c = s->own.call;
+    const zb_collective *c = &s->own.call;
     const int rank = s->base.rank;
     switch (c->kind) {
     case ZB_COLLECTIVE_ALL_REDUCE:
@@ -214,7 +213,7 @@ static zb_status execute(shared *s, const zb_reduction *reduction)
     case ZB_COLLECTIVE_ALL_TO_ALL:
         return collect(s, (size_t)rank);
     case ZB_COLLECTIVE_BROADCAST:
-        return copy(s, c->recv, s->parts[c->root]->call->recv, c->numel * zb_dtype_bytes(c->dtype));
+        return copy(s, c->recv, s->parts[c->root].call.recv, c->numel * zb_dtype_bytes(c->dtype));
     case ZB_COLLECTIVE_BARRIER:
         return ZB_OK;
     case ZB_COLLECTIVE_SEND: /* pass through the host */
@@ -228,14 +227,15 @@ static zb_status execute(shared *s, const zb_reduction *reduction)
 static zb_status run_collective(shared *s, const zb_collective *c)
 {
     const zb_reduction *reduction = NULL;
-    s->own.call = c;
+    s->own.call = *c;
     ZB_TRY(zb_event_record(s->own.ready, c->stream));
     ZB_TRY(gather_parts(s));
     if (zb_call_is_reduction(c->kind))
         ZB_TRY(zb_reduction_of_collective(&s->reductions, c, s->base.world_size, &reduction));
     ZB_TRY(wait_for(s, READY));
     ZB_TRY(execute(s, reduction));
-    return reach(s, TAKEN);
+    ZB_TRY(reach(s, TAKEN));
+    return meet(s); /* everybody has been told to wait for this rank's events: they may be destroyed */
 }
 
 /* --- calls that the control communicator carries --- */

@@ -176,6 +176,7 @@ static zb_status cuda_stream_create(zb_device *base, const char *name, zb_stream
         zb_free(stream);
         return status;
     }
+    zb_cuda_name_stream(stream->handle, name);
     stream->next = device->streams;
     device->streams = stream;
     *stream_p = &stream->base;
@@ -337,6 +338,7 @@ static zb_status make_pool(cuda_device *device)
     ZB_CUDA_TRY(cudaMemPoolCreate(&device->pool, &properties));
     ZB_CUDA_TRY(cudaMemPoolSetAttribute(device->pool, cudaMemPoolAttrReleaseThreshold, &keep));
     ZB_CUDA_TRY(cudaStreamCreateWithFlags(&device->memory, cudaStreamNonBlocking));
+    zb_cuda_name_stream(device->memory, "memory");
     return ZB_OK;
 }
 

@@ -49,8 +49,9 @@ ZB_API zb_status zb_sim_run(zb_sim *sim, zb_rank_main *main, void *user);
  *
  * Every rank makes its own, with a handle of the same device (its memory is the others' too). Both are borrowed. A call with
  * a stream returns when all ranks have come to it, also with a zb_work. Errors are those of `control`, and the device's; ZB_MISMATCH
- * names the field, both values and both calls. Once a rank has failed, wait for every rank's device (zb_device_wait_idle)
- * before the first memory is freed: others may still be reading it.
+ * names the field, both values and both calls. Once a rank has failed, others may still be looking at its buffers, counts and
+ * order: what it has given to its last call, and the communicator, must stay until all ranks have returned, and its device's memory until every rank's
+ * device has been waited for (zb_device_wait_idle).
  */
 ZB_API zb_status zb_comm_shared_device_create(zb_comm *control, zb_device *device, zb_comm **comm_p);
 

@@ -88,15 +88,7 @@ template <> struct zb_number<int64_t> : zb_integer<int64_t, uint64_t> {
 template <> struct zb_number<uint8_t> : zb_integer<uint8_t, uint32_t> {
 };
 
-/* The factor of a multiplied sum of integers must itself be one. */
-static inline zb_status zb_check_integer_factor(const char *operation, zb_dtype dtype, double factor)
-{
-    const double limit = dtype == ZB_UINT8 ? 0x1p8 : dtype == ZB_INT32 ? 0x1p31 : 0x1p63;
-    const double least = dtype == ZB_UINT8 ? 0 : -limit;
-    if (factor >= least && factor < limit && factor == trunc(factor)) return ZB_OK;
-    return zb_fail(ZB_INVALID_ARGUMENT, "%s of %s with factor %.17g, which is no %s", operation,
-                   zb_dtype_name(dtype), factor, zb_dtype_name(dtype));
-}
+/* Of integers it is one, too: zb_ordered_reduce_check has seen to it. */
 template <typename T> typename zb_number<T>::sum zb_factor_of(double factor)
 {
     if (zb_number<T>::INTEGER) return (typename zb_number<T>::sum)(int64_t)factor;

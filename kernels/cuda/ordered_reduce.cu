@@ -2,6 +2,7 @@
  * time. */
 #include "kernels/cuda/inputs.cuh"
 #include "kernels/cuda/operations.h"
+#include "kernels/reduce_check.h"
 
 enum { INPUTS_BY_VALUE = 64, AT_A_TIME = 4 };
 
@@ -96,23 +97,6 @@ template <typename T, combination how> struct ordered {
     }
 };
 
-static zb_status check(const zb_ordered_reduce_args *args)
-{
-    const zb_dtype dtype = args->dtype;
-    const int floating = zb_is_tensor_dtype(dtype) || dtype == ZB_FP64;
-    if ((unsigned)dtype >= ZB_DTYPE_COUNT)
-        return zb_fail(ZB_INVALID_ARGUMENT, "ordered_reduce of element type %d", (int)dtype);
-    if ((unsigned)args->op > ZB_PREMUL_SUM)
-        return zb_fail(ZB_INVALID_ARGUMENT, "ordered_reduce with operation %d", (int)args->op);
-    if (args->count < 1) return zb_fail(ZB_INVALID_ARGUMENT, "ordered_reduce over %d inputs", args->count);
-    if (args->op == ZB_AVG && !floating)
-        return zb_fail(ZB_UNSUPPORTED, "the average of %s is not defined; want fp32, fp16, bf16 or fp64",
-                       zb_dtype_name(dtype));
-    if (args->op == ZB_PREMUL_SUM && !floating)
-        return zb_check_integer_factor("ordered_reduce", dtype, args->factor);
-    return ZB_OK;
-}
-
 template <combination how>
 static zb_status run_as(cudaStream_t stream, const zb_ordered_reduce_args *args, const input_list &inputs,
                         const zb_array *arrays)
@@ -153,7 +137,7 @@ static zb_status run_staged(cudaStream_t stream, const zb_ordered_reduce_args *a
 
 zb_status zb_cuda_op_ordered_reduce(cudaStream_t stream, const zb_ordered_reduce_args *args)
 {
-    ZB_TRY(check(args));
+    ZB_TRY(zb_ordered_reduce_check(args));
     if (args->numel == 0) return ZB_OK;
     zb_array few[INPUTS_BY_VALUE + 1];
     if (args->count <= INPUTS_BY_VALUE) {

@@ -58,13 +58,33 @@ zb_status zb_cuda_run(zb_cuda_place place, void (*kernel)(Parameters...), dim3 g
                                 [&] { kernel(static_cast<Parameters>(arguments)...); });
 }
 #else
-/* ZB_OK for cudaSuccess. Otherwise the failure with its place and CUDA's words. */
+/* ZB_OK for cudaSuccess. Otherwise the failure with its place and CUDA's words; CUDA forgets it, or the next
+ * launch would find it again. */
 static inline zb_status zb_cuda_check(cudaError_t error, zb_cuda_place place)
 {
     if (error == cudaSuccess) return ZB_OK;
+    (void)cudaGetLastError();
     return zb_fail(error == cudaErrorMemoryAllocation ? ZB_NO_MEMORY : ZB_INTERNAL,
                    "CUDA, %s at %s:%d, or a kernel before it: %s (%s)", place.what, place.file, place.line,
                    cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+/*
+ * Lets a kernel have `bytes` of dynamic shared memory. The limit is the kernel's, not the launch's: always
+ * the most that the GPU has, or a thread that launches it with less would lower the limit under another's
+ * launch.
+ */
+static inline zb_status zb_cuda_allow_shared(const void *kernel, size_t bytes, zb_cuda_place place)
+{
+    int device = 0, most = 0;
+    ZB_TRY(zb_cuda_check(cudaGetDevice(&device), place));
+    ZB_TRY(
+        zb_cuda_check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), place));
+    if (bytes > (size_t)most)
+        return zb_fail(ZB_UNSUPPORTED, "%s with %zu bytes of shared memory for a block; GPU %d has %d",
+                       place.what, bytes, device, most);
+    return zb_cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+                         place);
 }
 
 template <typename... Parameters, typename... Arguments>
@@ -72,9 +92,7 @@ zb_status zb_cuda_run(zb_cuda_place place, void (*kernel)(Parameters...), dim3 g
                       size_t shared_bytes, cudaStream_t stream, const Arguments &...arguments)
 {
     if (shared_bytes > 48 * 1024) /* what every GPU gives; more has to be asked for */
-        ZB_TRY(zb_cuda_check(
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes),
-            place));
+        ZB_TRY(zb_cuda_allow_shared(reinterpret_cast<const void *>(kernel), shared_bytes, place));
     kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
     return zb_cuda_check(cudaGetLastError(), place);
 }

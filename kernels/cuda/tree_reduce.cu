@@ -9,6 +9,7 @@
  */
 #include "kernels/cuda/inputs.cuh"
 #include "kernels/cuda/operations.h"
+#include "kernels/reduce_check.h"
 
 enum { STEPS_BY_VALUE = 64, STEPS_AT_A_TIME = 4 };
 
@@ -200,28 +201,6 @@ template <typename T, typename Arithmetic> struct tree {
 
 /* --- the host's side --- */
 
-static zb_status check(const zb_tree_reduce_args *args)
-{
-    const zb_dtype dtype = args->dtype;
-    const zb_rounding *r = &args->rounding;
-    if ((unsigned)dtype >= ZB_DTYPE_COUNT)
-        return zb_fail(ZB_INVALID_ARGUMENT, "tree_reduce of element type %d", (int)dtype);
-    if (args->count < 1) return zb_fail(ZB_INVALID_ARGUMENT, "tree_reduce over %d inputs", args->count);
-    if ((unsigned)r->scaling > ZB_SCALING_FUSED_LL128)
-        return zb_fail(ZB_INVALID_ARGUMENT, "tree_reduce with scaling %d", (int)r->scaling);
-    if (r->scaling == ZB_SCALING_FUSED_LL128 && dtype != ZB_FP32)
-        return zb_fail(ZB_UNSUPPORTED, "tree_reduce of %s, fused as LL128 does; want fp32",
-                       zb_dtype_name(dtype));
-    if (zb_is_tensor_dtype(dtype) || dtype == ZB_FP64) return ZB_OK;
-    if (r->divisor != 0 || r->scaling > ZB_SCALING_MULTIPLY)
-        return zb_fail(
-            ZB_UNSUPPORTED,
-            "tree_reduce of %s with a division or a fused operation; want fp32, fp16, bf16 or fp64",
-            zb_dtype_name(dtype));
-    return r->scaling == ZB_SCALING_MULTIPLY ? zb_check_integer_factor("tree_reduce", dtype, r->factor)
-                                             : ZB_OK;
-}
-
 /* One step for each contribution, in the order of the tree. *depth_p: how many sums wait at most. */
 static zb_status plan_steps(const zb_tree_reduce_args *args, tree_step *steps, int *depth_p)
 {
@@ -306,7 +285,7 @@ static zb_status plan_and_run(cudaStream_t stream, const zb_tree_reduce_args *ar
 
 zb_status zb_cuda_op_tree_reduce(cudaStream_t stream, const zb_tree_reduce_args *args)
 {
-    ZB_TRY(check(args));
+    ZB_TRY(zb_tree_reduce_check(args));
     if (args->numel == 0) return ZB_OK;
     const size_t count = (size_t)args->count;
     tree_step *const steps = static_cast<tree_step *>(malloc(count * sizeof *steps));

@@ -17,6 +17,11 @@ void si_stream_name(const si_stream *stream, char *text, size_t text_bytes)
                             : NULL;
     if (given != NULL)
         snprintf(text, text_bytes, "%s", given);
+    else if (stream->name != NULL && stream->owner->rank >= 0)
+        snprintf(text, text_bytes, "%s (stream %d) of rank %d", stream->name, stream->owner_number,
+                 stream->owner->rank);
+    else if (stream->name != NULL)
+        snprintf(text, text_bytes, "%s (stream %d)", stream->name, stream->owner_number);
     else if (stream->owner_number < 0)
         snprintf(text, text_bytes, "the default stream of device %d", stream->device);
     else if (stream->owner->rank >= 0)

@@ -109,6 +109,7 @@ typedef struct si_operation {
 
 struct si_stream {
     cudaStream_t handle;
+    const char *name; /* given by zb_cuda_name_stream; NULL: none */
     int device, slot, gone, blocking;
     int owner_number; /* of its host's streams, in the order of creation */
     const si_host *owner;

@@ -1,5 +1,6 @@
 /* Streams and events. A handle is a number in disguise: a wrong one is told from all others without being
  * followed. */
+#include "kernels/cuda/launch.h"
 #include "sim/cuda/state.h"
 
 #include <string.h>
@@ -90,6 +91,14 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream_p, unsigned int flags
     si.counters.streams++;
     *stream_p = stream->handle;
     return si_leave(cudaSuccess);
+}
+
+void zb_cuda_name_stream(cudaStream_t handle, const char *name)
+{
+    si_stream *stream;
+    zb_standin_lock(); /* no call of CUDA's: none that can fail, and none that is counted */
+    if (si_stream_of(handle, &stream) == cudaSuccess) stream->name = name;
+    zb_standin_unlock();
 }
 
 /* What is queued on it still runs. */
