@@ -12,16 +12,20 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 #include <zerobit/memory.h>
 
 static const char command_name[] = "launch";
 enum { RANKS_MAX = 1024 };
+enum { GRACE_SECONDS = 10, HURRY_SECONDS = 2 }; /* from a rank's failure, and between signals */
 
 static const char usage[] =
     "usage: zerobit launch -n N PROGRAM [ARGUMENT...]\n\n"
     "Starts N processes of PROGRAM, each with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT\n"
-    "in its environment, and waits for them. Exit status: 0, or that of the first to end otherwise.\n";
+    "in its environment, and waits for them. When one fails, the others have 10 s to end by themselves. Exit "
+    "status: 0, or that\n"
+    "of the first to end otherwise.\n";
 
 /* A port that nobody has now: rank 0 listens there in a moment. */
 static zb_status find_port(int *port_p)
@@ -61,66 +65,105 @@ static _Noreturn void become(char **argv, int rank, int count, int port, pid_t l
     _exit(127);
 }
 
-static zb_status start_all(char **argv, int count, pid_t *children, int *started_p)
+/* The ranks of a job, and how it goes. */
+typedef struct job {
+    pid_t *pids; /* [count]; -1: has ended */
+    int count, left;
+    int code;        /* of the first rank that failed; 0: none has */
+    int pushes;      /* how often all have been told to end */
+    double push_at;  /* when they are told again; 0: not by time */
+    char failed[96]; /* which rank, and how it ended */
+} job;
+
+static double seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static zb_status start_all(char **argv, job *j, int count)
 {
     const pid_t self = getpid();
     int port = 0;
     ZB_TRY(find_port(&port));
     fflush(NULL);
-    for (*started_p = 0; *started_p < count; ++*started_p) {
+    for (; j->count < count; j->count++, j->left++) {
         const pid_t child = fork();
-        if (child == 0) become(argv, *started_p, count, port, self);
+        if (child == 0) become(argv, j->count, count, port, self);
         if (child < 0)
-            return zb_fail(ZB_IO, "%s cannot be started as rank %d: %s", argv[0], *started_p,
-                           strerror(errno));
-        children[*started_p] = child;
+            return zb_fail(ZB_IO, "%s cannot be started as rank %d: %s", argv[0], j->count, strerror(errno));
+        j->pids[j->count] = child;
     }
     return ZB_OK;
 }
 
-static void tell_all(const pid_t *children, int count, int number)
+/* First kindly; a second SIGTERM ends this command's own ranks at once, and they leave no files behind. */
+static void push(job *j)
 {
-    for (int r = 0; r < count; r++)
-        if (children[r] > 0) kill(children[r], number);
+    const int number = j->pushes < 2 ? SIGTERM : SIGKILL;
+    for (int r = 0; r < j->count; r++)
+        if (j->pids[r] > 0) kill(j->pids[r], number);
+    j->pushes++;
+    j->push_at = j->pushes >= 2 || j->code != 0 ? seconds_now() + HURRY_SECONDS : 0;
 }
 
-/* The ranks find out by themselves that another one has failed; an interruption is passed on to them. */
-static int wait_for_all(pid_t *children, int count)
+/* An interruption is passed on. Ranks find out by themselves that another one has failed, but not before
+ * they have met, and other programs never. */
+static void attend(job *j)
 {
-    int code = 0, told = 0;
-    for (int left = count; left > 0;) {
+    const int requests = interrupt_again ? 2 : interrupt_flag != 0;
+    const int is_due = j->push_at != 0 && seconds_now() >= j->push_at;
+    if (is_due && j->pushes == 0)
+        fprintf(stderr, "zerobit launch: %s; %d other%s still there after %d s, and %s told to end\n",
+                j->failed, j->left, j->left == 1 ? " is" : "s are", GRACE_SECONDS,
+                j->left == 1 ? "is" : "are");
+    if (is_due || j->pushes < requests) push(j);
+}
+
+static void note_end(job *j, pid_t pid, int how)
+{
+    int rank = 0;
+    while (j->pids[rank] != pid) rank++;
+    j->pids[rank] = -1;
+    j->left--;
+    if (how == 0 || j->code != 0) return;
+    j->code = WIFEXITED(how) ? WEXITSTATUS(how) : 128 + WTERMSIG(how);
+    if (WIFEXITED(how))
+        snprintf(j->failed, sizeof j->failed, "rank %d ended with exit status %d", rank, j->code);
+    else
+        snprintf(j->failed, sizeof j->failed, "rank %d was ended by signal %d", rank, WTERMSIG(how));
+    if (j->pushes > 0) return;
+    j->push_at = seconds_now() + GRACE_SECONDS;
+    if (WIFSIGNALED(how)) fprintf(stderr, "zerobit launch: %s\n", j->failed);
+}
+
+static void wait_for_all(job *j)
+{
+    while (j->left > 0) {
         int how;
-        if (interrupt_flag != 0 && !told) {
-            told = 1;
-            tell_all(children, count, SIGTERM);
-        }
+        attend(j);
         const pid_t ended = waitpid(-1, &how, WNOHANG);
-        if (ended <= 0) {
+        if (ended > 0)
+            note_end(j, ended, how);
+        else
             usleep(10000);
-            continue;
-        }
-        for (int r = 0; r < count; r++) {
-            if (children[r] != ended) continue;
-            children[r] = -1;
-            left--;
-        }
-        if (code == 0) code = WIFEXITED(how) ? WEXITSTATUS(how) : 128 + WTERMSIG(how);
     }
-    return code;
 }
 
 static int run_ranks(char **argv, int count, zb_status *status_p)
 {
-    int started = 0;
-    pid_t *children = zb_alloc_array((size_t)count, sizeof *children);
-    *status_p = children != NULL ? ZB_OK : ZB_NO_MEMORY;
-    if (children == NULL) return 0;
+    job j = { .pids = zb_alloc_array((size_t)count, sizeof *j.pids) };
+    *status_p = j.pids != NULL ? ZB_OK : ZB_NO_MEMORY;
+    if (j.pids == NULL) return 0;
     interrupt_watch();
-    *status_p = start_all(argv, count, children, &started);
-    if (*status_p != ZB_OK) tell_all(children, started, SIGTERM);
-    const int code = wait_for_all(children, started);
-    zb_free(children);
-    return code;
+    interrupt_hold(1);
+    *status_p = start_all(argv, &j, count);
+    if (*status_p != ZB_OK) push(&j);
+    wait_for_all(&j);
+    interrupt_hold(0);
+    zb_free(j.pids);
+    return j.code;
 }
 
 exit_code command_launch(int argc, char **argv)
@@ -132,9 +175,16 @@ exit_code command_launch(int argc, char **argv)
         return EXIT_EQUAL;
     }
     const long count = argc > 2 && strcmp(argv[1], "-n") == 0 ? strtol(argv[2], &end, 10) : 0;
-    if (argc < 4 || end == NULL || *end != '\0' || count < 1 || count > RANKS_MAX)
+    if (end == NULL)
+        return command_failed(command_name, zb_fail(ZB_INVALID_ARGUMENT, "%s: want -n N PROGRAM",
+                                                    argc > 1 ? argv[1] : "nothing is given"));
+    if (end == argv[2] || *end != '\0' || count < 1 || count > RANKS_MAX)
+        return command_failed(
+            command_name,
+            zb_fail(ZB_INVALID_ARGUMENT, "-n %s: want an integer from 1 to %d", argv[2], RANKS_MAX));
+    if (argc < 4)
         return command_failed(command_name,
-                              zb_fail(ZB_INVALID_ARGUMENT, "want -n N PROGRAM, N from 1 to %d", RANKS_MAX));
+                              zb_fail(ZB_INVALID_ARGUMENT, "PROGRAM is missing behind -n %ld", count));
     const int code = run_ranks(argv + 3, (int)count, &status);
     return status != ZB_OK ? command_failed(command_name, status) : (exit_code)code;
 }

@@ -319,7 +319,8 @@ static zb_status train_inputs(train_settings *settings, const inputs *in)
 static zb_status open_inputs(train_settings *settings, inputs *in)
 {
     ZB_TRY(processes_read_native(&settings->processes, &settings->input));
-    interrupt_watch(); /* processes_start has its own way with SIGTERM */
+    if (!processes_on_gpus(&settings->processes))
+        interrupt_watch(); /* processes_start has its own way with SIGTERM */
     ZB_TRY(inputs_open(&settings->input, in));
     if (settings->dtypes.count == 0) settings->dtypes = (dtype_list){ { in->config->dtype }, 1 };
     const zb_status status = processes_start(&settings->processes, in, settings->spec);

@@ -413,7 +413,8 @@ static exit_code verify(verify_settings *settings)
     exit_code code;
     zb_status status = processes_read_native(&settings->processes, &settings->input);
     if (status == ZB_OK) {
-        interrupt_watch(); /* processes_start has its own way with SIGTERM */
+        if (!processes_on_gpus(&settings->processes))
+            interrupt_watch(); /* processes_start has its own way with SIGTERM */
         status = open_inputs(settings, &in);
     }
     if (status == ZB_OK) {

@@ -13,6 +13,7 @@
 
 #include "core/output_file.h"
 #include "tools/fingerprint.h"
+#include "tools/interrupt.h"
 #include "tools/processes_nccl.h"
 
 static int are_processes(const processes *p)
@@ -162,7 +163,10 @@ static exit_code end_on_mpi(exit_code code, int orderly)
 zb_status processes_start(processes *p, const inputs *in, const command_spec *command)
 {
     if (are_processes(p)) ZB_TRY(start_on_mpi(p, in));
-    if (processes_on_gpus(p)) ZB_TRY(processes_nccl_start(p, in));
+    if (processes_on_gpus(p)) {
+        ZB_TRY(processes_nccl_start(p, in));
+        interrupt_watch(); /* not before: who waits for ranks that do not come ends at once */
+    }
     return p->comm != NULL ? fingerprint_compare(p->comm, in, command) : ZB_OK;
 }
 
