@@ -122,6 +122,8 @@ static exit_code check_against(verify_settings *settings)
                                                     largest_world(settings));
         if (code != EXIT_EQUAL) return code;
     }
+    if (!ZB_WITH_NCCL && processes_on_gpus(&settings->processes))
+        return command_lacks(command_name, "NCCL communicator");
     if (!settings->against_cuda && !processes_on_gpus(&settings->processes)) return EXIT_EQUAL;
     return devices_find(command_name, settings->against_cuda ? "--against" : "--comm nccl: device", "cuda", 1,
                         &settings->cuda);
