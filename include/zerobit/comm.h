@@ -111,6 +111,7 @@ ZB_API zb_status zb_comm_split(zb_comm *comm, int color, int key, zb_comm **out)
  * collective that it is in or comes to.
  */
 ZB_API void zb_comm_fail(zb_comm *comm, zb_status status, const char *message);
+/** Goes before the devices on whose streams it has worked. */
 ZB_API void zb_comm_destroy(zb_comm *comm);
 
 /** World of one. */

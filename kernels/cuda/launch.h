@@ -29,7 +29,7 @@ extern "C" {
  */
 zb_status zb_cuda_launch(cudaStream_t stream, zb_kernel kernel, const void *args, size_t args_bytes);
 
-/** For profilers (by NVTX), and for the stand-in's reports. `name` must outlive the stream. */
+/** For profilers (by NVTX), and for the stand-in's reports. `name` is copied. */
 void zb_cuda_name_stream(cudaStream_t stream, const char *name);
 
 #ifdef __cplusplus

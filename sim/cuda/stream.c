@@ -97,7 +97,7 @@ void zb_cuda_name_stream(cudaStream_t handle, const char *name)
 {
     si_stream *stream;
     zb_standin_lock(); /* no call of CUDA's: none that can fail, and none that is counted */
-    if (si_stream_of(handle, &stream) == cudaSuccess) stream->name = name;
+    if (si_stream_of(handle, &stream) == cudaSuccess) stream->name = si_intern(name);
     zb_standin_unlock();
 }
 

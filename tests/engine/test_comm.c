@@ -348,8 +348,8 @@ static void check_self(void **state)
         assert_memory_equal(to, c->want, sizeof c->want);
     }
     zb_stream_destroy(stream);
-    zb_device_destroy(device);
     zb_comm_destroy(self);
+    zb_device_destroy(device);
 }
 
 static void self_broadcast_and_barrier_do_nothing(void **state)

@@ -9,7 +9,7 @@ static void contribute(zb_dtype dtype, int rank, size_t numel, unsigned char *da
     uint64_t random = (uint64_t)rank * 77 + (uint64_t)dtype;
     for (size_t i = 0; i < numel; i++) {
         random = random * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-        const float value = (float)(int32_t)(random >> 32) / (float)(1 << (random >> 20 & 31));
+        const float value = (float)(int32_t)(random >> 32) / (float)(UINT32_C(1) << (random >> 20 & 31));
         const uint32_t bits = (uint32_t)(random >> 24);
         uint32_t single;
         memcpy(&single, &value, sizeof single);
