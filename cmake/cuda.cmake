@@ -1,5 +1,5 @@
-# How CUDA code is compiled: the bits first, as in compiler.cmake. ZB_CUDA_ARCHITECTURES: machine code for each, and PTX of
-# the last for GPUs that are newer.
+# How CUDA code is compiled: the bits first, as in compiler.cmake. ZB_CUDA_ARCHITECTURES: machine code for each, and PTX, for GPUs
+# that it does not name, of those without "-real".
 if(NOT ZB_WITH_CUDA)
   return()
 endif()
