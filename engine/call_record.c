@@ -79,3 +79,12 @@ zb_status zb_call_record_compare(const zb_call_record *a, const size_t *counts_a
                    "ranks called different collectives: %s\n  rank %d called %s\n  rank %d called %s",
                    difference, (int)a->world_rank, calls[0], (int)b->world_rank, calls[1]);
 }
+
+uint64_t zb_call_part_id(uint64_t parent, uint64_t sequence, int color)
+{
+    uint64_t id = parent;
+    id = (id ^ sequence) * UINT64_C(0x9e3779b97f4a7c15);
+    id ^= id >> 32;
+    id = (id ^ (uint64_t)(uint32_t)color) * UINT64_C(0xd6e8feb86659fd93);
+    return id ^ id >> 32;
+}

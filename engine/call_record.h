@@ -28,4 +28,8 @@ void zb_call_record_describe(const zb_call_record *record, const char *group_nam
 zb_status zb_call_record_compare(const zb_call_record *a, const size_t *counts_a, const zb_call_record *b,
                                  const size_t *counts_b, int world_size, const char *group_name);
 
+/** Of the communicator that a split makes of one color: the same on all its ranks, and most likely no
+ * other's. */
+uint64_t zb_call_part_id(uint64_t parent, uint64_t sequence, int color);
+
 #endif

@@ -154,3 +154,13 @@ void zb_orders_describe(const zb_orders *orders, char *text, size_t text_bytes)
     put_orders(&to, orders);
     if (to.used >= text_bytes) memcpy(text + text_bytes - 4, "...", 4);
 }
+
+zb_status zb_orders_copy(const zb_orders *from, zb_orders *to)
+{
+    if (from == NULL) return ZB_OK;
+    char *text = zb_orders_text(from);
+    if (text == NULL) return ZB_NO_MEMORY;
+    const zb_status status = zb_orders_parse(text, to);
+    zb_free(text);
+    return status;
+}

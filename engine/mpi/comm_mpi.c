@@ -110,15 +110,6 @@ static zb_status mpi_wait(zb_comm *comm, zb_work *work, zb_stream *stream)
 
 /* --- split and destroy --- */
 
-static uint64_t id_of_part(const mpi_group *group, uint64_t sequence, int color)
-{
-    uint64_t id = group->id;
-    id = (id ^ sequence) * UINT64_C(0x9e3779b97f4a7c15);
-    id ^= id >> 32;
-    id = (id ^ (uint64_t)(uint32_t)color) * UINT64_C(0xd6e8feb86659fd93);
-    return id ^ id >> 32;
-}
-
 /* All ranks are here. What follows blocks in MPI, and cannot fail on one rank alone: the memory is there. */
 static zb_status divide(mpi_group *group, const mpi_op *op, int color, int key, mpi_group *part)
 {
@@ -128,7 +119,7 @@ static zb_status divide(mpi_group *group, const mpi_op *op, int color, int key, 
     if (messages == MPI_COMM_NULL) return ZB_OK;
     snprintf(name, sizeof name, "%s[split %llu, color %d]", group->name, (unsigned long long)op->sequence,
              color);
-    return zb_mpi_group_open(part, messages, name, id_of_part(group, op->sequence, color));
+    return zb_mpi_group_open(part, messages, name, zb_call_part_id(group->id, op->sequence, color));
 }
 
 static zb_status split(mpi_group *group, int color, int key, zb_comm **out)

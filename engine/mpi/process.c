@@ -55,16 +55,6 @@ static zb_status check_options(const zb_mpi_options *options)
     return ZB_OK;
 }
 
-static zb_status copy_orders(const zb_orders *from, zb_orders *to)
-{
-    if (from == NULL) return ZB_OK;
-    char *text = zb_orders_text(from);
-    if (text == NULL) return ZB_NO_MEMORY;
-    const zb_status status = zb_orders_parse(text, to);
-    zb_free(text);
-    return status;
-}
-
 static zb_status create_outgoing(int size, outgoing **outgoing_p)
 {
     *outgoing_p = zb_alloc(sizeof **outgoing_p + (size_t)size * sizeof(MPI_Request));
@@ -92,7 +82,7 @@ static zb_status prepare(const zb_mpi_options *options, mpi_world *world)
     world->timeout_seconds = options->timeout_seconds > 0 ? options->timeout_seconds : 300;
     world->message_bytes_max = options->message_bytes_max > 0 ? options->message_bytes_max : (size_t)1 << 30;
     world->unchecked = options->unchecked;
-    ZB_TRY(copy_orders(options->native, &world->native));
+    ZB_TRY(zb_orders_copy(options->native, &world->native));
     ZB_TRY(zb_mpi_native_check(&world->native));
     ZB_TRY(create_outgoing(world->size, &world->failed));
     ZB_TRY(create_outgoing(world->size, &world->ended));

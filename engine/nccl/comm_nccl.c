@@ -176,15 +176,6 @@ static zb_status nccl_wait_for(zb_comm *comm, zb_work *work, zb_stream *stream)
 
 /* --- split --- */
 
-static uint64_t id_of_part(const nccl_group *group, uint64_t sequence, int color)
-{
-    uint64_t id = group->id;
-    id = (id ^ sequence) * UINT64_C(0x9e3779b97f4a7c15);
-    id ^= id >> 32;
-    id = (id ^ (uint64_t)(uint32_t)color) * UINT64_C(0xd6e8feb86659fd93);
-    return id ^ id >> 32;
-}
-
 /* In a split's record `root` is the color and `numel` the key. */
 static int comes_before(const zb_call_record *calls, int a, int b)
 {
@@ -214,8 +205,8 @@ static zb_status make_part(nccl_group *group, const nccl_op *op, const zb_call_r
     const int rank = place_in_part(group, calls, me, &size);
     snprintf(name, sizeof name, "%s[split %llu, color %d]", group->name, (unsigned long long)op->sequence,
              color);
-    ZB_TRY(
-        zb_nccl_group_create(group->world, rank, size, name, id_of_part(group, op->sequence, color), part_p));
+    ZB_TRY(zb_nccl_group_create(group->world, rank, size, name,
+                                zb_call_part_id(group->id, op->sequence, color), part_p));
     for (int r = 0; r < group->base.world_size; r++)
         if (calls[r].root == color)
             (*part_p)->world_ranks[place_in_part(group, calls, r, &size)] = group->world_ranks[r];

@@ -170,16 +170,6 @@ static zb_status check_options(const zb_nccl_options *options)
     return ZB_OK;
 }
 
-static zb_status copy_orders(const zb_orders *from, zb_orders *to)
-{
-    if (from == NULL) return ZB_OK;
-    char *text = zb_orders_text(from);
-    if (text == NULL) return ZB_NO_MEMORY;
-    const zb_status status = zb_orders_parse(text, to);
-    zb_free(text);
-    return status;
-}
-
 /* Ranks that share a GPU must look like machines of their own, or NCCL refuses the second. */
 static zb_status look_like_machines(int rank)
 {
@@ -293,7 +283,7 @@ static zb_status create_world(const zb_nccl_options *options, nccl_world **world
 static zb_status open_world(nccl_world *world, const zb_nccl_options *options, nccl_group **group_p)
 {
     ncclUniqueId id = { { 0 } };
-    zb_error error = { .status = copy_orders(options->native, &world->native) };
+    zb_error error = { .status = zb_orders_copy(options->native, &world->native) };
     if (error.status == ZB_OK) error.status = prepare(world, options, &id);
     snprintf(error.message, sizeof error.message, "%s", zb_error_message());
     const zb_status met = meet(world, &id);

@@ -94,6 +94,8 @@ struct zb_orders {
 
 /** Frees the records; fine on zeros and to repeat. */
 ZB_API void zb_orders_destroy(zb_orders *orders);
+/** The caller owns *to (zb_orders_destroy); from NULL leaves it as it is. */
+ZB_API zb_status zb_orders_copy(const zb_orders *from, zb_orders *to);
 /**
  * A source for all kinds, "mpi-ring", or one for each kind that is named and `rank` for the others, "all_reduce: mpi-rabenseifner;
  * reduce_scatter: mpi-butterfly". Fails as zb_order_source_parse. The caller owns *orders_p (zb_orders_destroy).
